@@ -1,0 +1,35 @@
+// Composes the messages of the exception types.
+#include "framework/error.h"
+
+#include <cerrno>
+#include <system_error>
+
+namespace fulmen {
+
+namespace {
+
+std::string compose(const std::string& where, const std::string& what, const std::string& remedy) {
+  std::string message = where.empty() ? what : where + ": " + what;
+  if (!remedy.empty()) message += "\n  -> " + remedy;
+  return message;
+}
+
+}  // namespace
+
+UserError::UserError(const std::string& where, const std::string& what, const std::string& remedy)
+    : Error(ExitCode::user, compose(where, what, remedy)) {}
+
+namespace detail {
+
+void throw_check_failed(const char* file, int line, const char* condition, const std::string& message) {
+  throw InternalError(fmt::format("{}:{}: {} (failed: {})", file, line, message, condition));
+}
+
+}  // namespace detail
+
+void throw_system_error(const std::string& what) {
+  const int code = errno;
+  throw InternalError(fmt::format("{}: {}", what, std::generic_category().message(code)));
+}
+
+}  // namespace fulmen

@@ -1,0 +1,31 @@
+// The scratch arena.
+#include "framework/execution.h"
+
+#include <algorithm>
+
+namespace fulmen {
+
+namespace {
+constexpr std::size_t least_block = std::size_t{8} << 20;
+constexpr std::size_t alignment = 256;
+}  // namespace
+
+Tensor Arena::take(DType dtype, const Shape& shape) {
+  // At least one unit, so that a tensor without elements still is not null.
+  const std::size_t asked = static_cast<std::size_t>(elements_of(shape)) * size_of(dtype);
+  const std::size_t bytes = std::max((asked + alignment - 1) / alignment, std::size_t{1}) * alignment;
+  // Later blocks are unused here: stack order gave them back before this one.
+  while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].bytes()) {
+    ++block_;
+    used_ = 0;
+  }
+  if (block_ == blocks_.size()) {
+    blocks_.emplace_back(device_, std::max(bytes, least_block), kind_, *ledger_);
+    used_ = 0;
+  }
+  void* data = static_cast<std::byte*>(blocks_[block_].data()) + used_;
+  used_ += bytes;
+  return Tensor(data, dtype, shape, device_);
+}
+
+}  // namespace fulmen

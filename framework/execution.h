@@ -1,0 +1,72 @@
+// What a kernel needs to run: the device, a stream, and scratch memory that costs no allocation.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "framework/memory.h"
+#include "framework/tensor.h"
+
+namespace fulmen {
+
+// Scratch memory handed out in stack order. It grows while the first step finds out what is needed and allocates
+// nothing afterwards (`blocks()` stays constant; a test watches it).
+class Arena {
+ public:
+  Arena(Device device, MemoryKind kind, MemoryLedger& ledger) : device_(device), kind_(kind), ledger_(&ledger) {}
+
+  // A contiguous tensor, its contents undefined, valid until the enclosing Frame ends.
+  Tensor take(DType dtype, const Shape& shape);
+
+  // Everything taken while a Frame lives is given back when it ends. Frames nest.
+  class Frame {
+   public:
+    explicit Frame(Arena& arena) : arena_(&arena), block_(arena.block_), used_(arena.used_) {}
+    ~Frame() { arena_->block_ = block_, arena_->used_ = used_; }
+    Frame(const Frame&) = delete;
+    Frame& operator=(const Frame&) = delete;
+
+   private:
+    Arena* arena_;
+    std::size_t block_, used_;
+  };
+
+  std::size_t blocks() const { return blocks_.size(); }
+
+ private:
+  Device device_;
+  MemoryKind kind_;
+  MemoryLedger* ledger_;
+  std::vector<Buffer> blocks_;
+  std::size_t block_ = 0;   // the block in use
+  std::size_t used_ = 0;    // bytes of it handed out
+};
+
+// Passed to every kernel. A cheap value: the arena and the ledger belong to the run.
+struct Execution {
+  Device device;
+  Stream stream;
+  Arena* scratch = nullptr;
+  MemoryLedger* ledger = nullptr;
+  bool deterministic = false;
+};
+
+// What an Execution points to, for the life of a run. Not movable: executions refer to it.
+class ExecutionResources {
+ public:
+  explicit ExecutionResources(Device device, bool deterministic = false)
+      : scratch_(device, MemoryKind::workspace, ledger_),
+        execution_{device, Stream{device, nullptr}, &scratch_, &ledger_, deterministic} {}
+  ExecutionResources(const ExecutionResources&) = delete;
+  ExecutionResources& operator=(const ExecutionResources&) = delete;
+
+  const Execution& execution() const { return execution_; }
+  MemoryLedger& ledger() { return ledger_; }
+
+ private:
+  MemoryLedger ledger_;
+  Arena scratch_;
+  Execution execution_;
+};
+
+}  // namespace fulmen

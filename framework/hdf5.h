@@ -1,0 +1,102 @@
+// Thin RAII over the HDF5 C library. Every call is checked; an error names the file and the object. All calls in a
+// process are serialised by one lock, since the library may have been built without threads.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "framework/dtype.h"
+#include "framework/tensor.h"
+
+namespace fulmen::hdf5 {
+
+// An open HDF5 identifier of any kind; closes itself. Move-only.
+class Handle {
+ public:
+  Handle() = default;
+  Handle(std::int64_t id, int (*close)(std::int64_t)) : id_(id), close_(close) {}
+  Handle(Handle&& other) noexcept;
+  Handle& operator=(Handle&& other) noexcept;
+  ~Handle();
+  std::int64_t id() const { return id_; }
+  std::int64_t release();   // gives the identifier up, unclosed
+
+ private:
+  std::int64_t id_ = -1;
+  int (*close_)(std::int64_t) = nullptr;
+};
+
+class Dataset {
+ public:
+  const Shape& shape() const { return shape_; }
+  // The stored element type.
+  DType dtype() const { return dtype_; }
+  // Reads or writes the hyperslab [offset, offset + memory.shape()), converting between stored and memory dtypes.
+  // `memory` may be strided in its leading dimensions; its rank is the dataset's (rank 0 is taken as one element).
+  void read(const std::vector<std::int64_t>& offset, const Tensor& memory) const;
+  void write(const std::vector<std::int64_t>& offset, const Tensor& memory);
+  // Grows a chunked 1-D dataset and writes at its end.
+  void append(const Tensor& memory);
+
+  bool has_attribute(const std::string& name) const;
+  std::vector<std::int64_t> read_attribute(const std::string& name) const;
+  void write_attribute(const std::string& name, const std::vector<std::int64_t>& values);
+  void write_attribute(const std::string& name, const std::string& value);
+
+ private:
+  friend class File;
+  Handle handle_;
+  Shape shape_;
+  DType dtype_ = DType::fp32;
+  std::string where_;   // "<file>: <dataset>", for messages
+};
+
+// One source of a virtual dataset: `file` (relative to the folder of the virtual file), `dataset` in it, placed at
+// `offset`.
+struct VirtualSource {
+  std::string file;
+  std::string dataset;
+  Shape shape;
+  std::vector<std::int64_t> offset;
+};
+
+class File {
+ public:
+  // Throws UserError when the file is missing, truncated or not HDF5.
+  static File open(const std::filesystem::path& path);
+  // Throws UserError when it cannot be written.
+  static File create(const std::filesystem::path& path);
+
+  bool exists(const std::string& name) const;
+  // Throws UserError when it is missing or its elements are of none of the types of DType.
+  Dataset dataset(const std::string& name) const;
+  // Names of all datasets, with their groups ("/parameters/x"), in alphabetical order.
+  std::vector<std::string> dataset_names() const;
+  // Creates parent groups as needed.
+  Dataset create_dataset(const std::string& name, DType dtype, const Shape& shape);
+  // A 1-D dataset of length 0 that can be appended to.
+  Dataset create_extendible(const std::string& name, DType dtype, std::int64_t chunk);
+  // A virtual dataset over pieces in other files; what no piece covers, and a piece whose file is missing, read as NaN.
+  // The library looks for a missing file in the current folder too: whoever needs certainty checks the pieces first.
+  void create_virtual(const std::string& name, DType dtype, const Shape& shape,
+                      const std::vector<VirtualSource>& sources);
+
+  // Attributes of the root group.
+  bool has_attribute(const std::string& name) const;
+  double read_number_attribute(const std::string& name) const;
+  void write_number_attribute(const std::string& name, double value);
+
+  void flush();
+  // Closes with a check; the destructor closes without one.
+  void close();
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  Handle handle_;
+  std::filesystem::path path_;
+};
+
+}  // namespace fulmen::hdf5

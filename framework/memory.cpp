@@ -1,0 +1,122 @@
+// Allocation of device memory and its bookkeeping. Only the CPU's memory can be had in this build.
+#include "framework/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "framework/error.h"
+#include "framework/text.h"
+
+namespace fulmen {
+
+namespace {
+
+constexpr std::size_t alignment = 256;
+// From this size on, memory is mapped: its pages are zero without being written, and are placed at their first use.
+constexpr std::size_t mapped_from = std::size_t{1} << 20;
+
+constexpr std::size_t round_up(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+
+void* allocate_zeroed(std::size_t bytes) {
+  if (bytes >= mapped_from) {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return data == MAP_FAILED ? nullptr : data;
+  }
+  void* data = std::aligned_alloc(alignment, round_up(bytes));
+  if (data != nullptr) std::memset(data, 0, round_up(bytes));
+  return data;
+}
+
+void deallocate(void* data, std::size_t bytes) {
+  if (bytes >= mapped_from) {
+    munmap(data, bytes);
+  } else {
+    std::free(data);
+  }
+}
+
+}  // namespace
+
+std::string_view name_of(MemoryKind kind) {
+  static constexpr std::array<std::string_view, memory_kinds> names{
+      "weights", "gradients", "optimizer", "activations", "workspace", "communication", "data"};
+  return names[static_cast<std::size_t>(kind)];
+}
+
+void MemoryLedger::add(MemoryKind kind, std::size_t bytes) {
+  const auto k = static_cast<std::size_t>(kind);
+  current_[k] += bytes;
+  total_ += bytes;
+  peak_[k] = std::max(peak_[k], current_[k]);
+  peak_total_ = std::max(peak_total_, total_);
+}
+
+void MemoryLedger::remove(MemoryKind kind, std::size_t bytes) {
+  const auto k = static_cast<std::size_t>(kind);
+  FULMEN_CHECK(bytes <= current_[k], "{} bytes of {} given back, {} held", bytes, name_of(kind), current_[k]);
+  current_[k] -= bytes;
+  total_ -= bytes;
+}
+
+std::string MemoryLedger::breakdown() const {
+  std::string lines;
+  const auto line = [&](std::string_view name, std::size_t current, std::size_t peak) {
+    lines += fmt::format("  {:<13} {:>12} now {:>12} at most\n", name, human_bytes(static_cast<double>(current)),
+                         human_bytes(static_cast<double>(peak)));
+  };
+  for (std::size_t k = 0; k < memory_kinds; ++k) line(name_of(static_cast<MemoryKind>(k)), current_[k], peak_[k]);
+  line("total", total_, peak_total_);
+  return lines;
+}
+
+Buffer::Buffer(Device device, std::size_t bytes, MemoryKind kind, MemoryLedger& ledger)
+    : device_(device), bytes_(bytes), kind_(kind), ledger_(&ledger) {
+  if (device.kind != DeviceKind::cpu) {
+    throw UserError("run.device", "this build has no CUDA support", "set run.device: cpu");
+  }
+  if (bytes == 0) return;
+  data_ = allocate_zeroed(bytes);
+  if (data_ == nullptr) {
+    throw UserError("memory",
+                    fmt::format("{} for {} could not be had; this process holds\n{}",
+                                human_bytes(static_cast<double>(bytes)), name_of(kind), ledger.breakdown()),
+                    "spread the model over more ranks, or lower train.micro_batch or data.sequence_length");
+  }
+  ledger_->add(kind_, bytes_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : device_(other.device_),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      kind_(other.kind_),
+      ledger_(other.ledger_) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  if (this == &other) return *this;
+  release();
+  device_ = other.device_;
+  data_ = std::exchange(other.data_, nullptr);
+  bytes_ = std::exchange(other.bytes_, 0);
+  kind_ = other.kind_;
+  ledger_ = other.ledger_;
+  return *this;
+}
+
+Buffer::~Buffer() { release(); }
+
+void Buffer::release() noexcept {
+  if (data_ == nullptr) return;
+  deallocate(data_, bytes_);
+  ledger_->remove(kind_, bytes_);
+  data_ = nullptr;
+  bytes_ = 0;
+}
+
+}  // namespace fulmen

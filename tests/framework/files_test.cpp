@@ -1,0 +1,88 @@
+// Atomic writing, folders, and hashes of files.
+#include "framework/files.h"
+
+#include <sys/stat.h>
+
+#include <fstream>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "framework/hash.h"
+#include "tests/framework/expect_error.h"
+#include "tests/framework/temporary_folder.h"
+
+namespace fulmen {
+namespace {
+
+using testing_support::expect_user_error;
+using testing_support::TemporaryFolder;
+namespace fs = std::filesystem;
+
+TEST(Files, RoundTripAndReplacement) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.yaml";
+  write_text_atomically(path, "first");
+  EXPECT_EQ(read_text(path), "first");
+  const std::string second(300'000, 'x');
+  write_text_atomically(path, second);
+  EXPECT_EQ(read_text(path), second);
+  write_text_atomically(path, "");
+  EXPECT_EQ(read_text(path), "");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1) << "a temporary was left";
+  flush_to_disk(path);
+  flush_to_disk(folder.path());
+}
+
+TEST(Files, RefusalsNameThePath) {
+  const TemporaryFolder folder;
+  expect_user_error([&] { read_text(folder / "none"); }, {"none", "No such file"});
+  expect_user_error([&] { read_text(folder.path()); }, {folder.path().string(), "directory"});
+  expect_user_error([&] { write_text_atomically(folder / "no-folder/x", "text"); },
+                    {"no-folder/x", "cannot be written"});
+  fs::create_directory(folder / "taken");
+  fs::create_directory(folder / "taken/inside");
+  expect_user_error([&] { write_text_atomically(folder / "taken", "text"); }, {"taken", "cannot be written"});
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1) << "a temporary was left";
+  expect_user_error([] { write_text_atomically("/proc/x", "text"); }, {"/proc/x"});
+}
+
+TEST(Files, WritableFolders) {
+  const TemporaryFolder folder;
+  ensure_writable_folder(folder / "a/b/c", "the run folder");
+  EXPECT_TRUE(fs::is_directory(folder / "a/b/c"));
+  EXPECT_TRUE(fs::is_empty(folder / "a/b/c"));
+  write_text_atomically(folder / "file", "x");
+  expect_user_error([&] { ensure_writable_folder(folder / "file", "the run folder"); }, {"file", "the run folder"});
+  expect_user_error([&] { ensure_writable_folder(folder / "file/below", "the run folder"); }, {"file/below"});
+  expect_user_error([] { ensure_writable_folder("/proc/fulmen", "the corpus"); }, {"/proc/fulmen", "the corpus"});
+}
+
+TEST(Files, FreeBytesOfAPlaceThatIsNotThereYet) {
+  const TemporaryFolder folder;
+  EXPECT_GT(free_bytes(folder.path()), 0u);
+  EXPECT_GT(free_bytes(folder / "x/y/z"), 0u);
+}
+
+TEST(Hash, KnownAnswersAndPieces) {
+  EXPECT_EQ(Hasher().digest(), "2d06800538d394c2");   // XXH3 of nothing, seed 0
+  std::string text(3'000'001, '\0');
+  for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 31 + i / 7);
+  Hasher whole, pieces;
+  whole.update(text.data(), text.size());
+  for (std::size_t i = 0; i < text.size(); i += 77'777) {
+    pieces.update(text.data() + i, std::min<std::size_t>(77'777, text.size() - i));
+  }
+  EXPECT_EQ(whole.digest(), pieces.digest());
+  EXPECT_EQ(whole.digest().size(), 16u);
+
+  const TemporaryFolder folder;
+  write_text_atomically(folder / "x", text);
+  EXPECT_EQ(hash_file(folder / "x"), whole.digest());
+  text[1'500'000] ^= 1;
+  EXPECT_NE(hash_bytes(text.data(), text.size()), std::stoull(whole.digest(), nullptr, 16));
+  expect_user_error([&] { hash_file(folder / "y"); }, {"y", "No such file"});
+}
+
+}  // namespace
+}  // namespace fulmen

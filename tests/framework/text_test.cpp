@@ -1,0 +1,50 @@
+// Spelling help and numbers for people.
+#include "framework/text.h"
+
+#include <gtest/gtest.h>
+
+namespace fulmen {
+namespace {
+
+TEST(Text, NearestNameFindsWhatWasMeant) {
+  const std::vector<std::string> known{"learning_rate", "warmup_steps", "weight_decay", "lr", "eps"};
+  EXPECT_EQ(nearest_name("laerning_rate", known), "learning_rate");
+  EXPECT_EQ(nearest_name("warmup", known), "");
+  EXPECT_EQ(nearest_name("warmup_step", known), "warmup_steps");
+  EXPECT_EQ(nearest_name("weight-decay", known), "weight_decay");
+  EXPECT_EQ(nearest_name("rl", known), "lr");
+  EXPECT_EQ(nearest_name("epz", known), "eps");
+  EXPECT_EQ(nearest_name("banana", known), "");
+  EXPECT_EQ(nearest_name("x", {"y"}), "");
+  EXPECT_EQ(nearest_name("", known), "");
+  EXPECT_EQ(nearest_name("lr", {}), "");
+  EXPECT_EQ(nearest_name("steps", {"step", "steps"}), "steps");
+}
+
+TEST(Text, HumanNumbers) {
+  EXPECT_EQ(human_bytes(0), "0 B");
+  EXPECT_EQ(human_bytes(1023), "1023 B");
+  EXPECT_EQ(human_bytes(1536.0 * 1024 * 1024), "1.5 GiB");
+  EXPECT_EQ(human_count(999), "999");
+  EXPECT_EQ(human_count(398'980'000), "398.98 M");
+  EXPECT_EQ(human_duration(45), "45 s");
+  EXPECT_EQ(human_duration(0.25), "250 ms");
+  EXPECT_EQ(human_duration(4.25), "4.2 s");
+  EXPECT_EQ(human_duration(59.7), "1 min 0 s");
+  EXPECT_EQ(human_duration(3 * 3600 + 12 * 60 + 5), "3 h 12 min");
+  EXPECT_EQ(human_duration(86400 * 2 + 3600 * 5), "2 d 5 h");
+  EXPECT_EQ(with_thousands(173'524'660'224), "173,524,660,224");
+  EXPECT_EQ(with_thousands(-1234), "-1,234");
+  EXPECT_EQ(with_thousands(-123), "-123");
+  EXPECT_EQ(with_thousands(0), "0");
+}
+
+TEST(Text, SplitAndJoin) {
+  EXPECT_EQ(split("a,b,,c", ','), (std::vector<std::string>{"a", "b", "", "c"}));
+  EXPECT_EQ(split("", ','), std::vector<std::string>{""});
+  EXPECT_EQ(join({"a", "b"}, ", "), "a, b");
+  EXPECT_EQ(join({}, ", "), "");
+}
+
+}  // namespace
+}  // namespace fulmen
