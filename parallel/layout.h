@@ -1,0 +1,30 @@
+// The layout of a run as its configuration asks for it (the keys under `parallel`).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "parallel/mesh.h"
+
+namespace fulmen {
+
+struct LayoutConfig {
+  std::optional<std::int64_t> data;      // auto: what the other axes leave of the ranks
+  std::int64_t tensor = 1;
+  std::int64_t sequence = 1;
+  std::int64_t pipeline = 1;
+  std::optional<std::vector<std::int64_t>> stages;   // layers per stage; auto: even
+  std::string schedule = "1f1b";
+  std::int64_t chunks = 1;
+  std::int64_t zero = 0;
+  std::string zero_group = "all";
+  std::string recompute = "none";
+  std::string overlap = "auto";
+};
+
+// The mesh of `ranks` ranks. Throws UserError when the axes do not multiply to them.
+MeshShape mesh_shape(const LayoutConfig& layout, int ranks);
+
+}  // namespace fulmen

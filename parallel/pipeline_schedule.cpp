@@ -1,0 +1,180 @@
+// The generators of pipeline schedules.
+#include "parallel/pipeline_schedule.h"
+
+#include <algorithm>
+
+#include "framework/error.h"
+
+namespace fulmen {
+namespace {
+
+bool is_receive(Operation operation) {
+  return operation == Operation::receive_forward || operation == Operation::receive_backward;
+}
+
+// Writes the list of one stage. Transfers that its place in the pipeline does not need are left out.
+class StageList {
+ public:
+  StageList(int stage, int stages) : stage_(stage), stages_(stages) {}
+
+  InstructionList finish() && {
+    add({.operation = Operation::reduce_shared});
+    add({.operation = Operation::reduce_gradients});
+    add({.operation = Operation::optimizer_step});
+    return std::move(list_);
+  }
+
+  void receive_forward(int micro_batch) {
+    if (stage_ > 0) add({Operation::receive_forward, micro_batch, 0, stage_ - 1});
+  }
+
+  void forward(int micro_batch) { add({Operation::forward, micro_batch}); }
+
+  void send_forward(int micro_batch) {
+    if (stage_ + 1 < stages_) add({Operation::send_forward, micro_batch, 0, stage_ + 1});
+  }
+
+  // The next stage sends the gradient of one micro-batch together with receiving another's activations; so here too.
+  void send_forward_and_receive_backward(int sent, int received) {
+    send_forward(sent);
+    join_last();
+    receive_backward(received);
+  }
+
+  void receive_backward(int micro_batch) {
+    if (stage_ + 1 < stages_) add({Operation::receive_backward, micro_batch, 0, stage_ + 1});
+  }
+
+  void backward_input(int micro_batch) { add({Operation::backward_input, micro_batch}); }
+
+  void send_backward(int micro_batch) {
+    if (stage_ > 0) add({Operation::send_backward, micro_batch, 0, stage_ - 1});
+  }
+
+  void send_backward_and_receive_forward(int sent, int received) {
+    send_backward(sent);
+    join_last();
+    receive_forward(received);
+  }
+
+  void backward_weight(int micro_batch) { add({Operation::backward_weight, micro_batch}); }
+
+ private:
+  void add(const Instruction& instruction) { list_.push_back(instruction); }
+
+  // Only called between two transfers with the same neighbour: both are there or neither is.
+  void join_last() {
+    if (!list_.empty() && is_transfer(list_.back().operation)) list_.back().with_next = true;
+  }
+
+  int stage_;
+  int stages_;
+  InstructionList list_;
+};
+
+InstructionList gpipe(int stage, int stages, int micro_batches) {
+  StageList list(stage, stages);
+  for (int m = 0; m < micro_batches; ++m) {
+    list.receive_forward(m);
+    list.forward(m);
+    list.send_forward(m);
+  }
+  for (int m = 0; m < micro_batches; ++m) {
+    list.receive_backward(m);
+    list.backward_input(m);
+    list.send_backward(m);
+    list.backward_weight(m);
+  }
+  return std::move(list).finish();
+}
+
+InstructionList one_forward_one_backward(int stage, int stages, int micro_batches) {
+  StageList list(stage, stages);
+  const int warm_up = std::min(stages - 1 - stage, micro_batches);
+  const int steady = micro_batches - warm_up;
+  for (int m = 0; m < warm_up; ++m) {
+    list.receive_forward(m);
+    list.forward(m);
+    list.send_forward(m);
+  }
+  if (steady > 0) list.receive_forward(warm_up);
+  for (int m = 0; m < steady; ++m) {
+    list.forward(warm_up + m);
+    list.send_forward_and_receive_backward(warm_up + m, m);
+    list.backward_input(m);
+    if (m + 1 < steady)
+      list.send_backward_and_receive_forward(m, warm_up + m + 1);
+    else
+      list.send_backward(m);
+    list.backward_weight(m);
+  }
+  for (int m = steady; m < micro_batches; ++m) {
+    list.receive_backward(m);
+    list.backward_input(m);
+    list.send_backward(m);
+    list.backward_weight(m);
+  }
+  return std::move(list).finish();
+}
+
+}  // namespace
+
+std::string_view name_of(Operation operation) {
+  switch (operation) {
+    case Operation::forward: return "forward";
+    case Operation::backward_input: return "backward_input";
+    case Operation::backward_weight: return "backward_weight";
+    case Operation::recompute: return "recompute";
+    case Operation::send_forward: return "send_forward";
+    case Operation::receive_forward: return "receive_forward";
+    case Operation::send_backward: return "send_backward";
+    case Operation::receive_backward: return "receive_backward";
+    case Operation::gather: return "gather";
+    case Operation::release: return "release";
+    case Operation::reduce_gradients: return "reduce_gradients";
+    case Operation::reduce_shared: return "reduce_shared";
+    case Operation::optimizer_step: return "optimizer_step";
+  }
+  throw InternalError("unknown pipeline operation");
+}
+
+bool is_transfer(Operation operation) {
+  return operation == Operation::send_forward || operation == Operation::send_backward || is_receive(operation);
+}
+
+std::string to_string(const Instruction& instruction) {
+  std::string text(name_of(instruction.operation));
+  if (instruction.micro_batch >= 0) text += fmt::format(" m{}", instruction.micro_batch);
+  if (instruction.operation != Operation::reduce_shared && instruction.operation != Operation::optimizer_step)
+    text += fmt::format(" c{}", instruction.chunk);
+  if (is_transfer(instruction.operation))
+    text += fmt::format(" {} {}", is_receive(instruction.operation) ? "<-" : "->", instruction.peer);
+  if (instruction.with_next) text += " with next";
+  return text;
+}
+
+std::string_view name_of(ScheduleKind kind) {
+  switch (kind) {
+    case ScheduleKind::gpipe: return "gpipe";
+    case ScheduleKind::one_forward_one_backward: return "1f1b";
+  }
+  throw InternalError("unknown pipeline schedule");
+}
+
+ScheduleKind parse_schedule_kind(std::string_view name) {
+  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward})
+    if (name == name_of(kind)) return kind;
+  throw UserError("pipeline schedule", fmt::format("'{}' is unknown", name), "use gpipe or 1f1b");
+}
+
+std::vector<InstructionList> make_schedule(ScheduleKind kind, int stages, int micro_batches) {
+  FULMEN_CHECK(stages >= 1 && micro_batches >= 1, "a schedule of {} stages and {} micro-batches", stages,
+               micro_batches);
+  std::vector<InstructionList> lists;
+  for (int stage = 0; stage < stages; ++stage)
+    lists.push_back(kind == ScheduleKind::gpipe ? gpipe(stage, stages, micro_batches)
+                                                : one_forward_one_backward(stage, stages, micro_batches));
+  return lists;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,149 @@
+#include "parallel/mesh.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+
+#include "tests/parallel/mesh_shapes.h"
+
+namespace fulmen {
+namespace {
+
+constexpr Axis all_axes[] = {Axis::tensor, Axis::sequence, Axis::data, Axis::pipeline};
+
+// Has a rank, a size and subgroups, and nothing else.
+class NamedPlace final : public Communicator {
+ public:
+  NamedPlace(int rank, int size, int* subgroups = nullptr) : rank_(rank), size_(size), subgroups_(subgroups) {}
+  using Communicator::all_reduce;
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  void all_reduce(const Tensor&, ReduceOp, Stream) override {}
+  Pending start_all_reduce(const Tensor&, ReduceOp, Stream) override { return {}; }
+  void reduce_scatter(const Tensor&, const Tensor&, ReduceOp, Stream) override {}
+  Pending start_reduce_scatter(const Tensor&, const Tensor&, ReduceOp, Stream) override { return {}; }
+  void all_gather(const Tensor&, const Tensor&, Stream) override {}
+  Pending start_all_gather(const Tensor&, const Tensor&, Stream) override { return {}; }
+  void broadcast(const Tensor&, int, Stream) override {}
+  void exchange(std::span<const Transfer>, Stream) override {}
+  Pending start_exchange(std::span<const Transfer>, Stream) override { return {}; }
+  void barrier() override {}
+  std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
+    if (subgroups_ != nullptr) ++*subgroups_;
+    const auto self = std::find(ranks.begin(), ranks.end(), rank_);
+    EXPECT_NE(self, ranks.end());
+    return std::make_unique<NamedPlace>(static_cast<int>(self - ranks.begin()), static_cast<int>(ranks.size()));
+  }
+  void abort(int exit_code) override { std::_Exit(exit_code); }
+
+ private:
+  int rank_;
+  int size_;
+  int* subgroups_;
+};
+
+TEST(Mesh, CoordinatesNumberTheRanksTensorFastest) {
+  for (const MeshShape& shape : mesh_shapes(24)) {
+    NamedPlace world(0, shape.ranks());
+    const Mesh mesh(shape, world);
+    int rank = 0;
+    for (int p = 0; p < shape.pipeline; ++p)
+      for (int d = 0; d < shape.data; ++d)
+        for (int s = 0; s < shape.sequence; ++s)
+          for (int t = 0; t < shape.tensor; ++t, ++rank) {
+            ASSERT_EQ(mesh.coordinate_of(rank, Axis::tensor), t) << shape.describe() << " rank " << rank;
+            ASSERT_EQ(mesh.coordinate_of(rank, Axis::sequence), s);
+            ASSERT_EQ(mesh.coordinate_of(rank, Axis::data), d);
+            ASSERT_EQ(mesh.coordinate_of(rank, Axis::pipeline), p);
+          }
+    ASSERT_EQ(rank, shape.ranks());
+  }
+}
+
+TEST(Mesh, RankAtMovesAlongOneAxisOnly) {
+  for (const MeshShape& shape : mesh_shapes(24)) {
+    for (int rank = 0; rank < shape.ranks(); ++rank) {
+      NamedPlace world(rank, shape.ranks());
+      const Mesh mesh(shape, world);
+      for (const Axis axis : all_axes) {
+        ASSERT_EQ(mesh.rank_at(axis, mesh.coordinate(axis)), rank);
+        for (int c = 0; c < mesh.size(axis); ++c) {
+          const int other = mesh.rank_at(axis, c);
+          for (const Axis each : all_axes)
+            ASSERT_EQ(mesh.coordinate_of(other, each), each == axis ? c : mesh.coordinate(each));
+        }
+      }
+    }
+  }
+}
+
+TEST(Mesh, MembersShareTheOtherCoordinates) {
+  for (const MeshShape& shape : mesh_shapes(18)) {
+    for (const std::vector<Axis>& axes : axis_subsets()) {
+      int expected = 1;
+      for (const Axis axis : axes) expected *= shape.size(axis);
+      std::set<std::vector<int>> groups;
+      for (int rank = 0; rank < shape.ranks(); ++rank) {
+        NamedPlace world(rank, shape.ranks());
+        const Mesh mesh(shape, world);
+        const std::vector<int> members = mesh.members(axes);
+        ASSERT_EQ(members.size(), static_cast<std::size_t>(expected)) << shape.describe();
+        ASSERT_TRUE(std::is_sorted(members.begin(), members.end()));
+        ASSERT_TRUE(std::binary_search(members.begin(), members.end(), rank));
+        for (const int member : members) {
+          for (const Axis axis : all_axes) {
+            if (std::find(axes.begin(), axes.end(), axis) != axes.end()) continue;
+            ASSERT_EQ(mesh.coordinate_of(member, axis), mesh.coordinate(axis));
+          }
+        }
+        groups.insert(members);
+      }
+      ASSERT_EQ(groups.size(), static_cast<std::size_t>(shape.ranks() / expected));   // they partition the ranks
+    }
+  }
+}
+
+TEST(Mesh, MakesEachCommunicatorOnce) {
+  int subgroups = 0;
+  NamedPlace world(7, 12, &subgroups);
+  Mesh mesh({.tensor = 2, .data = 3, .pipeline = 2}, world);
+  Communicator& data = mesh.along(Axis::data);
+  EXPECT_EQ(data.size(), 3);
+  EXPECT_EQ(data.rank(), mesh.coordinate(Axis::data));
+  EXPECT_EQ(&mesh.along({Axis::data}), &data);
+  EXPECT_EQ(&mesh.along({Axis::sequence, Axis::data}), &data);   // the same ranks
+  EXPECT_EQ(subgroups, 1);
+  EXPECT_EQ(mesh.along({Axis::tensor, Axis::pipeline}).size(), 4);
+  EXPECT_EQ(&mesh.along({Axis::pipeline, Axis::tensor}), &mesh.along({Axis::tensor, Axis::pipeline}));
+  EXPECT_EQ(subgroups, 2);
+}
+
+TEST(Mesh, AmongKeepsTheOrderListed) {
+  NamedPlace world(4, 6);
+  Mesh mesh({.tensor = 2, .pipeline = 3}, world);   // pipeline coordinate 2
+  EXPECT_EQ(mesh.among(Axis::pipeline, {0, 2}).rank(), 1);
+  EXPECT_EQ(mesh.among(Axis::pipeline, {2, 0}).rank(), 0);
+  EXPECT_EQ(mesh.among(Axis::pipeline, {2}).size(), 1);
+  EXPECT_THROW(mesh.among(Axis::pipeline, {0, 1}), InternalError);
+  EXPECT_THROW(mesh.among(Axis::pipeline, {2, 3}), InternalError);
+}
+
+TEST(Mesh, RefusesASizeThatDoesNotFit) {
+  NamedPlace world(0, 6);
+  EXPECT_THROW(Mesh({.tensor = 4}, world), UserError);
+  EXPECT_THROW(Mesh({.tensor = 0}, world), UserError);
+  EXPECT_THROW(Mesh({.tensor = -2, .data = -3}, world), UserError);
+  EXPECT_THROW(Mesh({.tensor = 65536, .data = 65536}, world), UserError);   // the product would wrap
+  try {
+    Mesh({.tensor = 2, .data = 2, .pipeline = 2}, world);
+    FAIL();
+  } catch (const UserError& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("data 2 x sequence 1 x tensor 2 x pipeline 2"), std::string::npos) << text;
+    EXPECT_NE(text.find("needs 8 ranks, this job has 6"), std::string::npos) << text;
+  }
+}
+
+}  // namespace
+}  // namespace fulmen
