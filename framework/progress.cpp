@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -25,6 +27,12 @@ std::string bar(double fraction) {
   return fmt::format("[{:.<{}}]", std::string(static_cast<std::size_t>(fraction * bar_width), '#'), bar_width);
 }
 
+// Standard error is a terminal, or leads to one through mpirun (whoever starts it says so).
+bool leads_to_terminal() {
+  const char* wish = std::getenv("FULMEN_PROGRESS");
+  return isatty(STDERR_FILENO) != 0 || (wish != nullptr && std::string_view(wish) == "bar");
+}
+
 std::size_t terminal_columns() {
   winsize size{};
   return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
@@ -42,7 +50,7 @@ Progress::Progress(std::string title, std::int64_t total, bool silent)
     : title_(std::move(title)),
       total_(total),
       silent_(silent),
-      terminal_(isatty(STDERR_FILENO) != 0),
+      terminal_(leads_to_terminal()),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}
 

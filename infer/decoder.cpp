@@ -1,0 +1,66 @@
+// Recurrent decoding.
+#include "infer/decoder.h"
+
+#include "checkpoint/parameters.h"
+#include "framework/transfer.h"
+#include "kernels/elementwise.h"
+
+namespace fulmen {
+
+Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const Execution& execution)
+    : config_(ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string())),
+      execution_(execution),
+      self_(make_self_communicator()),
+      mesh_(MeshShape{}, *self_),
+      parameters_(declare_stage(config_, {0, config_.layers, true, true}, 1), mesh_, precision, execution),
+      context_{execution, &mesh_.along(Axis::tensor), &parameters_},
+      stage_(config_, {0, config_.layers, true, true}, context_) {
+  checkpoint.verify(*self_);
+  load_pieces(checkpoint, parameters_, parameters_.flat_weights(), "parameters/");
+  stage_.prepare({1, 1}, 1);
+  for (const Shape& shape : stage_.state_shapes(1)) {
+    if (shape.empty()) {
+      state_views_.emplace_back();
+      continue;
+    }
+    states_.emplace_back(execution.device, accumulation_dtype(precision.parameters), shape, MemoryKind::activations, *execution.ledger);
+    state_views_.push_back(states_.back());
+  }
+  token_ = OwnedTensor(execution.device, DType::int32, {1}, MemoryKind::data, *execution.ledger);
+  position_tensor_ = OwnedTensor(execution.device, DType::int64, {1, 1}, MemoryKind::data, *execution.ledger);
+  logits_ = OwnedTensor(execution.device, precision.parameters, {1, config_.vocabulary}, MemoryKind::activations, *execution.ledger);
+  host_logits_.resize(static_cast<std::size_t>(config_.vocabulary));
+}
+
+void Decoder::reset() {
+  for (const OwnedTensor& state : states_) fill_zero(execution_, state);
+  position_ = 0;
+}
+
+std::size_t Decoder::state_bytes() const {
+  std::size_t bytes = 0;
+  for (const OwnedTensor& state : states_) bytes += state.view().bytes();
+  return bytes;
+}
+
+const std::vector<double>& Decoder::advance(std::int32_t token) {
+  FULMEN_CHECK(token >= 0 && token < config_.vocabulary, "token {} is not in the vocabulary of {}", token, config_.vocabulary);
+  copy_to_device(execution_, &token, token_);
+  copy_to_device(execution_, &position_, position_tensor_);
+  MicroBatch micro_batch;
+  micro_batch.shape = {1, 1};
+  micro_batch.tokens = token_;
+  micro_batch.positions = position_tensor_;
+  stage_.decode(micro_batch, state_views_, logits_);
+  ++position_;
+  if (logits_.view().dtype() == DType::fp64) {
+    copy_to_host(execution_, logits_, host_logits_.data());
+  } else {
+    std::vector<float> narrow(host_logits_.size());
+    copy_to_host(execution_, logits_, narrow.data());
+    host_logits_.assign(narrow.begin(), narrow.end());
+  }
+  return host_logits_;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,39 @@
+// Flags of one command: declared with their documentation, parsed with clear errors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fulmen {
+
+class CommandLine {
+ public:
+  // `usage` is what follows "fulmen " on the usage line; `example` is a whole command that works.
+  CommandLine(std::string usage, std::string summary, std::string example);
+  ~CommandLine();
+
+  void flag(const std::string& name, const std::string& documentation);
+  void option(const std::string& name, const std::string& documentation, bool required = false);
+  void list(const std::string& name, const std::string& documentation, bool required = false);   // may be repeated
+  void positional(const std::string& name, const std::string& documentation);                    // one, required
+
+  // False when --help was asked for, and printed. Throws UserError for an unknown flag (naming the nearest), a missing or
+  // repeated one, or a stray argument.
+  bool parse(const std::vector<std::string>& arguments);
+
+  bool has(const std::string& name) const;
+  std::string text(const std::string& name, const std::string& otherwise = {}) const;
+  std::vector<std::string> texts(const std::string& name) const;
+  // Throws UserError when the value is not a number within the bounds.
+  std::int64_t integer(const std::string& name, std::int64_t otherwise, std::int64_t least, std::int64_t most) const;
+  double number(const std::string& name, double otherwise, double least, double most) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace fulmen

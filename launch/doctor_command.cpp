@@ -1,0 +1,83 @@
+// fulmen doctor: what this machine and this build can do.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include "framework/files.h"
+#include "framework/text.h"
+#include "framework/threads.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+#include "launch/run_configuration.h"
+#include "launch/version.h"
+
+namespace fulmen {
+
+namespace {
+
+std::string line_after(const char* path, const std::string& key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with(key)) {
+      const std::size_t value = line.find_first_not_of(" \t:", key.size());
+      return value == std::string::npos ? "" : line.substr(value);
+    }
+  return "unknown";
+}
+
+std::string vector_instructions() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return "AVX-512";
+  if (__builtin_cpu_supports("avx2")) return "AVX2";
+  return "SSE2";
+#else
+  return "of this architecture's baseline";
+#endif
+}
+
+nlohmann::ordered_json describe_machine(Communicator& ranks) {
+  return {{"version", version()},
+          {"cpu", line_after("/proc/cpuinfo", "model name")},
+          {"vector_instructions", vector_instructions()},
+          {"host_cores", host_cores()},
+          {"available_cores", available_cores()},
+          {"memory_total", line_after("/proc/meminfo", "MemTotal")},
+          {"memory_available", line_after("/proc/meminfo", "MemAvailable")},
+          {"free_disk_here", human_bytes(static_cast<double>(free_bytes(std::filesystem::current_path())))},
+          {"ranks", ranks.size()},
+          {"ranks_on_this_host", MpiSession::environment_local_size()},
+          {"mpi", MpiSession::launched() ? "started by a launcher" : "not started: one rank needs no launcher"},
+          {"cuda", "not in this build"}};
+}
+
+}  // namespace
+
+ExitCode run_doctor(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("doctor [--json] [--configuration]",
+                   "Says what this machine and this build can do. Under mpirun it also checks that the ranks can talk.",
+                   "mpirun -n 2 fulmen doctor");
+  line.flag("json", "print one JSON object");
+  line.flag("configuration", "print the reference of configuration keys, docs/configuration.md");
+  if (!line.parse(arguments)) return ExitCode::done;
+  if (line.has("configuration")) {
+    std::fputs(configuration_reference().c_str(), stdout);
+    return ExitCode::done;
+  }
+  Communicator& ranks = world.communicator();
+  const std::int64_t sum = ranks.all_reduce(static_cast<std::int64_t>(ranks.rank()), ReduceOp::sum);
+  if (sum != static_cast<std::int64_t>(ranks.size()) * (ranks.size() - 1) / 2)
+    throw InternalError("the ranks' sum over MPI is wrong\n  -> check the MPI installation");
+  if (ranks.rank() != 0) return ExitCode::done;
+  const nlohmann::ordered_json machine = describe_machine(ranks);
+  if (line.has("json")) {
+    std::printf("%s\n", machine.dump().c_str());
+    return ExitCode::done;
+  }
+  for (const auto& [key, value] : machine.items())
+    std::printf("%-20s %s\n", key.c_str(), value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+  return ExitCode::done;
+}
+
+}  // namespace fulmen

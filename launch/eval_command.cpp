@@ -1,0 +1,195 @@
+// fulmen eval: loss and perplexity over all samples of a corpus.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numbers>
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/agreement.h"
+#include "checkpoint/parameters.h"
+#include "data/baseline.h"
+#include "data/batch_loader.h"
+#include "framework/configuration.h"
+#include "framework/hdf5.h"
+#include "framework/progress.h"
+#include "framework/text.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+#include "train/model_runner.h"
+
+namespace fulmen {
+
+namespace {
+
+struct EvalOptions {
+  std::filesystem::path data;
+  std::int64_t sequence_length = 0;
+  std::int64_t micro_batch = 0;
+  bool reset_state_at_documents = true;
+  std::string dump_logits;
+};
+
+// Samples [first, end) of the corpus, in micro-batches; rows past the end have weight 0.
+std::vector<Batch> read_batches(const CorpusReader& corpus, const EvalOptions& options, std::int64_t first, std::int64_t end) {
+  std::vector<Batch> batches;
+  for (std::int64_t sample = first; sample < end; sample += options.micro_batch) {
+    batches.push_back(make_batch(options.micro_batch, options.sequence_length));
+    Batch& batch = batches.back();
+    for (std::int64_t row = 0; row < options.micro_batch; ++row) {
+      fill_row(corpus, std::min(sample + row, end - 1), options.reset_state_at_documents, batch, row);
+      if (sample + row < end) continue;
+      const auto begin = batch.weights.begin() + row * options.sequence_length;
+      std::fill(begin, begin + options.sequence_length, 0.0f);
+    }
+  }
+  return batches;
+}
+
+// Writes each micro-batch's logits as it passes: dataset /logits [samples, length, vocabulary].
+class LogitsFile {
+ public:
+  LogitsFile(const std::string& path, std::int64_t samples, const EvalOptions& options, ModelRunner& runner,
+             const ModelConfig& model, const Execution& execution)
+      : file_(hdf5::File::create(path)),
+        samples_(samples),
+        logits_(execution.device, runner.parameters().precision().parameters,
+                {options.micro_batch * options.sequence_length, model.vocabulary}, MemoryKind::workspace, *execution.ledger),
+        dataset_(file_.create_dataset("/logits", logits_.view().dtype(), {samples, options.sequence_length, model.vocabulary})),
+        options_(options),
+        runner_(runner) {
+    runner.executor().on_forward = [this](int, int slot) { write(slot); };
+  }
+  ~LogitsFile() { runner_.executor().on_forward = nullptr; }
+  void close() { file_.close(); }
+
+ private:
+  void write(int slot) {
+    runner_.stage().logits(slot, logits_);
+    const std::int64_t rows = std::min(options_.micro_batch, samples_ - next_);
+    const Tensor all = logits_.view().reshape({options_.micro_batch, options_.sequence_length, logits_.view().size(1)});
+    dataset_.write({next_, 0, 0}, all.slice(0, 0, rows));
+    next_ += rows;
+  }
+
+  hdf5::File file_;
+  std::int64_t samples_, next_ = 0;
+  OwnedTensor logits_;
+  hdf5::Dataset dataset_;
+  const EvalOptions& options_;
+  ModelRunner& runner_;
+};
+
+void print_result(const nlohmann::ordered_json& result, bool json) {
+  if (json) {
+    std::printf("%s\n", result.dump().c_str());
+    return;
+  }
+  std::printf("loss        %.4f nats (%.4f bits) per token over %s tokens, perplexity %.2f\n", result["loss_nats"].get<double>(),
+              result["loss_bits"].get<double>(), with_thousands(static_cast<std::int64_t>(result["tokens"].get<double>())).c_str(),
+              result["perplexity"].get<double>());
+  if (result.contains("bits_per_byte")) std::printf("            %.4f bits per byte of text\n", result["bits_per_byte"].get<double>());
+  if (result.contains("uniform_nats")) std::printf("uniform     %.4f nats\n", result["uniform_nats"].get<double>());
+  if (result.contains("unigram_nats")) std::printf("unigram     %.4f nats\n", result["unigram_nats"].get<double>());
+}
+
+// What the checkpoint's own training used, where it says.
+EvalOptions options_from(const CheckpointDescription& saved) {
+  EvalOptions options;
+  if (saved.configuration.empty()) return options;
+  const auto flat = flatten_yaml(saved.configuration, "the checkpoint's configuration");
+  if (const auto found = flat.find("data.sequence_length"); found != flat.end()) options.sequence_length = std::stoll(found->second);
+  if (const auto found = flat.find("data.reset_state_at_documents"); found != flat.end())
+    options.reset_state_at_documents = found->second == "true";
+  return options;
+}
+
+}  // namespace
+
+ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("eval --checkpoint DIR --data DIR [options]",
+                   "Mean loss over all samples of a corpus, and its perplexity. Under mpirun the samples are shared out.",
+                   "fulmen eval --checkpoint runs/demo/checkpoints --data corpus/holdout --baseline corpus");
+  line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
+  line.option("data", "a corpus", true);
+  line.option("sequence-length", "tokens of a sample (the checkpoint's own, or 2048)");
+  line.option("micro-batch", "samples at a time (as many as make about 4096 tokens)");
+  line.option("tensor", "tensor-parallel ranks (1)");
+  line.option("pipeline", "pipeline stages (1)");
+  line.option("precision", "fp32 (default) or fp64");
+  line.option("baseline", "a training corpus: adds the losses of a uniform and of its unigram model");
+  line.option("dump-logits", "write all logits to this HDF5 file, /logits [samples, length, vocabulary]; one rank only");
+  line.flag("json", "print the result as one JSON object");
+  if (!line.parse(arguments)) return ExitCode::done;
+
+  Communicator& ranks = world.communicator();
+  LayoutConfig layout;
+  layout.tensor = line.integer("tensor", 1, 1, 1 << 16);
+  layout.pipeline = line.integer("pipeline", 1, 1, 1 << 16);
+  Mesh mesh(mesh_shape(layout, ranks.size()), ranks);
+  configure_threads({});
+  const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
+  const ModelConfig model = ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
+  const CorpusReader corpus(line.text("data"));
+  if (corpus.manifest().vocabulary > model.vocabulary)
+    throw UserError(line.text("data"), fmt::format("has a vocabulary of {}, the model only {}", corpus.manifest().vocabulary, model.vocabulary),
+                    "use a corpus made with the model's tokeniser");
+  run_agreed(ranks, [&] { verify_corpus(line.text("data"), ranks.rank(), ranks.size()); });
+  const std::string precision = line.text("precision", "fp32");
+  if (precision != "fp32" && precision != "fp64") throw UserError("--precision", "'" + precision + "' is unknown", "use fp32 or fp64");
+
+  EvalOptions options = options_from(checkpoint.description());
+  options.data = line.text("data");
+  options.dump_logits = line.text("dump-logits");
+  if (options.sequence_length == 0) options.sequence_length = 2048;
+  options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, std::int64_t{1} << 32);
+  const std::int64_t samples = corpus.samples(options.sequence_length);
+  if (samples == 0)
+    throw UserError(line.text("data"), fmt::format("its {} tokens are less than one sample of {} and its target", corpus.tokens(), options.sequence_length),
+                    "use a shorter --sequence-length");
+  options.micro_batch = line.integer("micro-batch", std::clamp<std::int64_t>(4096 / options.sequence_length, 1, samples), 1, 1 << 20);
+  if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
+
+  ExecutionResources resources(Device::cpu());
+  ModelRunnerOptions runner_options;
+  runner_options.layout = layout;
+  runner_options.precision = {parse_dtype(precision), parse_dtype(precision)};
+  runner_options.micro_batch = {options.micro_batch, options.sequence_length};
+  ModelRunner runner(model, runner_options, mesh, resources.execution());
+  checkpoint.verify(ranks);
+  load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/");
+  std::optional<LogitsFile> logits;
+  if (!options.dump_logits.empty()) logits.emplace(options.dump_logits, samples, options, runner, model, resources.execution());
+
+  const IndexRange mine = partition(samples, mesh.size(Axis::data), mesh.coordinate(Axis::data));
+  constexpr std::int64_t batches_at_a_time = 8;
+  const std::int64_t stride = batches_at_a_time * options.micro_batch;
+  runner.reset_loss();
+  Progress bar("eval", mine.size(), ranks.rank() != 0);
+  for (std::int64_t first = mine.begin; first < mine.end; first += stride) {
+    const std::int64_t end = std::min(mine.end, first + stride);
+    runner.evaluate(read_batches(corpus, options, first, end));
+    bar.update(end - mine.begin);
+  }
+  bar.finish();
+  const StepLoss loss = runner.reduce_loss();
+  if (logits) logits->close();
+  if (ranks.rank() != 0) return ExitCode::done;
+
+  nlohmann::ordered_json result = {{"loss_nats", loss.loss_nats},
+                                   {"loss_bits", loss.loss_nats / std::numbers::ln2},
+                                   {"perplexity", std::exp(loss.loss_nats)},
+                                   {"tokens", loss.targets},
+                                   {"samples", samples},
+                                   {"step", checkpoint.description().step}};
+  if (const auto bytes = corpus.manifest().text_bytes)
+    result["bits_per_byte"] = loss.loss_nats / std::numbers::ln2 * static_cast<double>(corpus.tokens()) / static_cast<double>(*bytes);
+  if (line.has("baseline")) {
+    result["uniform_nats"] = std::log(static_cast<double>(corpus.manifest().vocabulary));
+    result["unigram_nats"] = unigram_loss_nats(CorpusReader(line.text("baseline")), corpus, corpus.manifest().vocabulary);
+  }
+  print_result(result, line.has("json"));
+  return ExitCode::done;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,98 @@
+// fulmen generate: continues a text, token by token.
+#include <chrono>
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "data/tokenizer.h"
+#include "framework/log.h"
+#include "framework/text.h"
+#include "infer/decoder.h"
+#include "infer/sampler.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+
+namespace fulmen {
+
+namespace {
+
+// The checkpoint's own tokeniser; without one, prompts are token ids.
+std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointReader& checkpoint, const std::string& kind, std::int64_t vocabulary) {
+  if (kind == "bytes") return make_tokenizer(TokenizerKind::bytes, {}, vocabulary);
+  if (kind != "auto") throw UserError("--tokenizer", "'" + kind + "' is unknown", "use auto or bytes");
+  if (const auto file = checkpoint.tokenizer_file()) return make_tokenizer(TokenizerKind::sentencepiece, *file, vocabulary);
+  return make_tokenizer(TokenizerKind::none, {}, vocabulary);
+}
+
+}  // namespace
+
+ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("generate --checkpoint DIR --prompt TEXT [options]",
+                   "Continues a text by recurrent decoding: memory does not grow with its length. A checkpoint without a\n"
+                   "tokeniser takes and gives token ids, as numbers with spaces between.",
+                   "fulmen generate --checkpoint runs/demo/checkpoints --prompt 'Ship \\Ship\\, n.' --tokens 100 --seed 1");
+  line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
+  line.option("prompt", "the text to continue", true);
+  line.option("tokens", "tokens to generate at most (100)");
+  line.option("temperature", "0 takes the likeliest token (0.8)");
+  line.option("top-k", "only the K likeliest; 0: all (0)");
+  line.option("top-p", "only the likeliest that make up this probability (0.95)");
+  line.option("seed", "of the random numbers (1)");
+  line.option("precision", "fp32 (default) or fp64");
+  line.option("tokenizer", "auto (default: the checkpoint's own) or bytes");
+  line.flag("json", "print text, token ids and rate as one JSON object");
+  if (!line.parse(arguments)) return ExitCode::done;
+  if (world.size() > 1) throw UserError("generate", "runs as one process", "start it without mpirun");
+  configure_threads({});
+
+  const std::string precision = line.text("precision", "fp32");
+  if (precision != "fp32" && precision != "fp64") throw UserError("--precision", "'" + precision + "' is unknown", "use fp32 or fp64");
+  SamplingOptions sampling;
+  sampling.temperature = line.number("temperature", 0.8, 0.0, 100.0);
+  sampling.top_k = line.integer("top-k", 0, 0, 1 << 30);
+  sampling.top_p = line.number("top-p", 0.95, 1e-9, 1.0);
+  sampling.seed = static_cast<std::uint64_t>(line.integer("seed", 1, 0, std::int64_t{1} << 62));
+  const Sampler sampler(sampling);
+  const std::int64_t count = line.integer("tokens", 100, 0, std::int64_t{1} << 40);
+  const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
+
+  ExecutionResources resources(Device::cpu());
+  Decoder decoder(checkpoint, {parse_dtype(precision), parse_dtype(precision)}, resources.execution());
+  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(checkpoint, line.text("tokenizer", "auto"), decoder.config().vocabulary);
+  std::vector<std::int32_t> prompt = tokenizer->encode(line.text("prompt"));
+  if (prompt.empty()) {
+    if (!tokenizer->end_of_document()) throw UserError("--prompt", "holds no token", "give at least one");
+    prompt.push_back(static_cast<std::int32_t>(*tokenizer->end_of_document()));
+  }
+  for (const std::int32_t id : prompt)
+    if (id < 0 || id >= decoder.config().vocabulary)
+      throw UserError("--prompt", fmt::format("token {} is not in the model's vocabulary of {}", id, decoder.config().vocabulary));
+
+  for (std::size_t i = 0; i + 1 < prompt.size(); ++i) decoder.advance(prompt[i]);
+  std::vector<std::int32_t> generated;
+  std::int32_t token = prompt.back();
+  const auto start = std::chrono::steady_clock::now();
+  while (static_cast<std::int64_t>(generated.size()) < count) {
+    std::vector<double> logits = decoder.advance(token);
+    token = static_cast<std::int32_t>(
+        sampler.sample(Tensor(logits.data(), DType::fp64, {static_cast<std::int64_t>(logits.size())}), decoder.position()));
+    if (tokenizer->end_of_document() == token) break;
+    generated.push_back(token);
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double rate = seconds > 0.0 ? static_cast<double>(generated.size()) / seconds : 0.0;
+
+  std::vector<std::int32_t> whole = prompt;
+  whole.insert(whole.end(), generated.begin(), generated.end());
+  const std::string text = tokenizer->decode(whole);
+  if (line.has("json")) {
+    const nlohmann::ordered_json result = {{"text", text}, {"prompt_tokens", prompt}, {"tokens", generated}, {"tokens_per_second", rate}};
+    std::printf("%s\n", result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    return ExitCode::done;
+  }
+  std::printf("%s\n", text.c_str());
+  log_info("{} tokens, {:.0f} tokens/s, state {}", generated.size(), rate, human_bytes(static_cast<double>(decoder.state_bytes())));
+  return ExitCode::done;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,168 @@
+// fulmen gradients: the loss and the full gradient of every parameter for one global batch; the tool for comparing layouts.
+#include <cstdio>
+#include <sstream>
+
+#include "checkpoint/parameters.h"
+#include "data/batch_loader.h"
+#include "framework/hdf5.h"
+#include "framework/text.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+#include "launch/run_configuration.h"
+#include "train/model_runner.h"
+#include "train/optimizer.h"
+#include "train/trainer.h"
+
+namespace fulmen {
+
+namespace {
+
+// A piece's header as a line of text: dtype, rank, shape of the whole, offset, shape of the piece, name.
+std::string describe(const ParameterPiece& piece) {
+  std::ostringstream text;
+  text << name_of(piece.memory.dtype()) << ' ' << piece.global_shape.size();
+  for (const std::int64_t n : piece.global_shape) text << ' ' << n;
+  for (const std::int64_t n : piece.offset) text << ' ' << n;
+  for (const std::int64_t n : piece.memory.shape()) text << ' ' << n;
+  text << ' ' << piece.tensor << '\n';
+  return text.str();
+}
+
+struct RemotePiece {
+  DType dtype;
+  Shape global_shape;
+  std::vector<std::int64_t> offset;
+  Shape shape;
+  std::string tensor;
+};
+
+std::vector<RemotePiece> parse_pieces(const std::string& text) {
+  std::vector<RemotePiece> pieces;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string dtype;
+    std::size_t rank = 0;
+    words >> dtype >> rank;
+    RemotePiece piece{parse_dtype(dtype), Shape(rank), std::vector<std::int64_t>(rank), Shape(rank), {}};
+    for (auto& n : piece.global_shape) words >> n;
+    for (auto& n : piece.offset) words >> n;
+    for (auto& n : piece.shape) words >> n;
+    words >> piece.tensor;
+    pieces.push_back(std::move(piece));
+  }
+  return pieces;
+}
+
+// A contiguous copy in host memory: transfers want one.
+Tensor pack(const Tensor& piece, std::vector<std::byte>& memory) {
+  memory.resize(piece.bytes());
+  const Tensor packed(memory.data(), piece.dtype(), piece.shape());
+  const std::int64_t rows = piece.size(0);
+  const std::size_t row_bytes = piece.bytes() / static_cast<std::size_t>(rows);
+  for (std::int64_t row = 0; row < rows; ++row)
+    std::copy_n(static_cast<const std::byte*>(piece.select(0, row).data()), row_bytes, memory.data() + static_cast<std::size_t>(row) * row_bytes);
+  return packed;
+}
+
+void write_piece(hdf5::File& file, const RemotePiece& piece, const Tensor& memory) {
+  const std::string name = "/grads/" + piece.tensor;
+  hdf5::Dataset dataset = file.exists(name) ? file.dataset(name) : file.create_dataset(name, piece.dtype, piece.global_shape);
+  dataset.write(piece.offset, memory);
+}
+
+// Every rank's owned pieces to one file, written by rank 0 piece by piece.
+void write_gradients(const std::string& path, double loss, const ParameterStore& parameters, Communicator& ranks) {
+  std::vector<ParameterPiece> mine;
+  for (ParameterPiece& piece : parameters.pieces(parameters.flat_gradients()))
+    if (piece.owned) mine.push_back(std::move(piece));
+  std::string description;
+  for (const ParameterPiece& piece : mine) description += describe(piece);
+
+  std::optional<hdf5::File> file;
+  if (ranks.rank() == 0) {
+    file.emplace(hdf5::File::create(path));
+    hdf5::Dataset dataset = file->create_dataset("/loss", DType::fp64, {});
+    dataset.write({}, Tensor(&loss, DType::fp64, {}));
+  }
+  std::vector<std::byte> memory;
+  for (int owner = 0; owner < ranks.size(); ++owner) {
+    const std::vector<RemotePiece> pieces = parse_pieces(ranks.broadcast_text(description, owner));
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      if (ranks.rank() == owner) {
+        const Tensor packed = pack(mine[i].memory, memory);
+        if (owner == 0) {
+          write_piece(*file, pieces[i], packed);
+          continue;
+        }
+        const Transfer send{Transfer::Direction::send, 0, packed.flatten()};
+        ranks.exchange({&send, 1}, Stream{});
+      } else if (ranks.rank() == 0) {
+        memory.resize(static_cast<std::size_t>(elements_of(pieces[i].shape)) * size_of(pieces[i].dtype));
+        const Tensor packed(memory.data(), pieces[i].dtype, pieces[i].shape);
+        const Transfer receive{Transfer::Direction::receive, owner, packed.flatten()};
+        ranks.exchange({&receive, 1}, Stream{});
+        write_piece(*file, pieces[i], packed);
+      }
+    }
+  }
+  if (file) file->close();
+}
+
+}  // namespace
+
+ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("gradients CONFIG --data DIR --output FILE.h5 [--checkpoint DIR] [--set key=value]...",
+                   "The loss and the gradient of every parameter for the first global batch: /loss and /grads/NAME, the same\n"
+                   "whatever the layout.",
+                   "mpirun -n 4 fulmen gradients configs/demo.yaml --checkpoint runs/demo/checkpoints --data corpus --output g.h5");
+  line.positional("CONFIG", "the configuration");
+  line.option("checkpoint", "weights; without one they are initialised from run.seed");
+  line.option("data", "a corpus (data.path)");
+  line.option("output", "the HDF5 file to write", true);
+  line.list("set", "change a key: parallel.tensor=2");
+  line.flag("json", "print loss and gradient norm as one JSON object");
+  if (!line.parse(arguments)) return ExitCode::done;
+
+  std::vector<std::string> overrides = line.texts("set");
+  if (line.has("data")) overrides.push_back("data.path=" + line.text("data"));
+  const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), overrides);
+  Communicator& ranks = world.communicator();
+  Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
+  configure_threads(configuration.run.threads);
+  TrainerOptions options;
+  options.model = configuration.model;
+  options.layout = configuration.parallel;
+  options.precision = configuration.cpu_precision();
+  options.data = configuration.data;
+  options.train = configuration.train;
+  options.run = configuration.run;
+  check_training(options, mesh.shape());
+
+  ExecutionResources resources(Device::cpu());
+  ModelRunner runner(options.model, runner_options(options, mesh.shape()), mesh, resources.execution());
+  if (line.has("checkpoint")) {
+    const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
+    require_same_model(checkpoint, options.model);
+    checkpoint.verify(ranks);
+    load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/");
+  } else {
+    runner.parameters().initialize(static_cast<std::uint64_t>(options.run.seed), resources.execution());
+  }
+  BatchLoader loader(options.data.path, loader_options(options, mesh, 0));
+  std::vector<Batch> batches;
+  for (int m = 0; m < runner.micro_batches(); ++m) batches.push_back(loader.next());
+  Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
+  double norm = 0.0;
+  const StepLoss loss = runner.accumulate(batches, [&] { norm = optimizer.compute_gradient_norm(); });
+  write_gradients(line.text("output"), loss.loss_nats, runner.parameters(), ranks);
+  if (ranks.rank() != 0) return ExitCode::done;
+  if (line.has("json"))
+    std::printf("{\"loss_nats\": %.17g, \"grad_norm\": %.17g, \"targets\": %.17g}\n", loss.loss_nats, norm, loss.targets);
+  else
+    std::printf("loss %.6f nats over %s targets, gradient norm %.6f -> %s\n", loss.loss_nats,
+                with_thousands(static_cast<std::int64_t>(loss.targets)).c_str(), norm, line.text("output").c_str());
+  return ExitCode::done;
+}
+
+}  // namespace fulmen

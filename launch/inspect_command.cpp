@@ -1,0 +1,98 @@
+// fulmen inspect: what is in a checkpoint, a corpus or a run.
+#include <cstdio>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/checkpoint.h"
+#include "data/corpus.h"
+#include "framework/text.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+
+namespace fulmen {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json inspect_checkpoint(const std::filesystem::path& folder) {
+  const CheckpointReader checkpoint(folder);
+  const CheckpointDescription& saved = checkpoint.description();
+  Json tensors = Json::object();
+  for (const std::string& name : checkpoint.names())
+    tensors[name] = {{"dtype", std::string(name_of(checkpoint.dtype(name)))}, {"shape", checkpoint.shape(name)}};
+  return {{"kind", "checkpoint"}, {"folder", folder.string()}, {"step", saved.step},
+          {"tokens", saved.tokens}, {"model", saved.model},    {"tensors", tensors}};
+}
+
+Json inspect_corpus(const std::filesystem::path& folder) {
+  const CorpusManifest manifest = read_corpus_manifest(folder);
+  Json shards = Json::array();
+  for (const CorpusShard& shard : manifest.shards)
+    shards.push_back({{"file", shard.file}, {"tokens", shard.tokens}, {"documents", shard.documents}});
+  return {{"kind", "corpus"},
+          {"folder", folder.string()},
+          {"vocabulary", manifest.vocabulary},
+          {"tokens", manifest.tokens()},
+          {"documents", manifest.documents()},
+          {"tokenizer", manifest.tokenizer_file},
+          {"shards", shards}};
+}
+
+Json inspect_run(const std::filesystem::path& folder) {
+  Json last;
+  std::ifstream metrics(folder / "metrics.jsonl");
+  for (std::string line; std::getline(metrics, line);) {
+    const Json object = Json::parse(line, nullptr, false);
+    if (object.is_object() && object.contains("loss_nats")) last = object;
+  }
+  std::vector<std::string> skipped;
+  const auto newest = newest_checkpoint(folder / "checkpoints", &skipped);
+  return {{"kind", "run"},
+          {"folder", folder.string()},
+          {"last_step", last},
+          {"newest_checkpoint", newest ? newest->string() : ""},
+          {"invalid_checkpoints", skipped}};
+}
+
+Json inspect(const std::filesystem::path& path) {
+  if (!std::filesystem::is_directory(path)) throw UserError(path.string(), "is not a folder", "give a checkpoint, a corpus or a run's folder");
+  if (std::filesystem::exists(path / "metrics.jsonl")) return inspect_run(path);
+  if (std::filesystem::exists(path / "manifest.yaml")) {
+    std::ifstream manifest(path / "manifest.yaml");
+    for (std::string line; std::getline(manifest, line);)
+      if (line.find("fulmen-corpus") != std::string::npos) return inspect_corpus(path);
+  }
+  return inspect_checkpoint(find_checkpoint(path));
+}
+
+void print(const Json& value, int indent) {
+  for (const auto& [key, item] : value.items()) {
+    std::printf("%*s%s:", indent, "", key.c_str());
+    if (item.is_object() && !item.contains("dtype")) {
+      std::printf("\n");
+      print(item, indent + 2);
+    } else {
+      std::printf(" %s\n", item.is_string() ? item.get<std::string>().c_str() : item.dump().c_str());
+    }
+  }
+}
+
+}  // namespace
+
+ExitCode run_inspect(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("inspect PATH [--json]", "Says what is in a checkpoint, a corpus or a run's folder.", "fulmen inspect runs/demo");
+  line.positional("PATH", "the folder");
+  line.flag("json", "print one JSON object");
+  if (!line.parse(arguments)) return ExitCode::done;
+  if (world.size() > 1) throw UserError("inspect", "runs as one process", "start it without mpirun");
+  const Json result = inspect(line.text("PATH"));
+  if (line.has("json"))
+    std::printf("%s\n", result.dump().c_str());
+  else
+    print(result, 0);
+  return ExitCode::done;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,78 @@
+// fulmen prepare: text to a tokenised corpus.
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "data/prepare.h"
+#include "framework/text.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+
+namespace fulmen {
+
+namespace {
+
+nlohmann::ordered_json describe(const CorpusManifest& manifest) {
+  return {{"tokens", manifest.tokens()},
+          {"documents", manifest.documents()},
+          {"text_bytes", manifest.text_bytes.value_or(0)},
+          {"shards", manifest.shards.size()}};
+}
+
+TokenizerKind tokenizer_kind(const std::string& name) {
+  if (name == "sentencepiece") return TokenizerKind::sentencepiece;
+  if (name == "bytes") return TokenizerKind::bytes;
+  throw UserError("--tokenizer", fmt::format("'{}' is unknown", name), "use sentencepiece or bytes");
+}
+
+}  // namespace
+
+ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("prepare --input PATH... --output DIR [options]",
+                   "Turns text (.txt, .jsonl; also .gz, .dz, .zst; or folders of them) into a tokenised corpus.",
+                   "fulmen prepare --input articles.jsonl.zst --output corpus --vocabulary 8000 --holdout 0.01");
+  line.list("input", "files or folders of text", true);
+  line.option("output", "folder of the corpus; it must be empty or new", true);
+  line.option("tokenizer", "sentencepiece (default) or bytes");
+  line.option("tokenizer-model", "an existing SentencePiece model; otherwise one is trained on a sample of the input");
+  line.option("vocabulary", "tokens of the model to train (8000)");
+  line.option("json-field", "field of a .jsonl line that holds the text (text)");
+  line.option("documents", "what ends a document of plain text: blank-line (default), line or file");
+  line.option("holdout", "share of the documents held out into DIR/holdout (0)");
+  line.option("shard-tokens", "tokens per shard (100000000)");
+  line.option("seed", "of the choice of held-out documents (1)");
+  line.flag("json", "print the result as one JSON object");
+  if (!line.parse(arguments)) return ExitCode::done;
+  if (world.size() > 1) throw UserError("prepare", "runs as one process", "start it without mpirun");
+
+  PrepareOptions options;
+  for (const std::string& path : line.texts("input")) options.inputs.emplace_back(path);
+  options.output = line.text("output");
+  options.tokenizer = tokenizer_kind(line.text("tokenizer", "sentencepiece"));
+  options.tokenizer_model = line.text("tokenizer-model");
+  options.vocabulary = line.integer("vocabulary", options.vocabulary, 16, 1 << 24);
+  options.json_field = line.text("json-field", options.json_field);
+  options.document_separator = line.text("documents", options.document_separator);
+  options.holdout = line.number("holdout", 0.0, 0.0, 0.9);
+  options.shard_tokens = line.integer("shard-tokens", options.shard_tokens, 1, std::int64_t{1} << 40);
+  options.seed = static_cast<std::uint64_t>(line.integer("seed", 1, 0, std::int64_t{1} << 62));
+  configure_threads({});
+  const PrepareSummary summary = prepare_corpus(options);
+
+  if (line.has("json")) {
+    const nlohmann::ordered_json result = {{"output", options.output.string()},
+                                           {"vocabulary", summary.train.vocabulary},
+                                           {"train", describe(summary.train)},
+                                           {"holdout", describe(summary.holdout)},
+                                           {"seconds", summary.seconds}};
+    std::printf("%s\n", result.dump().c_str());
+    return ExitCode::done;
+  }
+  std::printf("%s: %s tokens in %s documents, vocabulary %s", options.output.c_str(), with_thousands(summary.train.tokens()).c_str(),
+              with_thousands(summary.train.documents()).c_str(), with_thousands(summary.train.vocabulary).c_str());
+  if (!summary.holdout.shards.empty()) std::printf("; held out %s tokens", with_thousands(summary.holdout.tokens()).c_str());
+  std::printf(" (%s)\n", human_duration(summary.seconds).c_str());
+  return ExitCode::done;
+}
+
+}  // namespace fulmen

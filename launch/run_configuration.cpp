@@ -1,0 +1,222 @@
+// The configuration of a run.
+#include "launch/run_configuration.h"
+
+#include <algorithm>
+
+#include "framework/error.h"
+#include "framework/files.h"
+#include "framework/text.h"
+#include "parallel/pipeline_schedule.h"
+
+namespace fulmen {
+
+namespace {
+
+constexpr std::int64_t many = std::numeric_limits<std::int64_t>::max();
+
+// Fields whose keys are not stored as the configuration structures store them.
+struct Unstored {
+  std::optional<std::vector<std::int64_t>> lrpe_layers;
+};
+
+void bind_model(Schema& schema, ModelConfig& model, Unstored& unstored) {
+  std::vector<Choice> presets = {{""}};
+  for (const std::string& name : preset_names()) presets.push_back({name});
+  schema.add("model.preset", model.preset, presets, "A published model; the other keys of this section then change single sizes.");
+  schema.add("model.family", model.family, {{"transnormer"}}, "The architecture.");
+  schema.add("model.variant", model.variant, {{"tnl1"}, {"tnl3"}},
+             "tnl1: full-rank gate, SiLU on q and k (the released 385M, 1B, 7B). tnl3: low-rank sigmoid gate, SiLU on v too (15B).");
+  schema.add("model.layers", model.layers, {0, 100000}, "Layers.");
+  schema.add("model.hidden", model.hidden, {0, 1 << 20}, "Width of the hidden state.");
+  schema.add("model.heads", model.heads, {0, 1 << 16}, "Attention heads; they divide `hidden`.");
+  schema.add("model.glu", model.glu, {0, 1 << 22}, "Inner width of the gated linear unit.");
+  schema.add("model.vocabulary", model.vocabulary, {0, 1 << 30}, "Token ids that the model knows; at least the corpus's.");
+  schema.add("model.gate_rank", model.gate_rank, {0, 1 << 16}, "Rank of tnl3's gate.");
+  schema.add("model.lrpe_layers", unstored.lrpe_layers, {0, 100000}, "Layers whose q and k carry LRPE; auto: layer 0.");
+  schema.add("model.norm_epsilon", model.norm_epsilon, {0.0, 1.0}, "Added to the mean square in every norm.");
+  schema.add("model.initializer_std", model.initializer_std, {0.0, 10.0}, "Standard deviation of freshly initialised matrices.");
+  schema.add("model.pad_id", model.pad_id, {0, 1 << 30}, "A token id whose embedding starts as zero; auto: none.");
+}
+
+void bind_parallel(Schema& schema, LayoutConfig& parallel) {
+  schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
+  schema.add("parallel.tensor", parallel.tensor, {1, 1 << 16}, "Ranks that share each layer; they divide the heads.");
+  schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16}, "Ranks that share each sequence.");
+  schema.built_up_to("parallel.sequence", 1, "sequence parallelism");
+  schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
+  schema.add("parallel.stages", parallel.stages, {1, 100000}, "Layers of each stage, such as [9, 7]; auto: even.");
+  schema.add("parallel.zero", parallel.zero, {0, 3}, "ZeRO stage: what is sharded over the data ranks.");
+  schema.built_up_to("parallel.zero", 0, "sharding over data ranks");
+  schema.add("parallel.zero_group", parallel.zero_group, {{"all"}, {"node", "sharding within a group"}},
+             "Data ranks over which ZeRO shards.");
+  schema.add("parallel.schedule", parallel.schedule,
+             {{"gpipe"}, {"1f1b"}, {"interleaved", "the interleaved schedule"}, {"zero-bubble", "the zero-bubble schedule"}},
+             "Order of forward and backward passes in the pipeline.");
+  schema.add("parallel.chunks", parallel.chunks, {1, 1024}, "Model chunks per pipeline rank.");
+  schema.built_up_to("parallel.chunks", 1, "interleaved model chunks");
+  schema.add("parallel.recompute", parallel.recompute,
+             {{"none"}, {"selective", "recomputation"}, {"full", "recomputation"}},
+             "What the backward pass computes again instead of keeping.");
+  schema.add("parallel.overlap", parallel.overlap, {{"auto"}, {"none"}},
+             "Communication hidden behind computation; today nothing is, whatever the value.");
+}
+
+void bind_data(Schema& schema, DataConfig& data) {
+  schema.add("data.path", data.path, "Folder of a corpus made by `fulmen prepare`.");
+  schema.require("data.path");
+  schema.add("data.sequence_length", data.sequence_length, {1, std::int64_t{1} << 32}, "Tokens of a sample.");
+  schema.add("data.shuffle", data.shuffle, "Samples in a keyed random order, another one each epoch.");
+  schema.add("data.reset_state_at_documents", data.reset_state_at_documents,
+             "The attention state starts anew at each document, and the target across a boundary does not count.");
+}
+
+void bind_train(Schema& schema, TrainConfig& train) {
+  schema.add("train.steps", train.steps, {0, many}, "Optimisation steps. Give this or `tokens`.");
+  schema.add("train.tokens", train.tokens, {0, many}, "Tokens to train on, rounded up to whole steps.");
+  schema.add("train.global_batch", train.global_batch, {1, 1 << 30}, "Sequences of one step, over all ranks.");
+  schema.require("train.global_batch");
+  schema.add("train.micro_batch", train.micro_batch, {1, 1 << 30}, "Sequences that one data rank takes through the model at a time.");
+  schema.require("train.micro_batch");
+  schema.add("train.optimizer.kind", train.optimizer.kind, {{"adamw"}}, "The optimiser.");
+  schema.add("train.optimizer.lr", train.optimizer.learning_rate, {0.0, 1e3}, "Peak learning rate.");
+  schema.add("train.optimizer.betas", train.optimizer.betas, 2, {0.0, 1.0}, "Decay of the first and the second moment.");
+  schema.add("train.optimizer.eps", train.optimizer.epsilon, {0.0, 1.0}, "Added to the root of the second moment.");
+  schema.add("train.optimizer.weight_decay", train.optimizer.weight_decay, {0.0, 1e3}, "Of matrices and the embedding; LRPE's theta has none.");
+  schema.add("train.schedule.kind", train.schedule.kind, {{"constant"}, {"linear"}, {"cosine"}, {"wsd"}},
+             "Learning rate after the warm-up; wsd: stable, then linear decay over the last decay_steps.");
+  schema.add("train.schedule.warmup_steps", train.schedule.warmup_steps, {0, many}, "Steps of linear warm-up.");
+  schema.add("train.schedule.min_lr", train.schedule.minimum, {0.0, 1e3}, "Learning rate of the last step.");
+  schema.add("train.schedule.decay_steps", train.schedule.decay_steps, {1, many}, "Steps of wsd's decay; auto: a tenth of all.");
+  schema.add("train.clip", train.clip, {0.0, 1e9}, "Largest global norm of the gradient; 0: no clipping.");
+  const auto optimizer_betas = &train.optimizer.betas;
+  schema.check("train.optimizer.betas", [=]() -> std::string {
+    const bool below_one = std::ranges::all_of(*optimizer_betas, [](double beta) { return beta < 1.0; });
+    return below_one ? "" : "each must be below 1";
+  });
+  const TrainConfig* values = &train;
+  schema.check("train.steps", [=]() -> std::string {
+    if (values->steps == 0 && values->tokens == 0) return "give train.steps or train.tokens";
+    return values->steps > 0 && values->tokens > 0 ? "give train.steps or train.tokens, not both" : "";
+  });
+}
+
+void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
+  schema.add("checkpoint.every", checkpoint.every, {0, many}, "Steps between checkpoints; 0: only the one at the end.");
+  schema.add("checkpoint.keep", checkpoint.keep, {0, many}, "Newest checkpoints to keep; 0: all.");
+  schema.add("checkpoint.async", checkpoint.async, "Write while training goes on.");
+  schema.built_only_false("checkpoint.async", "asynchronous checkpoints");
+  schema.add("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
+  schema.add("run.seed", run.seed, {0, many}, "Of the initial weights and the order of samples.");
+  schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda", "the CUDA backend"}}, "Where tensors live.");
+  schema.add("run.threads", run.threads, {1, 1 << 16},
+             "Threads of each rank; auto: the host's cores over its ranks. OMP_NUM_THREADS wins.");
+  schema.add("run.log_every", run.log_every, {1, many}, "Steps between lines of metrics.jsonl.");
+  schema.add("run.deterministic", run.deterministic, "Bit-identical from run to run; the CPU always is.");
+}
+
+void bind_precision(Schema& schema, PrecisionConfig& precision) {
+  const std::vector<Choice> choices = {{"auto"}, {"fp32"}, {"fp64"}, {"bf16", "bf16 needs the CUDA backend"}};
+  schema.add("precision.parameters", precision.parameters, choices, "Weights and activations; auto: fp32 on the CPU.");
+  schema.add("precision.master", precision.master, choices, "The optimiser's copy of the weights; auto: as parameters on the CPU.");
+  schema.add("precision.gradients", precision.gradients, choices, "Accumulated gradients; auto: as parameters on the CPU.");
+}
+
+void bind(Schema& schema, RunConfiguration& configuration, Unstored& unstored) {
+  bind_model(schema, configuration.model, unstored);
+  bind_parallel(schema, configuration.parallel);
+  bind_precision(schema, configuration.precision);
+  bind_data(schema, configuration.data);
+  bind_train(schema, configuration.train);
+  bind_run(schema, configuration.checkpoint, configuration.run);
+}
+
+// The preset named by the file or by an override, so that its sizes are the defaults of the other keys.
+std::string named_preset(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+  std::string name;
+  const std::map<std::string, std::string> flat = flatten_yaml(text, source);
+  if (const auto found = flat.find("model.preset"); found != flat.end()) name = found->second;
+  constexpr std::string_view flag = "model.preset=";
+  for (const std::string& given : overrides)
+    if (given.starts_with(flag)) name = given.substr(flag.size());
+  return name == "\"\"" || name == "''" ? "" : name;
+}
+
+void check_known_keys(const std::vector<std::string>& allowed, const RunConfiguration& run) {
+  for (const std::string& key : allowed) {
+    if (run.flat.contains(key)) continue;
+    std::vector<std::string> names;
+    for (const auto& [name, value] : run.flat) names.push_back(name);
+    const std::string nearest = nearest_name(key, names);
+    throw UserError("--allow-change " + key, "is not a key of the configuration",
+                    nearest.empty() ? "docs/configuration.md lists them" : "did you mean " + nearest + "?");
+  }
+}
+
+// Keys that may differ between a run and the checkpoint it resumes without changing what is trained, to rounding.
+bool is_free_to_change(const std::string& key, const RunConfiguration& run) {
+  for (const char* section : {"parallel.", "checkpoint.", "run."})
+    if (key.starts_with(section)) return key != "run.seed";
+  if (key == "model.preset" || key == "model.initializer_std" || key == "model.pad_id" || key == "train.micro_batch") return true;
+  // With a constant rate the number of steps only says when to end.
+  return run.train.schedule.kind == "constant" && (key == "train.steps" || key == "train.tokens");
+}
+
+}  // namespace
+
+Precision RunConfiguration::cpu_precision() const {
+  const std::string parameters = precision.parameters == "auto" ? "fp32" : precision.parameters;
+  for (const auto& [key, value] : {std::pair{"precision.master", precision.master}, {"precision.gradients", precision.gradients}})
+    if (value != "auto" && value != parameters)
+      throw UserError(key, fmt::format("{} with parameters in {}", value, parameters),
+                      "on the CPU all three are the same: leave it out, or set it to " + parameters);
+  return {parse_dtype(parameters), parse_dtype(parameters)};
+}
+
+RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,
+                                         const std::vector<std::string>& overrides) {
+  RunConfiguration configuration;
+  const std::string name = named_preset(text, source, overrides);
+  if (!name.empty()) configuration.model = preset(name);
+  Unstored unstored;
+  Schema schema;
+  bind(schema, configuration, unstored);
+  schema.parse(text, source, overrides);
+  if (unstored.lrpe_layers) configuration.model.lrpe_layers = *unstored.lrpe_layers;
+  configuration.model.validate();
+  configuration.resolved = schema.resolved();
+  configuration.flat = schema.flat();
+  return configuration;
+}
+
+RunConfiguration read_run_configuration(const std::string& path, const std::vector<std::string>& overrides) {
+  return parse_run_configuration(read_text(path), path, overrides);
+}
+
+std::string configuration_reference() {
+  RunConfiguration configuration;
+  Unstored unstored;
+  Schema schema;
+  bind(schema, configuration, unstored);
+  return "# Configuration\n\n"
+         "One YAML file, such as `configs/demo.yaml`. Generated by `fulmen doctor --configuration`; a test compares.\n\n"
+         "`--set key=value` on the command line changes single keys. An unknown key is an error that names the nearest one.\n\n" +
+         schema.markdown();
+}
+
+std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run, const std::string& checkpoint_configuration,
+                                                 const std::vector<std::string>& allowed) {
+  std::vector<std::string> differences;
+  const std::map<std::string, std::string> saved = flatten_yaml(checkpoint_configuration, "the checkpoint's configuration");
+  check_known_keys(allowed, run);
+  for (const auto& [key, value] : run.flat) {
+    const auto before = saved.find(key);
+    if (before == saved.end() || before->second == value) continue;
+    differences.push_back(fmt::format("{}: {} -> {}", key, before->second, value));
+    if (is_free_to_change(key, run) || std::ranges::find(allowed, key) != allowed.end()) continue;
+    throw UserError(key, fmt::format("is {}, the checkpoint was trained with {}: this would change the training", value, before->second),
+                    fmt::format("set it back, or permit it with --allow-change {}", key));
+  }
+  return differences;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,100 @@
+// fulmen train: trains a model, from scratch or from where it stopped.
+#include <cstdio>
+#include <filesystem>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/parameters.h"
+#include "framework/files.h"
+#include "framework/log.h"
+#include "framework/signals.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+#include "launch/run_configuration.h"
+#include "train/trainer.h"
+
+namespace fulmen {
+
+namespace {
+
+// The checkpoint to resume, decided by rank 0 for all.
+std::optional<std::filesystem::path> choose_checkpoint(const std::string& wish, const std::filesystem::path& root,
+                                                       Communicator& world) {
+  std::string chosen;
+  if (world.rank() == 0) {
+    std::vector<std::string> skipped;
+    const auto newest = newest_checkpoint(root, &skipped);
+    for (const std::string& folder : skipped) log_warning("not a valid checkpoint: {}", folder);
+    if (wish == "none" && newest)
+      throw UserError(root.string(), "already holds checkpoints, which a fresh start would mix with its own",
+                      "choose another run.directory, delete the folder, or use --resume auto");
+    if (wish == "auto" && newest) chosen = newest->string();
+    if (wish != "auto" && wish != "none") chosen = find_checkpoint(wish).string();
+  }
+  chosen = world.broadcast_text(chosen, 0);
+  return chosen.empty() ? std::nullopt : std::optional<std::filesystem::path>(chosen);
+}
+
+void check_resume(const RunConfiguration& configuration, const std::filesystem::path& folder,
+                  const std::vector<std::string>& allowed) {
+  const CheckpointReader checkpoint(folder);
+  require_same_model(checkpoint, configuration.model);
+  const CheckpointDescription& saved = checkpoint.description();
+  if (saved.step == 0 || saved.configuration.empty()) return;
+  for (const std::string& difference : compare_with_checkpoint(configuration, saved.configuration, allowed))
+    log_info("changed since the checkpoint: {}", difference);
+}
+
+// For batch scripts: under srun a step's exit code can hide a 75 behind a killed rank's 137.
+void write_verdict(const std::filesystem::path& folder, ExitCode code, const std::string& reason) {
+  write_text_atomically(folder / "verdict.yaml", fmt::format("exit_code: {}\nreason: {}\n", static_cast<int>(code), reason));
+}
+
+}  // namespace
+
+ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("train CONFIG [--set key=value]... [--resume auto|none|PATH]",
+                   "Trains the model that a YAML file describes; run it under mpirun or srun, or alone. SIGUSR1, SIGTERM,\n"
+                   "SIGINT or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
+                   "mpirun -n 4 fulmen train configs/demo.yaml --set parallel.tensor=2");
+  line.positional("CONFIG", "the configuration");
+  line.list("set", "change a key: train.steps=100");
+  line.option("resume", "auto (default): the run folder's newest checkpoint if there is one; none; or a path");
+  line.list("allow-change", "a key that may differ from the checkpoint's configuration although it changes the training");
+  if (!line.parse(arguments)) return ExitCode::done;
+
+  const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
+  const Precision precision = configuration.cpu_precision();
+  Communicator& ranks = world.communicator();
+  Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
+  configure_threads(configuration.run.threads);
+
+  const std::filesystem::path folder = configuration.run.directory;
+  if (ranks.rank() == 0) {
+    ensure_writable_folder(folder, "run.directory");
+    std::filesystem::remove(folder / "verdict.yaml");
+  }
+  TrainerOptions options;
+  options.model = configuration.model;
+  options.layout = configuration.parallel;
+  options.precision = precision;
+  options.data = configuration.data;
+  options.train = configuration.train;
+  options.checkpoint = configuration.checkpoint;
+  options.run = configuration.run;
+  options.configuration = configuration.resolved;
+  options.resume = choose_checkpoint(line.text("resume", "auto"), folder / "checkpoints", ranks);
+  if (options.resume) check_resume(configuration, *options.resume, line.texts("allow-change"));
+
+  catch_stop_signals();
+  ExecutionResources resources(Device::cpu(), configuration.run.deterministic);
+  try {
+    const ExitCode code = train(options, mesh, resources.execution());
+    if (ranks.rank() == 0) write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
+    return code;
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::user) write_verdict(folder, error.code(), "failed");
+    throw;
+  }
+}
+
+}  // namespace fulmen

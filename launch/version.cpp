@@ -1,0 +1,8 @@
+// The version of this build.
+#include "launch/version.h"
+
+namespace fulmen {
+
+const char* version() { return FULMEN_VERSION; }
+
+}  // namespace fulmen

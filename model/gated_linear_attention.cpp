@@ -1,0 +1,253 @@
+// TransNormerLLM's token mixer.
+#include "model/gated_linear_attention.h"
+
+#include <cmath>
+
+#include "framework/transfer.h"
+#include "kernels/gemm.h"
+#include "kernels/norm.h"
+#include "model/decay_slopes.h"
+
+namespace fulmen {
+
+namespace {
+
+std::string prefix_of(std::int64_t layer) { return fmt::format("model.layers.{}.token_mixer.", layer); }
+
+// The fused projection: `parts` quarters (or thirds) of hidden rows, each split by heads.
+ParameterDeclaration declare_projection(const ModelConfig& config, const std::string& name, int parts) {
+  ParameterDeclaration declaration = declare_weight(name, {parts * config.hidden, config.hidden},
+                                                    normal_initializer(config.initializer_std), 0, config.heads);
+  declaration.segments.clear();
+  for (int part = 0; part < parts; ++part)
+    declaration.segments.push_back({name, part * config.hidden, config.hidden, config.heads});
+  return declaration;
+}
+
+// One ladder of frequencies across all heads: theta[h, 0, j] = 10000^(-2 (h e + j) / d).
+ParameterDeclaration declare_theta(const ModelConfig& config, const std::string& name) {
+  const double hidden = static_cast<double>(config.hidden);
+  ParameterDeclaration declaration = declare_weight(
+      name, {config.heads, 1, config.head_width()},
+      [hidden](const RandomStream&, std::int64_t index) { return std::pow(10000.0, -2.0 * static_cast<double>(index) / hidden); },
+      0, config.heads);
+  declaration.group.wide = true;
+  declaration.group.weight_decay = false;
+  return declaration;
+}
+
+}  // namespace
+
+std::vector<ParameterDeclaration> GatedLinearAttention::declare(const ModelConfig& config, std::int64_t layer) {
+  const std::string prefix = prefix_of(layer);
+  const Initializer normal = normal_initializer(config.initializer_std);
+  std::vector<ParameterDeclaration> list;
+  if (config.low_rank_gate()) {
+    list.push_back(declare_projection(config, prefix + "qkv_proj.weight", 3));
+    // Each rank's heads contribute their part to the first gate matrix's gradient.
+    list.push_back(declare_weight(prefix + "output_gate.0.weight", {config.gate_rank, config.hidden}, normal, 0, 0));
+    list.back().placement = weight_placement(AxisPlacement::replicated_partial);
+    list.push_back(declare_weight(prefix + "output_gate.1.weight", {config.hidden, config.gate_rank}, normal, 0, config.heads));
+  } else {
+    list.push_back(declare_projection(config, prefix + "qkvu_proj.weight", 4));
+  }
+  list.push_back(declare_weight(prefix + "out_proj.weight", {config.hidden, config.hidden}, normal, 1, config.heads));
+  if (config.has_lrpe(layer)) list.push_back(declare_theta(config, prefix + "lrpe.theta"));
+  return list;
+}
+
+GatedLinearAttention::GatedLinearAttention(const ModelConfig& config, std::int64_t layer, const ModelContext& context)
+    : context_(context),
+      hidden_(config.hidden),
+      head_width_(config.head_width()),
+      epsilon_(config.norm_epsilon),
+      value_activation_(config.low_rank_gate() ? Activation::silu : Activation::none),
+      gate_activation_(config.low_rank_gate() ? Activation::sigmoid : Activation::none) {
+  const ParameterStore& parameters = *context.parameters;
+  const std::string prefix = prefix_of(layer);
+  projection_ = parameters.id(prefix + (config.low_rank_gate() ? "qkv_proj.weight" : "qkvu_proj.weight"));
+  out_ = parameters.id(prefix + "out_proj.weight");
+  if (config.low_rank_gate()) {
+    gate_first_ = parameters.id(prefix + "output_gate.0.weight");
+    gate_second_ = parameters.id(prefix + "output_gate.1.weight");
+  }
+  if (config.has_lrpe(layer)) theta_ = parameters.id(prefix + "lrpe.theta");
+
+  const Communicator& tensor = *context.tensor;
+  FULMEN_CHECK(config.heads % tensor.size() == 0, "{} tensor ranks do not divide {} heads", tensor.size(), config.heads);
+  const IndexRange heads = partition(config.heads, tensor.size(), tensor.rank());
+  heads_ = heads.size();
+  local_ = heads_ * head_width_;
+  const std::vector<double> slopes = decay_slopes(config.heads, layer, config.layers);
+  slope_ = OwnedTensor(context.execution.device, DType::fp64, {heads_}, MemoryKind::weights, *context.execution.ledger);
+  copy_to_device(context.execution, slopes.data() + heads.begin, slope_);
+}
+
+void GatedLinearAttention::prepare(const BatchShape& shape, int slots) {
+  const DType type = context_.parameters->precision().parameters;
+  const DType wide = accumulation_dtype(type);
+  const std::int64_t tokens = shape.tokens();
+  const auto allocate = [&](DType dtype, const Shape& s) {
+    return OwnedTensor(context_.execution.device, dtype, s, MemoryKind::activations, *context_.execution.ledger);
+  };
+  stashes_.clear();
+  stashes_.resize(static_cast<std::size_t>(slots));
+  for (Stash& stash : stashes_) {
+    stash.sum = allocate(type, {tokens, hidden_});
+    stash.inverse_rms = allocate(wide, {tokens});
+    stash.projection = allocate(type, {tokens, (low_rank_gated() ? 3 : 4) * local_});
+    stash.attention = allocate(type, {tokens, local_});
+    stash.gate_inverse_rms = allocate(wide, {tokens});
+    if (!low_rank_gated()) continue;
+    stash.low_rank = allocate(type, {tokens, context_.parameters->weight(*gate_first_).size(0)});
+    stash.low_rank_gate = allocate(type, {tokens, local_});
+  }
+}
+
+Tensor GatedLinearAttention::gate(const Stash& stash) const {
+  if (low_rank_gated()) return stash.low_rank_gate;
+  return stash.projection.view().slice(1, 3 * local_, 4 * local_);
+}
+
+LinearAttentionInputs GatedLinearAttention::attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const {
+  const Tensor& projection = stash.projection.view();
+  const auto part = [&](int i) {   // [batch, length, heads, width], where the projection left it
+    return projection.slice(1, i * local_, (i + 1) * local_)
+        .split_dimension(0, micro_batch.shape.length)
+        .split_dimension(2, head_width_);
+  };
+  LinearAttentionInputs inputs;
+  inputs.query = part(0);
+  inputs.key = part(1);
+  inputs.value = part(2);
+  inputs.value_activation = value_activation_;
+  inputs.slope = slope_;
+  if (theta_) {
+    inputs.theta = context_.parameters->weight(*theta_);
+    inputs.positions = micro_batch.positions;
+  }
+  inputs.segments = micro_batch.segments;
+  return inputs;
+}
+
+void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual,
+                               const Tensor& branch, const Tensor& branch_out) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  const DType wide = accumulation_dtype(type);
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  const Arena::Frame frame(*execution.scratch);
+
+  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
+  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
+  linear_forward(execution, normed, parameters.weight(projection_), stash.projection);
+  if (low_rank_gated()) {
+    linear_forward(execution, normed, parameters.weight(*gate_first_), stash.low_rank);
+    linear_forward(execution, stash.low_rank, parameters.weight(*gate_second_), stash.low_rank_gate);
+  }
+
+  LinearAttentionOutputs outputs;
+  outputs.output =
+      stash.attention.view().split_dimension(0, micro_batch.shape.length).split_dimension(2, head_width_);
+  outputs.square_sums = execution.scratch->take(wide, {tokens, heads_});
+  const LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
+  if (state)
+    linear_attention_step(execution, inputs, state, outputs);
+  else
+    linear_attention_forward(execution, inputs, outputs);
+
+  const Tensor square_sum = execution.scratch->take(wide, {tokens});
+  sum_rows(execution, outputs.square_sums, square_sum);
+  context_.sum_over_tensor(square_sum);
+  const Tensor gated = execution.scratch->take(type, {tokens, local_});
+  gated_norm_forward(execution, stash.attention, square_sum, hidden_, epsilon_, gate(stash), gate_activation_, gated,
+                     stash.gate_inverse_rms);
+  linear_forward(execution, gated, parameters.weight(out_), branch_out);
+  context_.sum_over_tensor(branch_out);
+}
+
+void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
+                                   const Tensor& branch_out) {
+  run(stashes_[static_cast<std::size_t>(slot)], micro_batch, {}, residual, branch, branch_out);
+}
+
+Shape GatedLinearAttention::state_shape(std::int64_t batch) const {
+  return {batch, heads_, theta_ ? 2 * head_width_ : head_width_, head_width_};
+}
+
+void GatedLinearAttention::decode(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual,
+                                  const Tensor& branch, const Tensor& branch_out) {
+  FULMEN_CHECK(micro_batch.shape.length == 1, "decoding takes one token a row, not {}", micro_batch.shape.length);
+  run(stashes_[static_cast<std::size_t>(slot)], micro_batch, state, residual, branch, branch_out);
+}
+
+void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
+                                          const Tensor& d_in) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  stash.d_out = d_out;
+  stash.d_projection = kept.take(type, {tokens, stash.projection.view().size(1)});
+  if (low_rank_gated()) {
+    stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.view().size(1)});
+    stash.d_low_rank_gate = kept.take(type, {tokens, local_});
+  }
+  const Arena::Frame frame(*execution.scratch);
+
+  const Tensor d_gated = execution.scratch->take(type, {tokens, local_});
+  linear_backward_input(execution, d_out, parameters.weight(out_), d_gated);
+
+  const Tensor dot = execution.scratch->take(accumulation_dtype(type), {tokens});
+  gated_norm_backward_dot(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, dot);
+  context_.sum_over_tensor(dot);
+  const Tensor d_attention = execution.scratch->take(type, {tokens, local_});
+  const Tensor d_gate =
+      low_rank_gated() ? stash.d_low_rank_gate : stash.d_projection.slice(1, 3 * local_, 4 * local_);
+  gated_norm_backward(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, dot,
+                      hidden_, d_attention, d_gate);
+
+  const auto heads_of = [&](const Tensor& matrix) {
+    return matrix.split_dimension(0, micro_batch.shape.length).split_dimension(2, head_width_);
+  };
+  LinearAttentionGradients gradients;
+  gradients.d_output = heads_of(d_attention);
+  gradients.d_query = heads_of(stash.d_projection.slice(1, 0, local_));
+  gradients.d_key = heads_of(stash.d_projection.slice(1, local_, 2 * local_));
+  gradients.d_value = heads_of(stash.d_projection.slice(1, 2 * local_, 3 * local_));
+  if (theta_) gradients.d_theta = parameters.gradient(*theta_);
+  linear_attention_backward(execution, attention_inputs(stash, micro_batch), gradients);
+
+  const Tensor d_normed = execution.scratch->take(type, {tokens, hidden_});
+  linear_backward_input(execution, stash.d_projection, parameters.weight(projection_), d_normed);
+  if (low_rank_gated()) {
+    linear_backward_input(execution, stash.d_low_rank_gate, parameters.weight(*gate_second_), stash.d_low_rank);
+    linear_backward_input(execution, stash.d_low_rank, parameters.weight(*gate_first_), d_normed, true);
+  }
+  context_.sum_over_tensor(d_normed);
+  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in);
+}
+
+void GatedLinearAttention::backward_weight(int slot) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const DType type = parameters.precision().parameters;
+  const std::int64_t tokens = stash.d_out.size(0);
+  const Arena::Frame frame(*execution.scratch);
+
+  const Tensor gated = execution.scratch->take(type, {tokens, local_});
+  gated_norm_apply(execution, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, gated);
+  linear_backward_weight(execution, stash.d_out, gated, parameters.gradient(out_));
+
+  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
+  norm_apply(execution, stash.sum, stash.inverse_rms, normed);
+  linear_backward_weight(execution, stash.d_projection, normed, parameters.gradient(projection_));
+  if (!low_rank_gated()) return;
+  linear_backward_weight(execution, stash.d_low_rank_gate, stash.low_rank, parameters.gradient(*gate_second_));
+  linear_backward_weight(execution, stash.d_low_rank, normed, parameters.gradient(*gate_first_));
+}
+
+}  // namespace fulmen

@@ -1,0 +1,103 @@
+// TransNormerLLM's channel mixer.
+#include "model/gated_linear_unit_mixer.h"
+
+#include "kernels/gated_linear_unit.h"
+#include "kernels/gemm.h"
+#include "kernels/norm.h"
+
+namespace fulmen {
+
+namespace {
+
+std::string prefix_of(std::int64_t layer) { return fmt::format("model.layers.{}.channel_mixer.", layer); }
+
+}  // namespace
+
+std::vector<ParameterDeclaration> GatedLinearUnitMixer::declare(const ModelConfig& config, std::int64_t layer) {
+  const std::string prefix = prefix_of(layer);
+  const Initializer normal = normal_initializer(config.initializer_std);
+  // l1 and l2 read the same input, so they are one product: two logical tensors in one fused weight.
+  ParameterDeclaration expand = declare_weight(prefix + "l1.weight", {config.glu, config.hidden}, normal, 0, config.glu);
+  expand.name = prefix + "l1_l2";
+  expand.segments.push_back({prefix + "l2.weight", 0, config.glu, config.glu});
+  expand.tensors.push_back({prefix + "l2.weight", {config.glu, config.hidden}, normal});
+  return {expand, declare_weight(prefix + "l3.weight", {config.hidden, config.glu}, normal, 1, config.glu)};
+}
+
+GatedLinearUnitMixer::GatedLinearUnitMixer(const ModelConfig& config, std::int64_t layer, const ModelContext& context)
+    : context_(context), hidden_(config.hidden), epsilon_(config.norm_epsilon) {
+  expand_ = context.parameters->id(prefix_of(layer) + "l1_l2");
+  contract_ = context.parameters->id(prefix_of(layer) + "l3.weight");
+  local_ = context.parameters->layout(contract_).columns;
+}
+
+void GatedLinearUnitMixer::prepare(const BatchShape& shape, int slots) {
+  const DType type = context_.parameters->precision().parameters;
+  const auto allocate = [&](DType dtype, const Shape& s) {
+    return OwnedTensor(context_.execution.device, dtype, s, MemoryKind::activations, *context_.execution.ledger);
+  };
+  stashes_.clear();
+  stashes_.resize(static_cast<std::size_t>(slots));
+  for (Stash& stash : stashes_) {
+    stash.sum = allocate(type, {shape.tokens(), hidden_});
+    stash.inverse_rms = allocate(accumulation_dtype(type), {shape.tokens()});
+    stash.expansion = allocate(type, {shape.tokens(), 2 * local_});
+  }
+}
+
+void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
+                                   const Tensor& branch_out) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const Arena::Frame frame(*execution.scratch);
+
+  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
+  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
+  linear_forward(execution, normed, parameters.weight(expand_), stash.expansion);
+  const Tensor product = execution.scratch->take(type, {tokens, local_});
+  gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
+  linear_forward(execution, product, parameters.weight(contract_), branch_out);
+  context_.sum_over_tensor(branch_out);
+}
+
+void GatedLinearUnitMixer::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
+                                          const Tensor& d_in) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  stash.d_out = d_out;
+  stash.d_expansion = kept.take(type, {tokens, 2 * local_});
+  const Arena::Frame frame(*execution.scratch);
+
+  const Tensor d_product = execution.scratch->take(type, {tokens, local_});
+  linear_backward_input(execution, d_out, parameters.weight(contract_), d_product);
+  gated_linear_unit_backward(execution, d_product, first(stash.expansion), second(stash.expansion), activation_,
+                             first(stash.d_expansion), second(stash.d_expansion));
+  const Tensor d_normed = execution.scratch->take(type, {tokens, hidden_});
+  linear_backward_input(execution, stash.d_expansion, parameters.weight(expand_), d_normed);
+  context_.sum_over_tensor(d_normed);
+  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in);
+}
+
+void GatedLinearUnitMixer::backward_weight(int slot) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const std::int64_t tokens = stash.d_out.size(0);
+  const Arena::Frame frame(*execution.scratch);
+
+  const Tensor product = execution.scratch->take(type, {tokens, local_});
+  gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
+  linear_backward_weight(execution, stash.d_out, product, parameters.gradient(contract_));
+  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
+  norm_apply(execution, stash.sum, stash.inverse_rms, normed);
+  linear_backward_weight(execution, stash.d_expansion, normed, parameters.gradient(expand_));
+}
+
+}  // namespace fulmen

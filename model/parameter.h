@@ -1,0 +1,74 @@
+// The declaration of a parameter: made once, read by initialisation, gradient synchronisation, the clip norm, optimiser
+// sharding, checkpoints, import and export.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "framework/random.h"
+#include "parallel/placement.h"
+
+namespace fulmen {
+
+// The initial value of one element of a logical tensor, from its global, row-major index: the same on every layout.
+using Initializer = std::function<double(const RandomStream& random, std::int64_t index)>;
+
+// A tensor as checkpoints and the released weights name it.
+struct LogicalTensor {
+  std::string name;
+  Shape shape;
+  Initializer initializer;
+};
+
+// What parameters of one flat buffer have in common.
+struct ParameterGroupKey {
+  bool wide = false;              // kept in fp64 with fp64 gradients whatever the model's precision (LRPE's theta)
+  bool weight_decay = true;
+  double learning_rate_scale = 1.0;
+  std::string clip_group = "default";
+  friend bool operator==(const ParameterGroupKey&, const ParameterGroupKey&) = default;
+};
+
+// A weight as a layer uses it: a matrix [rows, columns], perhaps fused from several logical tensors, perhaps split over the
+// tensor ranks along one dimension.
+struct ParameterDeclaration {
+  std::string name;                       // of the fused weight; that of the logical tensor when there is just one
+  std::vector<LogicalTensor> tensors;
+  int dimension = 0;                      // that the segments run along: 0 rows, 1 columns
+  std::vector<Segment> segments;
+  bool padded = false;                    // split into equal parts, the last ones padded with zeros that never learn
+  std::array<AxisPlacement, mesh_axes> placement{};   // by Axis
+  std::vector<int> shared_stages;         // pipeline coordinates that hold a copy, when placed as shared; the first owns it
+  ParameterGroupKey group;
+
+  AxisPlacement along(Axis axis) const { return placement[static_cast<std::size_t>(axis)]; }
+  const LogicalTensor& tensor(const std::string& tensor_name) const;
+};
+
+// A weight with one logical tensor [rows, columns]. Split along `dimension` over the tensor ranks in `units`, or, with
+// units = 0, replicated. Placed replicated_partial over data and sequence, owned along pipeline.
+ParameterDeclaration declare_weight(const std::string& name, Shape shape, Initializer initializer, int dimension,
+                                    std::int64_t units);
+// The placement that weights have over data, sequence and pipeline, with `tensor` along the tensor axis.
+std::array<AxisPlacement, mesh_axes> weight_placement(AxisPlacement tensor);
+
+// Normal(0, std), each element from the logical tensor's own random stream.
+Initializer normal_initializer(double std);
+
+// What one tensor rank holds of a declared weight.
+struct LocalSegment {
+  std::size_t segment = 0;        // in the declaration
+  IndexRange indices;             // of the segment, along the split dimension, in rows or columns
+  std::int64_t local_begin = 0;   // where it starts in the local matrix
+};
+struct LocalLayout {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::vector<LocalSegment> segments;
+};
+LocalLayout local_layout(const ParameterDeclaration& declaration, int tensor_ranks, int tensor_rank);
+
+}  // namespace fulmen

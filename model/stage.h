@@ -1,0 +1,86 @@
+// A contiguous run of layers on one pipeline rank, with the embedding before the first layer and the head after the last.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/language_head.h"
+#include "model/model_config.h"
+#include "model/sublayer.h"
+#include "model/token_embedding.h"
+
+namespace fulmen {
+
+struct StageRange {
+  std::int64_t first_layer = 0;
+  std::int64_t end_layer = 0;
+  bool embedding = true;
+  bool head = true;
+};
+
+// The stages of a pipeline: `layers_per_stage` when given (it must add up to the layers), else as even as can be, the
+// earlier ones larger. Throws UserError naming parallel.stages or parallel.pipeline.
+std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
+                                     const std::optional<std::vector<std::int64_t>>& layers_per_stage);
+
+std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range, int pipeline_stages);
+
+class Stage {
+ public:
+  Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context);
+
+  // Allocates for up to `slots` micro-batches of this shape in flight.
+  void prepare(const BatchShape& shape, int slots);
+
+  // input [tokens, hidden], null where the embedding is. With `gradient` a backward pass will follow.
+  void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, bool gradient);
+  // [tokens, hidden], what the next stage receives; valid until the slot's next forward. Null where the head is.
+  Tensor output(int slot) const;
+
+  // d_output [tokens, hidden], null where the head is. Returns the gradient of the stage's input (null where the embedding
+  // is), valid until the slot's backward_weight. d_output must live as long.
+  Tensor backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output);
+  void backward_weight(int slot);
+  // Both halves, sublayer by sublayer, in less memory. The result is valid until the stage's next backward pass.
+  Tensor backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output);
+
+  // Sum of the losses since it was last set to zero: fp64 [1] in device memory. Stays zero where there is no head.
+  Tensor loss_sum() const { return loss_sum_; }
+
+  // Recurrent decoding on a stage that has both embedding and head, prepared for length 1: advances the states (one per
+  // sublayer, null where state_shapes is empty) by one token a row and writes the logits [batch, vocabulary columns].
+  std::vector<Shape> state_shapes(std::int64_t batch) const;
+  void decode(const MicroBatch& micro_batch, const std::vector<Tensor>& states, const Tensor& logits);
+  // The logits of the slot's last forward, without a second pass through the layers: [tokens, vocabulary columns].
+  void logits(int slot, const Tensor& out) const;
+
+  const StageRange& range() const { return range_; }
+  const std::optional<LanguageHead>& head() const { return head_; }
+  // The hidden state that enters a layer of this stage, as of the slot's last forward: [tokens, hidden].
+  Tensor layer_input(int slot, std::int64_t layer) const;
+
+ private:
+  struct Kept {              // memory that outlives backward_input, until backward_weight
+    Arena arena;
+    std::unique_ptr<Arena::Frame> frame;
+    int slot = -1;           // -1: free
+  };
+  Kept& keep(int slot);
+  Tensor take_activation(Arena& arena) const;
+
+  StageRange range_;
+  const ModelContext& context_;
+  std::int64_t hidden_;
+  BatchShape shape_;
+  std::optional<TokenEmbedding> embedding_;
+  std::vector<std::unique_ptr<Sublayer>> sublayers_;
+  std::optional<LanguageHead> head_;
+  std::vector<OwnedTensor> outputs_;      // per slot
+  OwnedTensor branch_, embedded_;         // [tokens, hidden], of the micro-batch in hand
+  OwnedTensor d_even_, d_odd_;            // gradients between sublayers of backward(), in turns
+  OwnedTensor loss_sum_;
+  std::vector<std::unique_ptr<Kept>> kept_;
+};
+
+}  // namespace fulmen

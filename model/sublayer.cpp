@@ -1,0 +1,19 @@
+// What sublayers share.
+#include "model/sublayer.h"
+
+#include "kernels/elementwise.h"
+#include "kernels/norm.h"
+
+namespace fulmen {
+
+void add_and_normalize(const ModelContext& context, const Tensor& residual, const Tensor& branch, double epsilon,
+                       const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms) {
+  if (branch) {
+    residual_norm_forward(context.execution, residual, branch, epsilon, sum, normed, inverse_rms);
+    return;
+  }
+  copy(context.execution, residual, sum);
+  residual_norm_forward(context.execution, sum, {}, epsilon, sum, normed, inverse_rms);
+}
+
+}  // namespace fulmen

@@ -1,0 +1,80 @@
+// The contract between a stage and the residual branches it is made of. A sublayer receives the running sum and the last
+// branch's output separately, so that their addition is fused with its norm:
+//   sum = residual + branch;   branch_out = f(norm(sum))
+// Backward comes in two halves: backward_input makes the gradient of `sum` (and of everything that is not a matrix product),
+// backward_weight only adds matrix products to weight gradients. What they need is kept in a stash per slot.
+#pragma once
+
+#include <cstdint>
+
+#include "framework/execution.h"
+#include "model/parameter_store.h"
+#include "parallel/communicator.h"
+
+namespace fulmen {
+
+// What a sublayer stands on at run time. Belongs to the run and outlives the model.
+struct ModelContext {
+  Execution execution;
+  Communicator* tensor = nullptr;       // the tensor group
+  ParameterStore* parameters = nullptr;
+
+  // Sums equal-shaped partial results over the tensor group.
+  void sum_over_tensor(const Tensor& tensor_value) const {
+    if (tensor->size() > 1) tensor->all_reduce(tensor_value, ReduceOp::sum, execution.stream);
+  }
+};
+
+// residual_norm_forward of a sublayer: sum = residual + branch, or residual itself where there is no branch yet.
+void add_and_normalize(const ModelContext& context, const Tensor& residual, const Tensor& branch, double epsilon,
+                       const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms);
+
+struct BatchShape {
+  std::int64_t batch = 0;
+  std::int64_t length = 0;
+  std::int64_t tokens() const { return batch * length; }
+};
+
+// A micro-batch in device memory: this rank's local slice of each sample.
+struct MicroBatch {
+  BatchShape shape;
+  Tensor tokens;       // int32 [tokens]
+  Tensor targets;      // int32 [tokens]
+  Tensor weights;      // fp32 [tokens]: 0 masks a target
+  Tensor positions;    // int64 [batch, length], in the whole sample
+  Tensor segments;     // int64 [segments + 1]: where documents (and rows) start, and the end
+  Tensor loss_scale;   // fp64 [1]: 1 / targets that count in the global batch
+};
+
+class Sublayer {
+ public:
+  virtual ~Sublayer() = default;
+
+  // Allocates `slots` stashes for micro-batches of this shape. Nothing is allocated afterwards.
+  virtual void prepare(const BatchShape& shape, int slots) = 0;
+
+  // residual, branch, branch_out [tokens, hidden]; branch may be null (the first sublayer) and branch_out may alias it.
+  virtual void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
+                       const Tensor& branch_out) = 0;
+  // residual + branch of the last forward: the residual that the next sublayer receives.
+  virtual Tensor sum(int slot) const = 0;
+
+  // d_out is the gradient of both this sublayer's sum (past the branch) and its branch output; d_in that of residual and
+  // branch. What backward_weight will need is taken from `kept`; d_out must live until then. d_in may not alias d_out.
+  virtual void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) = 0;
+  virtual void backward_weight(int slot) = 0;
+
+  // Recurrent decoding: the state that one token hands to the next, empty when there is none.
+  virtual Shape state_shape(std::int64_t batch) const {
+    (void)batch;
+    return {};
+  }
+  // forward for one token of each row (length 1), reading and advancing the state.
+  virtual void decode(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual,
+                      const Tensor& branch, const Tensor& branch_out) {
+    (void)state;
+    forward(slot, micro_batch, residual, branch, branch_out);
+  }
+};
+
+}  // namespace fulmen

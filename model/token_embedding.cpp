@@ -1,0 +1,44 @@
+// The embedding at the head of the first stage.
+#include "model/token_embedding.h"
+
+#include <cmath>
+
+#include "kernels/embedding.h"
+
+namespace fulmen {
+
+ParameterDeclaration declare_embedding(const ModelConfig& config, int pipeline_stages) {
+  const double std = config.initializer_std;
+  const std::int64_t hidden = config.hidden;
+  const std::int64_t pad_row = config.pad_id.value_or(-1);
+  const Initializer initializer = [=](const RandomStream& random, std::int64_t index) {
+    return index / hidden == pad_row ? 0.0 : std * random.normal(static_cast<std::uint64_t>(index));
+  };
+  ParameterDeclaration declaration =
+      declare_weight(tied_embedding_name, {config.vocabulary, config.hidden}, initializer, 0, config.vocabulary);
+  declaration.padded = true;
+  if (pipeline_stages > 1) {
+    declaration.placement[static_cast<std::size_t>(Axis::pipeline)] = AxisPlacement::shared;
+    declaration.shared_stages = {0, pipeline_stages - 1};
+  }
+  return declaration;
+}
+
+TokenEmbedding::TokenEmbedding(const ModelConfig& config, const ModelContext& context)
+    : context_(context), scale_(std::sqrt(static_cast<double>(config.hidden))) {
+  embedding_ = context.parameters->id(tied_embedding_name);
+  rows_ = context.parameters->layout(embedding_).segments.front().indices;
+}
+
+void TokenEmbedding::forward(const MicroBatch& micro_batch, const Tensor& out) const {
+  const Tensor weight = context_.parameters->weight(embedding_).slice(0, 0, rows_.size());
+  embedding_forward(context_.execution, micro_batch.tokens, weight, rows_.begin, scale_, out);
+  context_.sum_over_tensor(out);
+}
+
+void TokenEmbedding::backward(const MicroBatch& micro_batch, const Tensor& d_out) const {
+  const Tensor gradient = context_.parameters->gradient(embedding_).slice(0, 0, rows_.size());
+  embedding_backward(context_.execution, micro_batch.tokens, d_out, rows_.begin, scale_, gradient);
+}
+
+}  // namespace fulmen

@@ -1,0 +1,64 @@
+// The record of a run.
+#include "train/metrics.h"
+
+#include <nlohmann/json.hpp>
+
+#include "framework/error.h"
+#include "framework/files.h"
+
+namespace fulmen {
+
+namespace {
+
+// The lines of an existing file up to a step, dropping a last line that a crash cut short.
+std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
+  std::string kept;
+  if (!std::filesystem::exists(path)) return kept;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
+    if (object.is_object() && object.value("step", std::int64_t{0}) <= step) kept += line + "\n";
+  }
+  return kept;
+}
+
+}  // namespace
+
+MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step) : path_(path) {
+  write_text_atomically(path, lines_up_to(path, resumed_step));
+  file_.open(path, std::ios::app);
+  if (!file_) throw UserError(path.string(), "cannot be written", "check the folder's permissions and the disk");
+}
+
+void MetricsWriter::write(const StepMetrics& metrics) {
+  const nlohmann::ordered_json line = {
+      {"step", metrics.step},
+      {"tokens", metrics.tokens},
+      {"loss_nats", metrics.loss_nats},
+      {"grad_norm", metrics.gradient_norm},
+      {"lr", metrics.learning_rate},
+      {"tokens_per_second", metrics.tokens_per_second},
+      {"tokens_per_second_per_rank", metrics.tokens_per_second_per_rank},
+      {"model_flops_utilisation", metrics.model_flops_utilisation},
+      {"step_seconds", metrics.step_seconds},
+      {"parts", metrics.parts},
+      {"memory_peak_bytes", metrics.memory_peak_bytes},
+  };
+  file_ << line.dump() << std::endl;
+  if (!file_) throw UserError(path_.string(), "cannot be written", "check the disk");
+}
+
+void MetricsWriter::write_evaluation(std::int64_t step, double loss_nats, double tokens) {
+  const nlohmann::ordered_json line = {{"step", step}, {"eval_loss_nats", loss_nats}, {"eval_tokens", tokens}};
+  file_ << line.dump() << std::endl;
+  if (!file_) throw UserError(path_.string(), "cannot be written", "check the disk");
+}
+
+double training_flops_per_token(const ModelConfig& config) {
+  double attention = 0.0;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer)
+    attention += 12.0 * static_cast<double>(config.hidden * config.head_width()) * (config.has_lrpe(layer) ? 2.0 : 1.0);
+  return 6.0 * static_cast<double>(parameter_count(config)) + attention;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,94 @@
+// Turns batches into losses and gradients on a mesh of ranks.
+#include "train/model_runner.h"
+
+#include <array>
+#include <chrono>
+
+#include "framework/transfer.h"
+#include "kernels/elementwise.h"
+
+namespace fulmen {
+
+namespace {
+
+const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
+  config.validate();
+  if (config.heads % shape.tensor != 0)
+    throw UserError("parallel.tensor", fmt::format("{} tensor ranks do not divide {} heads", shape.tensor, config.heads),
+                    "choose a number that divides model.heads");
+  if (shape.sequence != 1)
+    throw UserError("parallel.sequence", "is not built yet", "use 1");
+  return config;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution)
+    : config_(checked(config, mesh.shape())),
+      options_(options),
+      mesh_(mesh),
+      execution_(execution),
+      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline), options.micro_batches)),
+      report_(check_schedule(schedule_, options.micro_batches)),
+      range_(split_stages(config.layers, mesh.size(Axis::pipeline),
+                          options.layout.stages)[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))]),
+      parameters_(declare_stage(config, range_, mesh.size(Axis::pipeline)), mesh, options.precision, execution),
+      context_{execution, &mesh.along(Axis::tensor), &parameters_},
+      stage_(config, range_, context_),
+      sync_(parameters_, mesh, execution),
+      executor_(stage_, mesh.along(Axis::pipeline), options.micro_batch, config.hidden, options.precision.parameters,
+                report_.peak_stash[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], execution),
+      loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger) {}
+
+void ModelRunner::reset_loss() {
+  fill_zero(execution_, stage_.loss_sum());
+  targets_ = 0.0;
+}
+
+StepLoss ModelRunner::reduce_loss() {
+  // Losses live on the last stage only, and every rank of a tensor group has them; targets are known on all stages.
+  std::array<double, 2> sums = {0.0, targets_ / mesh_.size(Axis::pipeline)};
+  copy_to_host(execution_, stage_.loss_sum(), &sums[0]);
+  mesh_.along({Axis::sequence, Axis::data, Axis::pipeline})
+      .all_reduce(Tensor(sums.data(), DType::fp64, {2}), ReduceOp::sum, Stream{});
+  return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1]};
+}
+
+StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::function<void()>& update) {
+  FULMEN_CHECK(static_cast<int>(batches.size()) == options_.micro_batches, "{} micro-batches for a schedule of {}",
+               batches.size(), options_.micro_batches);
+  reset_loss();
+  for (const Batch& batch : batches) targets_ += batch.target_count();
+  const double global_targets = mesh_.along({Axis::sequence, Axis::data}).all_reduce(targets_, ReduceOp::sum);
+  const double scale = global_targets > 0.0 ? 1.0 / global_targets : 0.0;
+  copy_to_device(execution_, &scale, loss_scale_);
+  parameters_.zero_gradients(execution_);
+
+  reduce_seconds_ = update_seconds_ = 0.0;
+  const auto timed = [](double& seconds, const auto& work) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    seconds += seconds_since(start);
+  };
+  StepHandlers handlers;
+  handlers.reduce_shared = [&] { timed(reduce_seconds_, [&] { sync_.reduce_shared(); }); };
+  handlers.reduce_gradients = [&] { timed(reduce_seconds_, [&] { sync_.reduce_gradients(); }); };
+  handlers.optimizer_step = [&] {
+    if (update) timed(update_seconds_, update);
+  };
+  executor_.run(schedule_[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))], batches, loss_scale_, true, handlers);
+  return reduce_loss();
+}
+
+void ModelRunner::evaluate(std::span<const Batch> batches) {
+  for (const Batch& batch : batches) targets_ += batch.target_count();
+  const int micro_batches = static_cast<int>(batches.size());
+  const auto lists = make_schedule(ScheduleKind::one_forward_one_backward, mesh_.size(Axis::pipeline), micro_batches);
+  executor_.run(forward_only(lists[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))]), batches, loss_scale_, false, {});
+}
+
+}  // namespace fulmen

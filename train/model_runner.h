@@ -1,0 +1,78 @@
+// The model on this rank: its parameters, its stage of the pipeline, and what turns batches into losses and gradients.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "data/batch.h"
+#include "model/stage.h"
+#include "parallel/layout.h"
+#include "train/gradient_sync.h"
+#include "train/pipeline_executor.h"
+
+namespace fulmen {
+
+struct ModelRunnerOptions {
+  LayoutConfig layout;
+  Precision precision;
+  BatchShape micro_batch;
+  int micro_batches = 1;   // per step and data rank
+};
+
+// Over the whole global batch, equal on all ranks.
+struct StepLoss {
+  double loss_nats = 0.0;     // mean over the targets that count
+  double targets = 0.0;
+};
+
+class ModelRunner {
+ public:
+  // Makes the pipeline's schedule and checks it before anything runs. Throws UserError for a layout that does not fit the
+  // model (heads, layers).
+  ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution);
+  ModelRunner(const ModelRunner&) = delete;
+  ModelRunner& operator=(const ModelRunner&) = delete;
+
+  ParameterStore& parameters() { return parameters_; }
+  const ParameterStore& parameters() const { return parameters_; }
+  Stage& stage() { return stage_; }
+  PipelineExecutor& executor() { return executor_; }
+  const ScheduleReport& schedule_report() const { return report_; }
+  int micro_batches() const { return options_.micro_batches; }
+
+  // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces them;
+  // then calls update (null for none). Collective.
+  StepLoss accumulate(std::span<const Batch> batches, const std::function<void()>& update);
+
+  // The sum of losses and of target weights of this data rank's batches, forward only; any number of them, the same on all
+  // ranks of a pipeline. Call reduce_loss for the mean over all.
+  void evaluate(std::span<const Batch> batches);
+  // Mean loss since the last reset, over all ranks. Collective.
+  StepLoss reduce_loss();
+  void reset_loss();
+
+  // Seconds of the last accumulate() spent in reductions and in `update`.
+  double reduce_seconds() const { return reduce_seconds_; }
+  double update_seconds() const { return update_seconds_; }
+
+ private:
+  ModelConfig config_;
+  ModelRunnerOptions options_;
+  Mesh& mesh_;
+  Execution execution_;
+  std::vector<InstructionList> schedule_;
+  ScheduleReport report_;
+  StageRange range_;
+  ParameterStore parameters_;
+  ModelContext context_;
+  Stage stage_;
+  GradientSync sync_;
+  PipelineExecutor executor_;
+  OwnedTensor loss_scale_;    // fp64 [1]
+  double targets_ = 0.0;      // of this data rank, since the last reset
+  double reduce_seconds_ = 0.0, update_seconds_ = 0.0;
+};
+
+}  // namespace fulmen

@@ -1,0 +1,247 @@
+// The training loop.
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "checkpoint/agreement.h"
+#include "checkpoint/parameters.h"
+#include "data/batch_loader.h"
+#include "framework/files.h"
+#include "framework/log.h"
+#include "framework/progress.h"
+#include "framework/signals.h"
+#include "framework/text.h"
+#include "kernels/gemm.h"
+#include "train/learning_rate.h"
+#include "train/metrics.h"
+#include "train/optimizer.h"
+#include "train/training_state.h"
+
+namespace fulmen {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Operations per second of one matrix product on this rank, all ranks at once: what utilisation is measured against.
+double measure_peak(const Execution& execution, DType dtype) {
+  constexpr std::int64_t size = 512;
+  OwnedTensor a(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
+  OwnedTensor b(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
+  OwnedTensor c(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
+  double best = std::numeric_limits<double>::max();
+  for (int repeat = 0; repeat < 4; ++repeat) {
+    const auto start = Clock::now();
+    gemm(execution, a, b, c);
+    best = std::min(best, seconds_since(start));
+  }
+  return 2.0 * size * size * size / best;
+}
+
+class Trainer {
+ public:
+  Trainer(const TrainerOptions& options, Mesh& mesh, const Execution& execution)
+      : options_(options),
+        mesh_(mesh),
+        execution_(execution),
+        leader_(mesh.world().rank() == 0),
+        folder_(options.run.directory),
+        steps_(options.train.total_steps(options.data.sequence_length)),
+        runner_(options.model, runner_options(options, mesh.shape()), mesh, execution),
+        optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh, execution) {}
+
+  ExitCode run();
+
+ private:
+  void start();
+  void write_header(double peak);
+  StepMetrics step(BatchLoader& loader);
+  bool asked_to_stop();
+  void save();
+
+  const TrainerOptions& options_;
+  Mesh& mesh_;
+  Execution execution_;
+  bool leader_;
+  std::filesystem::path folder_;
+  std::int64_t steps_;
+  ModelRunner runner_;
+  Optimizer optimizer_;
+  TrainingProgress progress_;
+  std::int64_t saved_step_ = -1;
+  double flops_per_token_ = 0.0, peak_ = 0.0;
+  std::vector<Batch> batches_;
+};
+
+void Trainer::start() {
+  if (options_.resume) {
+    const CheckpointReader checkpoint(*options_.resume);
+    progress_ = load_training_state(checkpoint, options_.model, runner_, optimizer_, mesh_.world());
+    saved_step_ = progress_.step;
+    log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
+  } else {
+    runner_.parameters().initialize(static_cast<std::uint64_t>(options_.run.seed), execution_);
+  }
+  flops_per_token_ = training_flops_per_token(options_.model);
+  peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters), ReduceOp::sum);
+  const MeshShape& shape = mesh_.shape();
+  log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
+           with_thousands(parameter_count(options_.model)));
+  log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, bubble {:.1f} %", shape.describe(),
+           runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
+           100.0 * runner_.schedule_report().bubble);
+  if (leader_) write_header(peak_);
+}
+
+void Trainer::write_header(double peak) {
+  write_text_atomically(folder_ / "configuration.yaml", options_.configuration);
+  write_text_atomically(
+      folder_ / "run.yaml",
+      fmt::format("parameters: {}\n"
+                  "ranks: {}\n"
+                  "layout: {}\n"
+                  "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
+                  "peak_flops: {:.6g}   # all ranks' 512 x 512 x 512 matrix product, measured at the start, added up\n"
+                  "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
+                  parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_, peak));
+}
+
+StepMetrics Trainer::step(BatchLoader& loader) {
+  const auto start = Clock::now();
+  batches_.clear();
+  for (int m = 0; m < runner_.micro_batches(); ++m) batches_.push_back(loader.next());
+  const double data_seconds = seconds_since(start);
+  const double rate = learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, progress_.step, steps_);
+  const StepLoss loss = runner_.accumulate(batches_, [&] { optimizer_.step(rate, progress_.step); });
+  const double norm = optimizer_.gradient_norm();
+  if (!std::isfinite(loss.loss_nats) || !std::isfinite(norm))
+    throw DivergedError(fmt::format("step {}: the loss is {} and the gradient's norm {}\n"
+                                    "  -> resume from the last checkpoint with a lower learning rate or more warm-up",
+                                    progress_.step + 1, loss.loss_nats, norm));
+
+  const std::int64_t step_tokens = options_.train.global_batch * options_.data.sequence_length;
+  progress_.step += 1;
+  progress_.samples += options_.train.global_batch;
+  progress_.tokens += step_tokens;
+
+  StepMetrics metrics;
+  metrics.step = progress_.step;
+  metrics.tokens = progress_.tokens;
+  metrics.loss_nats = loss.loss_nats;
+  metrics.gradient_norm = norm;
+  metrics.learning_rate = rate;
+  metrics.step_seconds = seconds_since(start);
+  metrics.tokens_per_second = static_cast<double>(step_tokens) / metrics.step_seconds;
+  metrics.tokens_per_second_per_rank = metrics.tokens_per_second / mesh_.world().size();
+  metrics.model_flops_utilisation = metrics.tokens_per_second * flops_per_token_ / peak_;
+  metrics.parts = {{"data", data_seconds},
+                   {"reduce", runner_.reduce_seconds()},
+                   {"update", runner_.update_seconds()},
+                   {"compute", metrics.step_seconds - data_seconds - runner_.reduce_seconds() - runner_.update_seconds()}};
+  return metrics;
+}
+
+bool Trainer::asked_to_stop() {
+  const bool file = leader_ && std::filesystem::exists(folder_ / "STOP");
+  const std::int64_t wish = stop_signal() != 0 || file ? 1 : 0;
+  return mesh_.world().all_reduce(wish, ReduceOp::max) != 0;
+}
+
+void Trainer::save() {
+  if (saved_step_ == progress_.step) return;
+  const auto start = Clock::now();
+  std::vector<std::filesystem::path> extra;
+  const CorpusManifest manifest = read_corpus_manifest(options_.data.path);
+  if (!manifest.tokenizer_file.empty()) extra.push_back(std::filesystem::path(options_.data.path) / manifest.tokenizer_file);
+  const std::filesystem::path root = folder_ / "checkpoints";
+  const std::filesystem::path saved = save_training_state(root, options_.model, options_.configuration, progress_, runner_,
+                                                          optimizer_, extra, mesh_.world());
+  saved_step_ = progress_.step;
+  if (leader_) prune_checkpoints(root, options_.checkpoint.keep);
+  log_info("checkpoint {} in {:.2f} s", saved.string(), seconds_since(start));
+}
+
+ExitCode Trainer::run() {
+  start();
+  std::optional<MetricsWriter> writer;
+  if (leader_) writer.emplace(folder_ / "metrics.jsonl", progress_.step);
+  BatchLoader loader(options_.data.path, loader_options(options_, mesh_, progress_.samples));
+  Progress bar("train", steps_, !leader_);
+
+  bool stopped = false;
+  while (progress_.step < steps_ && !stopped) {
+    StepMetrics metrics = step(loader);
+    if (metrics.step % options_.run.log_every == 0 || metrics.step == steps_) {
+      const auto peak_bytes = static_cast<std::int64_t>(execution_.ledger->peak_total());
+      metrics.memory_peak_bytes = static_cast<std::uint64_t>(mesh_.world().all_reduce(peak_bytes, ReduceOp::max));
+      if (leader_) writer->write(metrics);
+    }
+    bar.update(metrics.step, fmt::format("loss {:.4f}  {} tokens/s", metrics.loss_nats,
+                                         with_thousands(static_cast<std::int64_t>(metrics.tokens_per_second))));
+    stopped = progress_.step < steps_ && asked_to_stop();
+    const bool due = options_.checkpoint.every > 0 && progress_.step % options_.checkpoint.every == 0;
+    if (due || stopped || progress_.step == steps_) save();
+  }
+  bar.finish();
+  save();
+  if (!stopped) return ExitCode::done;
+  if (leader_) std::filesystem::remove(folder_ / "STOP");
+  log_info("stopped at step {} of {} as asked; run the same command again to go on", progress_.step, steps_);
+  return ExitCode::stopped;
+}
+
+}  // namespace
+
+ModelRunnerOptions runner_options(const TrainerOptions& options, const MeshShape& shape) {
+  ModelRunnerOptions runner;
+  runner.layout = options.layout;
+  runner.precision = options.precision;
+  runner.micro_batch = {options.train.micro_batch, options.data.sequence_length};
+  runner.micro_batches = static_cast<int>(options.train.global_batch / (shape.data * options.train.micro_batch));
+  return runner;
+}
+
+BatchLoaderOptions loader_options(const TrainerOptions& options, const Mesh& mesh, std::int64_t first_sample) {
+  BatchLoaderOptions loader;
+  loader.sequence_length = options.data.sequence_length;
+  loader.global_batch = options.train.global_batch;
+  loader.micro_batch = options.train.micro_batch;
+  loader.data_ranks = mesh.size(Axis::data);
+  loader.data_rank = mesh.coordinate(Axis::data);
+  loader.seed = static_cast<std::uint64_t>(options.run.seed);
+  loader.shuffle = options.data.shuffle;
+  loader.reset_state_at_documents = options.data.reset_state_at_documents;
+  loader.first_sample = first_sample;
+  return loader;
+}
+
+void check_training(const TrainerOptions& options, const MeshShape& shape) {
+  const std::int64_t batch = options.train.global_batch, micro = options.train.micro_batch;
+  if (batch % (shape.data * micro) != 0)
+    throw UserError("train.global_batch",
+                    fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", batch, shape.data, micro),
+                    fmt::format("use a multiple of {}", shape.data * micro));
+  const CorpusManifest manifest = read_corpus_manifest(options.data.path);
+  if (manifest.vocabulary > options.model.vocabulary)
+    throw UserError("model.vocabulary",
+                    fmt::format("{} is smaller than the corpus's {} ({})", options.model.vocabulary, manifest.vocabulary,
+                                options.data.path),
+                    fmt::format("set it to {} or more", manifest.vocabulary));
+}
+
+ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution) {
+  check_training(options, mesh.shape());
+  Communicator& ranks = mesh.world();
+  const auto start = Clock::now();
+  run_agreed(ranks, [&] { verify_corpus(options.data.path, ranks.rank(), ranks.size()); });
+  log_info("corpus: {} tokens, checksums verified in {:.1f} s",
+           with_thousands(read_corpus_manifest(options.data.path).tokens()), seconds_since(start));
+  return Trainer(options, mesh, execution).run();
+}
+
+}  // namespace fulmen

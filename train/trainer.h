@@ -1,0 +1,43 @@
+// A training run from its configuration to its last checkpoint.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "data/batch_loader.h"
+#include "framework/exit_code.h"
+#include "model/model_config.h"
+#include "parallel/layout.h"
+#include "train/model_runner.h"
+#include "train/train_config.h"
+
+namespace fulmen {
+
+struct TrainerOptions {
+  ModelConfig model;
+  LayoutConfig layout;
+  Precision precision;
+  DataConfig data;
+  TrainConfig train;
+  CheckpointConfig checkpoint;
+  RunConfig run;
+  std::string configuration;                          // the resolved configuration, YAML, for the checkpoints
+  std::optional<std::filesystem::path> resume;        // a checkpoint folder, or nothing for a fresh start
+};
+
+// Checks that belong to neither the schema nor the model: batches that data ranks and micro-batches do not divide, a model
+// vocabulary smaller than the corpus's. Throws UserError.
+void check_training(const TrainerOptions& options, const MeshShape& shape);
+
+// How a run's options reach the model runner and the loader of this rank.
+ModelRunnerOptions runner_options(const TrainerOptions& options, const MeshShape& shape);
+BatchLoaderOptions loader_options(const TrainerOptions& options, const Mesh& mesh, std::int64_t first_sample);
+
+// Trains until the last step (ExitCode::done) or until asked to stop by a signal or a file STOP in the run folder
+// (ExitCode::stopped), with a checkpoint at the end either way. Throws DivergedError when the loss or the gradient's norm is
+// no longer finite: the last checkpoint then stays as it is. The corpus's checksums are verified first, its shards dealt
+// over the ranks. Collective over the mesh.
+ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution);
+
+}  // namespace fulmen

@@ -1,0 +1,49 @@
+// Saving and restoring a training run.
+#include "train/training_state.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "checkpoint/parameters.h"
+
+namespace fulmen {
+
+namespace {
+constexpr const char* parameters_prefix = "parameters/";
+constexpr const char* exp_avg_prefix = "optimizer/exp_avg/";
+constexpr const char* exp_avg_sq_prefix = "optimizer/exp_avg_sq/";
+}  // namespace
+
+std::filesystem::path save_training_state(const std::filesystem::path& root, const ModelConfig& model,
+                                          const std::string& configuration, const TrainingProgress& progress,
+                                          const ModelRunner& runner, const Optimizer& optimizer,
+                                          const std::vector<std::filesystem::path>& extra_files, Communicator& world) {
+  CheckpointDescription description;
+  description.step = progress.step;
+  description.samples = progress.samples;
+  description.tokens = progress.tokens;
+  description.model = model.identity();
+  description.configuration = configuration;
+  const ParameterStore& parameters = runner.parameters();
+  std::vector<TensorPiece> pieces = pieces_to_save(parameters, parameters.flat_weights(), parameters_prefix);
+  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg(), exp_avg_prefix), std::back_inserter(pieces));
+  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix), std::back_inserter(pieces));
+  SaveOptions options;
+  options.extra_files = extra_files;
+  return save_checkpoint(root, description, pieces, world, options);
+}
+
+TrainingProgress load_training_state(const CheckpointReader& checkpoint, const ModelConfig& model, ModelRunner& runner,
+                                     Optimizer& optimizer, Communicator& world) {
+  require_same_model(checkpoint, model);
+  checkpoint.verify(world);
+  const ParameterStore& parameters = runner.parameters();
+  load_pieces(checkpoint, parameters, parameters.flat_weights(), parameters_prefix);
+  const CheckpointDescription& saved = checkpoint.description();
+  if (saved.step == 0) return {};
+  load_pieces(checkpoint, parameters, optimizer.exp_avg(), exp_avg_prefix);
+  load_pieces(checkpoint, parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix);
+  return {saved.step, saved.samples, saved.tokens};
+}
+
+}  // namespace fulmen
