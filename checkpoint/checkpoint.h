@@ -1,0 +1,84 @@
+// Checkpoints, version 1: a folder `step-00000500/` with one `shard-*.h5` per writing rank, `parameters.h5` whose virtual
+// datasets show every tensor whole, the tokeniser's file, and `manifest.yaml`, written last. Files hold pieces of logical
+// tensors with their global shapes and offsets: nothing in them depends on the layout that wrote them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/tensor.h"
+#include "parallel/communicator.h"
+
+namespace fulmen {
+
+// A hyperslab of a logical tensor, in host memory.
+struct TensorPiece {
+  std::string name;                     // "parameters/NAME", "optimizer/exp_avg/NAME", ...
+  Shape global_shape;
+  std::vector<std::int64_t> offset;     // of the piece in the logical tensor
+  Tensor memory;                        // the piece; may be strided. Its dtype is the stored one when saving
+};
+
+struct CheckpointDescription {
+  std::int64_t step = 0;                // updates done
+  std::int64_t tokens = 0;              // consumed
+  std::int64_t samples = 0;             // consumed: the place in the sampling order
+  std::map<std::string, std::string> model;   // what makes it this model: family, variant, layers, hidden, ... as YAML scalars
+  std::string configuration;            // the resolved configuration, YAML; may be empty (imported)
+};
+
+// Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set): every rank writes
+// its pieces into a temporary folder, all agree, rank 0 writes parameters.h5 and the manifest and renames the folder. Every
+// cell of every tensor must be written exactly once (checked; InternalError). `extra_files` are copied in by rank 0.
+// Returns the folder. Throws UserError on all ranks when the place cannot be written or the disk is full; what was there
+// before stays valid.
+struct SaveOptions {
+  bool exact_folder = false;            // `root` is the checkpoint folder itself
+  std::vector<std::filesystem::path> extra_files;
+};
+std::filesystem::path save_checkpoint(const std::filesystem::path& root, const CheckpointDescription& description,
+                                      const std::vector<TensorPiece>& pieces, Communicator& communicator,
+                                      const SaveOptions& options = {});
+
+// An opened checkpoint.
+class CheckpointReader {
+ public:
+  // Reads and checks the manifest: format, version, and that every file has its size. Throws UserError.
+  explicit CheckpointReader(const std::filesystem::path& folder);
+  ~CheckpointReader();
+  CheckpointReader(CheckpointReader&&) noexcept;
+
+  // Compares the checksum of every file, the files dealt out over the ranks; all ranks agree on the verdict and throw
+  // UserError naming the damaged file.
+  void verify(Communicator& communicator) const;
+
+  const CheckpointDescription& description() const;
+  const std::filesystem::path& folder() const;
+  std::optional<std::filesystem::path> tokenizer_file() const;
+  bool has(const std::string& name) const;                     // "parameters/NAME"
+  std::vector<std::string> names() const;
+  Shape shape(const std::string& name) const;
+  DType dtype(const std::string& name) const;
+  // Reads the hyperslab at `offset` of `memory`'s shape, converting to its dtype. Throws UserError naming the tensor when it
+  // is missing, of another shape (global_shape is compared unless empty) or incomplete (a missing piece reads as NaN).
+  void read(const TensorPiece& piece) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it. Throws UserError when there is
+// none (listing what was found invalid and why).
+std::filesystem::path find_checkpoint(const std::filesystem::path& path);
+// The same, but nothing when there is none; folders that are not valid are named in `skipped`.
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& root, std::vector<std::string>* skipped = nullptr);
+// Deletes all but the newest `keep` valid checkpoints of root, and leftovers of interrupted saves. keep = 0 keeps all.
+void prune_checkpoints(const std::filesystem::path& root, std::int64_t keep);
+
+}  // namespace fulmen

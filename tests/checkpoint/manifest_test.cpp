@@ -1,0 +1,107 @@
+// What a manifest holds comes back; each way in which one can be wrong has its message.
+#include "checkpoint/manifest.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include "framework/files.h"
+#include "tests/checkpoint/checkpoint_helpers.h"
+
+namespace fulmen {
+namespace {
+
+using namespace testing_checkpoint;
+
+void replace_in(const fs::path& file, const std::string& from, const std::string& to) {
+  std::string text = read_text(file);
+  const std::size_t at = text.find(from);
+  ASSERT_NE(at, std::string::npos) << from << " in\n" << text;
+  write_text_atomically(file, text.replace(at, from.size(), to));
+}
+
+// A valid checkpoint whose manifest is then edited; the message with which opening it is refused.
+std::string refusal_after(const std::string& from, const std::string& to) {
+  const TemporaryFolder root;
+  const fs::path folder = save_alone(root.path(), 5, 1);
+  replace_in(folder / manifest_file, from, to);
+  return message_of<UserError>([&] { const CheckpointReader reader(folder); });
+}
+
+TEST(Manifest, RoundTrip) {
+  const TemporaryFolder folder;
+  CheckpointManifest manifest;
+  manifest.description = {500,
+                          1'000'000'000'000,
+                          123456,
+                          {{"family", "transnormer"},
+                           {"layers", "24"},
+                           {"lrpe_layers", "[0, 1]"},
+                           {"odd", "true"},
+                           {"none", "null"},
+                           {"colon", "a: b"}},
+                          "run:\n  name: \"0123\"\n  note: 'x: y'\nlist: [1, 2]\n"};
+  manifest.files = {{"parameters.h5", 123, "8f4e1c02a7b93d56"}, {"shard-00000.h5", 1ULL << 40, "0000000000000001"}};
+  write_manifest(folder.path(), manifest);
+  const CheckpointManifest back = read_manifest(folder.path());
+  EXPECT_EQ(back.description.step, 500);
+  EXPECT_EQ(back.description.tokens, 1'000'000'000'000);
+  EXPECT_EQ(back.description.samples, 123456);
+  EXPECT_EQ(back.description.model, manifest.description.model);
+  ASSERT_EQ(back.files.size(), 2U);
+  EXPECT_EQ(back.files[1].file, "shard-00000.h5");
+  EXPECT_EQ(back.files[1].bytes, 1ULL << 40);
+  EXPECT_EQ(back.files[1].xxh3, "0000000000000001");
+  const YAML::Node configuration = YAML::Load(back.description.configuration);
+  EXPECT_EQ(configuration["run"]["name"].Scalar(), "0123");
+  EXPECT_EQ(configuration["run"]["note"].Scalar(), "x: y");
+  EXPECT_EQ(configuration["list"][1].as<int>(), 2);
+}
+
+TEST(Manifest, AnEmptyConfigurationStaysEmpty) {
+  const TemporaryFolder folder;
+  write_manifest(folder.path(), {{}, {{"parameters.h5", 1, "00"}}});
+  EXPECT_EQ(read_manifest(folder.path()).description.configuration, "");
+}
+
+TEST(Manifest, AnotherFormat) {
+  expect_mentions(refusal_after("fulmen-checkpoint", "fulmen-corpus"),
+                  {"manifest.yaml", "'fulmen-corpus'", "'fulmen-checkpoint'"});
+}
+
+TEST(Manifest, ANewerVersion) {
+  expect_mentions(refusal_after("version: 1", "version: 2"), {"manifest.yaml", "version 2", "version 1", "newer"});
+}
+
+TEST(Manifest, Damages) {
+  expect_mentions(refusal_after("step: 5", "step: five"), {"'step'", "damaged"});
+  expect_mentions(refusal_after("step: 5", "step: -5"), {"'step'", "negative"});
+  expect_mentions(refusal_after("tokens:", "tokeens:"), {"'tokens'", "damaged"});
+  expect_mentions(refusal_after("format:", "format"), {"manifest.yaml", "not valid YAML", "line"});
+  expect_mentions(refusal_after("file: parameters.h5", "file: ../parameters.h5"), {"../parameters.h5"});
+  expect_mentions(refusal_after("file: shard-00000.h5", "file: parameters.h5"), {"parameters.h5"});
+}
+
+TEST(Manifest, ACutManifest) {
+  const TemporaryFolder root;
+  const fs::path folder = save_alone(root.path(), 5, 1);
+  const std::string text = read_text(folder / manifest_file);
+  for (const double share : {0.0, 0.1, 0.5, 0.8}) {
+    write_text_atomically(folder / manifest_file,
+                          text.substr(0, static_cast<std::size_t>(share * static_cast<double>(text.size()))));
+    expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(folder); }), {"manifest.yaml", "->"});
+  }
+}
+
+TEST(Manifest, NoManifestNoFolderNoDirectory) {
+  const TemporaryFolder root;
+  const fs::path folder = save_alone(root.path(), 5, 1);
+  fs::remove(folder / manifest_file);
+  expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(folder); }),
+                  {"no manifest.yaml", "interrupted", folder.string()});
+  expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(root.path() / "absent"); }),
+                  {"no such folder"});
+  expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(folder / "shard-00000.h5"); }),
+                  {"not a folder"});
+}
+
+}  // namespace
+}  // namespace fulmen
