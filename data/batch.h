@@ -1,0 +1,23 @@
+// What one micro-batch is made of, in host memory.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace fulmen {
+
+// `batch` rows of `length` positions: a rank's local slice of each sample. All arrays are row-major [batch, length] but
+// `segments`.
+struct Batch {
+  std::int64_t batch = 0;
+  std::int64_t length = 0;
+  std::vector<std::int32_t> tokens;
+  std::vector<std::int32_t> targets;     // the next token of the stream
+  std::vector<float> weights;            // 1, or 0 for a target that does not count
+  std::vector<std::int64_t> positions;   // in the whole sample, from 0
+  // Offsets into batch * length at which a row, or a document in it, starts, and the end.
+  std::vector<std::int64_t> segments;
+  double target_count() const;   // sum of the weights
+};
+
+}  // namespace fulmen

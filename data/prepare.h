@@ -1,0 +1,38 @@
+// Text to a tokenised corpus, in one pass whose memory does not grow with the input.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "data/corpus.h"
+
+namespace fulmen {
+
+struct PrepareOptions {
+  std::vector<std::filesystem::path> inputs;   // .txt, .jsonl, either with .gz, .dz or .zst; folders of them
+  std::filesystem::path output;
+  TokenizerKind tokenizer = TokenizerKind::sentencepiece;
+  std::filesystem::path tokenizer_model;   // an existing SentencePiece model; empty: train one on a sample of the input
+  std::int64_t vocabulary = 8000;          // of the model to train; for kind none, of the ids
+  std::int64_t tokenizer_sample_bytes = 2'500'000;   // of text, from all over the input, to train on
+  std::string json_field = "text";
+  std::string document_separator = "blank-line";   // of plain text: blank-line, line, file
+  double holdout = 0.0;                            // share of the documents that goes to output/holdout instead
+  std::int64_t shard_tokens = 100'000'000;
+  std::uint64_t seed = 1;   // of the choice of held-out documents
+  bool quiet = false;
+};
+
+struct PrepareSummary {
+  CorpusManifest train;
+  CorpusManifest holdout;   // without shards when nothing was held out
+  double seconds = 0.0;
+};
+
+// Writes output/ and, with a holdout, output/holdout/ (a corpus of its own). Throws UserError for unreadable or
+// malformed input (file and line), for input without any text, and when output holds something already.
+PrepareSummary prepare_corpus(const PrepareOptions& options);
+
+}  // namespace fulmen

@@ -1,0 +1,53 @@
+// Documents of text, one after the other, from files of many kinds, in memory that does not grow with them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace fulmen {
+
+// A document or, of one larger than a mebibyte, the next piece of it: cut behind a line end where there is one, else
+// between two characters.
+struct TextPiece {
+  std::string text;
+  bool ends_document = true;
+};
+
+enum class DocumentSeparator { blank_line, line, file };
+// "blank-line", "line" or "file". Throws UserError for another name.
+DocumentSeparator parse_document_separator(const std::string& name);
+
+struct TextSourceOptions {
+  std::string json_field = "text";                               // of .jsonl: the key that holds a document
+  DocumentSeparator separator = DocumentSeparator::blank_line;   // of plain text
+};
+
+// The files meant by `inputs`, folders walked in alphabetical order for .txt and .jsonl, each plain or with .gz, .dz or
+// .zst. A file that is named itself may have any name: it is taken for plain text unless that ends in .jsonl, .ndjson
+// or .json. Throws UserError for a path that does not exist, a folder without such files, or a kind of file that holds
+// no text.
+std::vector<std::filesystem::path> list_text_files(const std::vector<std::filesystem::path>& inputs);
+
+// Plain text: lines joined by '\n' ('\r\n' is one line end), the last line end and empty lines before the first left
+// out; a blank line may hold white space. Documents of nothing but white space are skipped. Bytes that are not UTF-8
+// are handed on as they are.
+class TextSource {
+ public:
+  TextSource(std::vector<std::filesystem::path> files, TextSourceOptions options);
+  ~TextSource();
+  TextSource(TextSource&&) noexcept;
+
+  // False at the end of the last file. Throws UserError for a line that is not a JSON object with that field (file and
+  // line), for damaged or truncated compressed data, and for unreadable files.
+  bool next(TextPiece& piece);
+  std::int64_t file_bytes_read() const;   // of all files so far, as they are stored
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace fulmen
