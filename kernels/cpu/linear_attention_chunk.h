@@ -1,0 +1,112 @@
+// What the forward and the backward pass of chunked linear attention share: the chunks of a row, tables of decay
+// powers, and the loading of strided rows with activation and LRPE.
+#pragma once
+
+#include <vector>
+
+#include "kernels/cpu/small_product.h"
+#include "kernels/linear_attention.h"
+
+namespace fulmen::cpu {
+
+// Tokens of a chunk. The work per token grows as 1.25 chunk + 2 width; 64 keeps a chunk's matrices in the cache.
+inline constexpr std::int64_t chunk_tokens = 64;
+
+// Consecutive tokens of one document in one row.
+struct Chunk {
+  std::int64_t begin;       // position in the row
+  std::int64_t length;      // 1 to chunk_tokens
+  bool starts_segment;
+  bool ends_segment;
+};
+
+// The chunks of every row. A chunk never crosses the end of a segment.
+std::vector<std::vector<Chunk>> cut_into_chunks(const LinearAttentionInputs& inputs);
+
+struct AttentionShape {
+  explicit AttentionShape(const LinearAttentionInputs& inputs);
+
+  std::int64_t batch, length, heads, key_width, value_width;
+  std::int64_t state_width;                    // key_width, doubled by LRPE
+  // Row strides of the chunk's matrices: whole vectors.
+  std::int64_t key_stride, value_stride;       // of [tokens, state_width] and of [tokens, value_width]
+};
+
+// How many threads share out the heads of all rows: one where they would wait longer than they work.
+int attention_threads(const AttentionShape& shape);
+
+// Powers of one head's decay, none of them above 1.
+template <class T>
+class DecayTable {
+ public:
+  // memory: elements() of T.
+  DecayTable(T* memory, double slope);
+  static constexpr std::int64_t elements() { return 4 * chunk_tokens + 1; }
+
+  T power(std::int64_t n) const { return powers_[n]; }
+  const T* from_start() const { return powers_ + 1; }                            // [i] = decay^(i + 1)
+  const T* to_end(std::int64_t length) const { return causal_ - (length - 1); }  // [i] = decay^(length - 1 - i)
+  const T* causal() const { return causal_; }                                    // [j - i] = decay^(i - j), j <= i
+
+ private:
+  T* powers_;   // decay^0 ... decay^chunk_tokens
+  T* causal_;   // the same backwards, ending in decay^0, then zeros
+};
+
+// Per (batch, head) slices of strided tensors [batch, length, heads, width].
+template <class T>
+struct HeadRows {
+  HeadRows() = default;
+  HeadRows(const Tensor& x, std::int64_t row, std::int64_t head)
+      : data(x.as<T>() + row * x.stride(0) + head * x.stride(2)), stride(x.stride(1)) {}
+  T* at(std::int64_t position) const { return data + position * stride; }
+
+  T* data = nullptr;
+  std::int64_t stride = 0;
+};
+
+// to [rows, width] = activation(from); derivatives [rows, width], unless null, its derivative. All with row strides.
+template <class T>
+void load_rows(Activation activation, const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width,
+               T* to, T* derivatives, std::int64_t to_stride);
+
+// x [rows, width] *= factors [rows].
+template <class T>
+void scale_rows(T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, const T* factors);
+
+// LRPE's cosines and sines of `rows` positions, [rows, width] with row stride `width`. angles: scratch of that size.
+template <class T>
+void lrpe_tables(const std::int64_t* positions, std::int64_t position_stride, const double* theta, std::int64_t rows,
+                 std::int64_t width, double* angles, T* cosines, T* sines);
+
+// to [rows, 2 width] = [x cos, x sin].
+template <class T>
+void lrpe_expand(const T* x, std::int64_t x_stride, const T* cosines, const T* sines, std::int64_t rows,
+                 std::int64_t width, T* to, std::int64_t to_stride);
+
+// Scratch of one chunk's LRPE: what turns a query or key of width w into one of width 2 w.
+template <class T>
+struct LrpeScratch {
+  double* angles = nullptr;
+  T *cosines = nullptr, *sines = nullptr;   // [chunk_tokens, key_width]
+};
+
+// Hands out parts of a block of scratch memory, each aligned to a cache line.
+template <class T>
+class Carver {
+ public:
+  explicit Carver(void* memory = nullptr) : memory_(static_cast<char*>(memory)) {}
+  template <class U = T>
+  U* take(std::int64_t elements) {
+    void* part = memory_ == nullptr ? nullptr : memory_ + bytes_;
+    bytes_ += (elements * static_cast<std::int64_t>(sizeof(U)) + 63) / 64 * 64;
+    return static_cast<U*>(part);
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace fulmen::cpu

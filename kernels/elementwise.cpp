@@ -1,0 +1,60 @@
+// Argument checks and dispatch of the plain passes over memory.
+#include "kernels/elementwise.h"
+
+#include "kernels/cpu/elementwise.h"
+#include "kernels/dispatch.h"
+
+namespace fulmen {
+namespace {
+
+void check_contiguous(const Tensor& x, const char* name) {
+  FULMEN_CHECK(x.elements() == 0 || x.is_contiguous(), "{} is not contiguous", name);
+}
+
+}  // namespace
+
+void fill_zero(const Execution& execution, const Tensor& x) {
+  check_contiguous(x, "x");
+  if (x.elements() == 0) return;
+  run_on_device(execution, {"fill", 0.0, traffic({x})}, [&] { cpu::fill_zero(execution, x); });
+}
+
+void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out) {
+  check_contiguous(a, "a"), check_contiguous(b, "b"), check_contiguous(out, "out");
+  check_dtype(b, a.dtype(), "b"), check_dtype(out, a.dtype(), "out");
+  check_shape(b, a.shape(), "b"), check_shape(out, a.shape(), "out");
+  if (a.elements() == 0) return;
+  run_on_device(execution, {"add", 0.0, traffic({a, b, out})}, [&] { cpu::add(execution, a, b, out); });
+}
+
+void scale(const Execution& execution, const Tensor& x, double factor) {
+  check_contiguous(x, "x");
+  if (x.elements() == 0) return;
+  run_on_device(execution, {"scale", 0.0, traffic({x, x})}, [&] { cpu::scale(execution, x, factor); });
+}
+
+void copy(const Execution& execution, const Tensor& from, const Tensor& to) {
+  check_shape(to, from.shape(), "to");
+  if (from.elements() == 0) return;
+  check_unit_inner_stride(from, "from"), check_unit_inner_stride(to, "to");
+  FULMEN_CHECK(from.dtype() == to.dtype() || (is_floating(from.dtype()) && is_floating(to.dtype())),
+               "no conversion from {} to {}", name_of(from.dtype()), name_of(to.dtype()));
+  run_on_device(execution, {"copy", 0.0, traffic({from, to})}, [&] { cpu::copy(execution, from, to); });
+}
+
+void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tensor& total) {
+  check_contiguous(x, "x");
+  check_vector(total, DType::fp64, 1, "total");
+  if (x.elements() == 0) return;
+  run_on_device(execution, {"gradient norm", 0.0, traffic({x})}, [&] { cpu::add_sum_of_squares(execution, x, total); });
+}
+
+void add_sum(const Execution& execution, const Tensor& x, const Tensor& total) {
+  check_contiguous(x, "x");
+  check_vector(total, DType::fp64, 1, "total");
+  if (x.elements() == 0) return;
+  check_dtype(x, DType::fp64, "x");
+  run_on_device(execution, {"loss sum", 0.0, traffic({x})}, [&] { cpu::add_sum(execution, x, total); });
+}
+
+}  // namespace fulmen

@@ -1,0 +1,19 @@
+// Plain passes over memory.
+#pragma once
+
+#include "framework/execution.h"
+
+namespace fulmen {
+
+void fill_zero(const Execution& execution, const Tensor& x);                             // contiguous, any dtype
+void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);   // out = a + b, contiguous
+void scale(const Execution& execution, const Tensor& x, double factor);                  // x *= factor, contiguous
+// Copies between equal shapes, converting the dtype; unit inner stride, any outer strides.
+void copy(const Execution& execution, const Tensor& from, const Tensor& to);
+// total [1], fp64: += sum of squares of x (flat), accumulated in fp64. The result does not depend on the thread count.
+void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tensor& total);
+
+// total [1], fp64: += sum of x (flat, fp64), in a fixed order.
+void add_sum(const Execution& execution, const Tensor& x, const Tensor& total);
+
+}  // namespace fulmen

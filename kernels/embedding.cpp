@@ -1,0 +1,30 @@
+// Argument checks and dispatch of the embedding.
+#include "kernels/embedding.h"
+
+#include "kernels/cpu/embedding.h"
+#include "kernels/dispatch.h"
+
+namespace fulmen {
+
+void embedding_forward(const Execution& execution, const Tensor& tokens, const Tensor& weight, std::int64_t first,
+                       double scale, const Tensor& out) {
+  FULMEN_CHECK(weight.rank() == 2, "weight is {}, expected a matrix", weight.describe());
+  check_matrix(weight, weight.dtype(), weight.size(0), weight.size(1), "weight");
+  check_vector(tokens, DType::int32, tokens.elements(), "tokens");
+  check_matrix(out, weight.dtype(), tokens.elements(), weight.size(1), "out");
+  if (out.elements() == 0) return;
+  run_on_device(execution, {"embedding forward", 0.0, traffic({out, out})}, [&] { cpu::embedding_forward(execution, tokens, weight, first, scale, out); });
+}
+
+void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
+                        double scale, const Tensor& d_weight) {
+  FULMEN_CHECK(d_weight.rank() == 2, "d_weight is {}, expected a matrix", d_weight.describe());
+  check_matrix(d_weight, d_weight.dtype(), d_weight.size(0), d_weight.size(1), "d_weight");
+  check_vector(tokens, DType::int32, tokens.elements(), "tokens");
+  check_matrix(d_out, d_out.dtype(), tokens.elements(), d_weight.size(1), "d_out");
+  FULMEN_CHECK(size_of(d_weight.dtype()) >= size_of(d_out.dtype()), "d_weight is narrower than d_out");
+  if (d_out.elements() == 0) return;
+  run_on_device(execution, {"embedding backward", 0.0, traffic({d_out, d_out, d_out})}, [&] { cpu::embedding_backward(execution, tokens, d_out, first, scale, d_weight); });
+}
+
+}  // namespace fulmen

@@ -1,0 +1,16 @@
+// The product of a gated linear unit: y = act(a) * b. TransNormerLLM's SGLU has no activation; SwiGLU has SiLU.
+#pragma once
+
+#include "framework/execution.h"
+#include "kernels/activation.h"
+
+namespace fulmen {
+
+// a, b, y [tokens, width]; any row stride, unit inner stride.
+void gated_linear_unit_forward(const Execution& execution, const Tensor& a, const Tensor& b, Activation activation,
+                               const Tensor& y);
+// d_a = d_y * b * act'(a), d_b = d_y * act(a). d_a and d_b may have any row stride, and may alias a and b.
+void gated_linear_unit_backward(const Execution& execution, const Tensor& d_y, const Tensor& a, const Tensor& b,
+                                Activation activation, const Tensor& d_a, const Tensor& d_b);
+
+}  // namespace fulmen

@@ -1,0 +1,63 @@
+// Linear attention with decay, the kernel family of TransNormerLLM, RetNet and their relatives:
+//   S_t = decay * S_(t-1) + k_t^T v_t,   o_t = q_t S_t
+// in chunk form for training (Lightning Attention-2, arXiv 2401.04658, algorithms 1 and 2) and in recurrent form for
+// decoding. SiLU on q and k and LRPE are folded in: q, k and v are read where the fused projection left them and the
+// gradients written where its backward pass reads them. No scale, no denominator.
+#pragma once
+
+#include "framework/execution.h"
+#include "kernels/activation.h"
+
+namespace fulmen {
+
+// How the state decays. Only a constant per head is built; per token and head (Mamba-2) and per channel (RWKV-6, GLA)
+// belong to the family.
+enum class DecayKind : std::uint8_t { per_head };
+
+struct LinearAttentionInputs {
+  // [batch, length, heads, width], unit inner stride, any other strides; before their activations. q and k share a width
+  // (key width), v has its own (value width).
+  Tensor query, key, value;
+  Activation query_key_activation = Activation::silu;
+  Activation value_activation = Activation::none;
+  DecayKind decay = DecayKind::per_head;
+  Tensor slope;              // fp64 [heads], >= 0, of this rank's heads: decay = exp(-slope)
+  // LRPE (TransNormerLLM, section 3.1.1): phi(x)_m = [x cos(m theta), x sin(m theta)] on activated q and k, which doubles
+  // the state's key width. theta fp64 [heads, key width], or null for none. positions int64 [batch, length]. Angles are
+  // formed in fp64 and reduced modulo 2 pi.
+  Tensor theta, positions;
+  // Documents in a row: int64 [segments + 1] offsets into batch * length, increasing, the first 0, the last
+  // batch * length; every multiple of length is among them. The state starts anew at each, except that a row's first
+  // segment starts from initial_state.
+  Tensor segments;
+  Tensor initial_state;      // [batch, heads, state key width, value width] in the accumulation dtype, or null for zero
+};
+
+struct LinearAttentionOutputs {
+  Tensor output;             // [batch, length, heads, value width], unit inner stride
+  Tensor square_sums;        // [batch * length, heads], accumulation dtype: sum of output^2 per head; or null
+  Tensor final_state;        // as initial_state, after each row's last token; or null
+};
+
+// The chunk form.
+void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
+                              const LinearAttentionOutputs& outputs);
+
+struct LinearAttentionGradients {
+  Tensor d_output;           // [batch, length, heads, value width]
+  Tensor d_final_state;      // or null for zero
+  Tensor d_query, d_key, d_value;   // written; strided as the inputs may be. They may not alias the inputs.
+  Tensor d_theta;            // fp64 [heads, key width], added to; null when theta is
+  Tensor d_initial_state;    // written, or null
+};
+
+// Recomputes the states that the forward pass had: nothing but the inputs is kept between the two.
+void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
+                               const LinearAttentionGradients& gradients);
+
+// The recurrent form: one token for a batch (length 1, segments ignored). state [batch, heads, state key width, value
+// width] is decayed, added to and read; inputs.initial_state is ignored.
+void linear_attention_step(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& state,
+                           const LinearAttentionOutputs& outputs);
+
+}  // namespace fulmen

@@ -1,0 +1,174 @@
+// Cross entropy: whole and split over ranks, padding, masked targets, extreme logits.
+#include "kernels/cross_entropy.h"
+
+#include "kernels/reference/layers.h"
+#include "tests/kernels/kernel_test.h"
+
+namespace fulmen {
+namespace {
+
+using testing::Host;
+using testing::Random;
+using testing::Values;
+
+struct Problem {
+  std::int64_t tokens, vocabulary;
+  Values logits;
+  std::vector<std::int32_t> targets;
+  std::vector<float> weights;
+};
+
+Problem random_problem(std::int64_t tokens, std::int64_t vocabulary, DType dtype, double spread, Random& random) {
+  Problem p{tokens, vocabulary, testing::rounded(random.normals(tokens * vocabulary, spread), dtype), {}, {}};
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    p.targets.push_back(static_cast<std::int32_t>(random.integer(0, vocabulary - 1)));
+    p.weights.push_back(t % 4 == 2 ? 0.0f : static_cast<float>(random.uniform(0.5, 2.0)));
+  }
+  return p;
+}
+
+struct Result {
+  Values losses, d_logits;
+};
+
+// The vocabulary cut over `ranks`, each holding `local` columns, some of the last ones padding.
+Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_t padding, double scale,
+                           bool in_place) {
+  Host host;
+  const std::int64_t local = (p.vocabulary + ranks - 1) / ranks + padding;
+  const Tensor targets = host.integers<std::int32_t>({p.tokens}, p.targets);
+  const Tensor weights = host.integers<float>({p.tokens}, p.weights);
+  std::vector<Tensor> logits, maxima, sums;
+  std::vector<std::int64_t> first, valid;
+  Values maximum(p.tokens, -std::numeric_limits<double>::infinity());
+  Values exp_sum(p.tokens, 0.0), target_logit(p.tokens, 0.0);
+  for (int rank = 0; rank < ranks; ++rank) {
+    first.push_back(std::min(p.vocabulary, rank * local));
+    valid.push_back(std::min(local, p.vocabulary - first[rank]));
+    logits.push_back(host.poisoned_strided(dtype, p.tokens, local, 2));   // padded columns stay NaN
+    for (std::int64_t t = 0; t < p.tokens && valid[rank] > 0; ++t) {
+      const auto row = p.logits.begin() + t * p.vocabulary + first[rank];
+      testing::write(logits[rank].slice(0, t, t + 1).slice(1, 0, valid[rank]), Values(row, row + valid[rank]));
+    }
+    maxima.push_back(host.poisoned(dtype, {p.tokens})), sums.push_back(host.poisoned(dtype, {p.tokens}));
+    const Tensor own_target = host.poisoned(dtype, {p.tokens});
+    cross_entropy_local(host.execution, logits[rank], targets, first[rank], valid[rank], maxima[rank], sums[rank],
+                        own_target);
+    const Values own_maximum = testing::read(maxima[rank]), own = testing::read(own_target);
+    for (std::int64_t t = 0; t < p.tokens; ++t) {
+      maximum[t] = std::max(maximum[t], own_maximum[t]);
+      target_logit[t] += own[t];
+    }
+  }
+  const Tensor global_maximum = host.tensor(dtype, {p.tokens}, maximum);
+  for (int rank = 0; rank < ranks; ++rank) {
+    cross_entropy_rescale(host.execution, maxima[rank], global_maximum, sums[rank]);
+    const Values own = testing::read(sums[rank]);
+    for (std::int64_t t = 0; t < p.tokens; ++t) exp_sum[t] += own[t];
+  }
+  const Tensor global_sum = host.tensor(dtype, {p.tokens}, exp_sum);
+  const Tensor losses = host.poisoned(DType::fp64, {p.tokens});
+  cross_entropy_losses(host.execution, global_maximum, global_sum, host.tensor(dtype, {p.tokens}, target_logit),
+                       weights, losses);
+  Result result{testing::read(losses), Values(p.logits.size(), std::nan(""))};
+  for (int rank = 0; rank < ranks; ++rank) {
+    const Tensor d_logits = in_place ? logits[rank] : host.poisoned_strided(dtype, p.tokens, local, 3);
+    cross_entropy_backward(host.execution, logits[rank], targets, weights, first[rank], valid[rank], global_maximum,
+                           global_sum, host.tensor(DType::fp64, {1}, {scale}), d_logits);
+    for (std::int64_t t = 0; t < p.tokens; ++t) {
+      const Values row = testing::read(d_logits.slice(0, t, t + 1));
+      std::copy_n(row.begin(), valid[rank], result.d_logits.begin() + t * p.vocabulary + first[rank]);
+      for (std::int64_t j = valid[rank]; j < local; ++j) EXPECT_EQ(row[j], 0.0) << "padding";
+    }
+  }
+  return result;
+}
+
+TEST(CrossEntropy, EqualsTheOracleHoweverItIsSplit) {
+  std::uint64_t stream = 90000;
+  for (const std::int64_t vocabulary : {1, 2, 17, 64, 300}) {
+    for (const int ranks : {1, 2, 3, 8}) {
+      for (const DType dtype : {DType::fp64, DType::fp32}) {
+        Random random(++stream);
+        const Problem p = random_problem(random.integer(1, 30), vocabulary, dtype, 3.0, random);
+        const auto actual = split_cross_entropy(p, dtype, ranks, stream % 3, 0.37, stream % 2 == 0);
+        const double tolerance = testing::tolerance_of(dtype);
+        const std::string what = fmt::format("vocabulary {} on {} ranks", vocabulary, ranks);
+        testing::expect_close(actual.losses, reference::cross_entropy(p.logits, p.targets, p.weights, vocabulary),
+                              tolerance, "losses: " + what, 1.0);
+        testing::expect_close(actual.d_logits,
+                              reference::cross_entropy_backward(p.logits, p.targets, p.weights, vocabulary, 0.37),
+                              tolerance, "d_logits: " + what, 1.0);
+      }
+    }
+  }
+}
+
+TEST(CrossEntropy, MaskedRowsAreExactlyZeroAndExtremesStayFinite) {
+  Random random(91000);
+  for (const DType dtype : {DType::fp64, DType::fp32}) {
+    for (const double size : {1e4, 1e30}) {
+      Problem p = random_problem(40, 50, dtype, size, random);
+      p.weights[0] = 0;
+      const auto actual = split_cross_entropy(p, dtype, 2, 1, 2.0, false);
+      for (std::int64_t t = 0; t < p.tokens; ++t) {
+        EXPECT_TRUE(std::isfinite(actual.losses[t]));
+        for (std::int64_t j = 0; j < p.vocabulary; ++j) {
+          const double d = actual.d_logits[t * p.vocabulary + j];
+          EXPECT_TRUE(std::isfinite(d));
+          EXPECT_TRUE(p.weights[t] != 0 || d == 0.0);
+        }
+        EXPECT_TRUE(p.weights[t] != 0 || actual.losses[t] == 0.0);
+      }
+      testing::expect_close(actual.losses, reference::cross_entropy(p.logits, p.targets, p.weights, p.vocabulary),
+                            testing::tolerance_of(dtype), "losses");
+    }
+  }
+}
+
+TEST(CrossEntropy, WeightZeroMasksEvenNaN) {
+  Host host;
+  const Tensor logits = host.poisoned(DType::fp32, {1, 4}), d_logits = host.poisoned(DType::fp32, {1, 4});
+  const Tensor targets = host.integers<std::int32_t>({1}, {2}), weights = host.integers<float>({1}, {0.0f});
+  const Tensor maximum = host.poisoned(DType::fp32, {1}), exp_sum = host.poisoned(DType::fp32, {1});
+  const Tensor target_logit = host.poisoned(DType::fp32, {1}), losses = host.poisoned(DType::fp64, {1});
+  cross_entropy_local(host.execution, logits, targets, 0, 4, maximum, exp_sum, target_logit);
+  cross_entropy_losses(host.execution, maximum, exp_sum, target_logit, weights, losses);
+  cross_entropy_backward(host.execution, logits, targets, weights, 0, 4, maximum, exp_sum,
+                         host.tensor(DType::fp64, {1}, {1.0}), d_logits);
+  EXPECT_EQ(testing::read(losses), Values{0.0});
+  EXPECT_EQ(testing::read(d_logits), Values(4, 0.0));
+}
+
+TEST(CrossEntropy, UnmaskedNaNReachesTheLoss) {
+  Host host;
+  const Tensor logits = host.tensor(DType::fp32, {1, 3}, {1.0, std::nan(""), 2.0});
+  const Tensor targets = host.integers<std::int32_t>({1}, {0}), weights = host.integers<float>({1}, {1.0f});
+  const Tensor maximum = host.poisoned(DType::fp32, {1}), exp_sum = host.poisoned(DType::fp32, {1});
+  const Tensor target_logit = host.poisoned(DType::fp32, {1}), losses = host.poisoned(DType::fp64, {1});
+  cross_entropy_local(host.execution, logits, targets, 0, 3, maximum, exp_sum, target_logit);
+  cross_entropy_losses(host.execution, maximum, exp_sum, target_logit, weights, losses);
+  EXPECT_TRUE(std::isnan(testing::read(losses)[0]));
+}
+
+TEST(CrossEntropy, BackwardEqualsFiniteDifferences) {
+  Random random(92000);
+  Host host;
+  const Problem p = random_problem(6, 11, DType::fp64, 2.0, random);
+  const Tensor logits = host.tensor(DType::fp64, {6, 11}, p.logits), d_logits = host.poisoned(DType::fp64, {6, 11});
+  const Tensor targets = host.integers<std::int32_t>({6}, p.targets), weights = host.integers<float>({6}, p.weights);
+  const Tensor maximum = host.poisoned(DType::fp64, {6}), exp_sum = host.poisoned(DType::fp64, {6});
+  const Tensor target_logit = host.poisoned(DType::fp64, {6}), losses = host.poisoned(DType::fp64, {6});
+  const auto loss = [&] {
+    cross_entropy_local(host.execution, logits, targets, 0, 11, maximum, exp_sum, target_logit);
+    cross_entropy_losses(host.execution, maximum, exp_sum, target_logit, weights, losses);
+    return 0.7 * testing::weighted_sum(Values(6, 1.0), testing::read(losses));
+  };
+  loss();
+  cross_entropy_backward(host.execution, logits, targets, weights, 0, 11, maximum, exp_sum,
+                         host.tensor(DType::fp64, {1}, {0.7}), d_logits);
+  testing::expect_close(d_logits, testing::finite_differences(logits, 1e-3, loss), 1e-8, "d_logits");
+}
+
+}  // namespace
+}  // namespace fulmen

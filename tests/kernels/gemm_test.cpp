@@ -1,0 +1,120 @@
+// Matrix products: every transposition, strides, accumulation, sizes of zero and one.
+#include "kernels/gemm.h"
+
+#include "kernels/cpu/small_product.h"
+#include "kernels/reference/layers.h"
+#include "tests/kernels/kernel_test.h"
+
+namespace fulmen {
+namespace {
+
+using testing::Host;
+using testing::Random;
+using testing::Values;
+
+TEST(Gemm, EqualsTheOracle) {
+  std::uint64_t stream = 60000;
+  const std::int64_t shapes[][3] = {{1, 1, 1},  {1, 17, 9}, {13, 1, 5},   {5, 7, 1},    {33, 65, 17},
+                                    {64, 64, 64}, {70, 3, 129}, {100, 130, 61}, {0, 4, 3}, {4, 0, 3}, {4, 3, 0}};
+  for (const auto& [m, n, k] : shapes) {
+    for (int variant = 0; variant < 16; ++variant) {
+      Random random(++stream);
+      const bool transpose_a = variant & 1, transpose_b = variant & 2, accumulate = variant & 4;
+      const DType dtype = variant & 8 ? DType::fp32 : DType::fp64;
+      Host host;
+      const Values a = testing::rounded(random.normals(m * k), dtype);
+      const Values b = testing::rounded(random.normals(k * n), dtype);
+      const Values before = testing::rounded(random.normals(m * n), dtype);
+      const double alpha = variant % 3 == 0 ? 1.0 : -0.75;
+      Values expected = reference::gemm(a, transpose_a, b, transpose_b, m, n, k);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        expected[i] = alpha * expected[i] + (accumulate ? before[i] : 0.0);
+      const Tensor left = host.strided(dtype, transpose_a ? k : m, transpose_a ? m : k, variant % 5, a);
+      const Tensor right = host.strided(dtype, transpose_b ? n : k, transpose_b ? k : n, variant % 4, b);
+      const Tensor c = accumulate ? host.strided(dtype, m, n, 3, before) : host.poisoned_strided(dtype, m, n, 3);
+      gemm(host.execution, left, right, c, {transpose_a, transpose_b, accumulate, alpha});
+      testing::expect_close(c, expected, testing::tolerance_of(dtype),
+                            fmt::format("{} x {} x {}, variant {}", m, n, k, variant), 1.0);
+    }
+  }
+}
+
+TEST(Gemm, WritesNothingBetweenTheRows) {
+  Host host;
+  Random random(61000);
+  for (const DType dtype : {DType::fp64, DType::fp32}) {
+    const Tensor whole = host.poisoned(dtype, {9, 12});
+    gemm(host.execution, host.tensor(dtype, {9, 4}, random.normals(36)), host.tensor(dtype, {4, 7}, random.normals(28)),
+         whole.slice(1, 2, 9));
+    std::int64_t untouched = 0;
+    for (const double value : testing::read(whole)) untouched += std::isnan(value);
+    EXPECT_EQ(untouched, 9 * 5);
+  }
+}
+
+// fp32 factors, fp64 gradients.
+TEST(Gemm, AccumulatesIntoAWiderMatrix) {
+  Random random(62000);
+  for (const bool accumulate : {false, true}) {
+    Host host;
+    const Values a = testing::rounded(random.normals(20 * 9), DType::fp32);
+    const Values b = testing::rounded(random.normals(20 * 11), DType::fp32), before = random.normals(9 * 11);
+    Values expected = reference::gemm(a, true, b, false, 9, 11, 20);
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += accumulate ? before[i] : 0.0;
+    const Tensor c = host.poisoned_strided(DType::fp64, 9, 11, 2);
+    if (accumulate) testing::write(c, before);
+    gemm(host.execution, host.tensor(DType::fp32, {20, 9}, a), host.tensor(DType::fp32, {20, 11}, b), c,
+         {.transpose_a = true, .accumulate = accumulate});
+    testing::expect_close(c, expected, 1e-6, "widening gemm");
+  }
+}
+
+TEST(Gemm, LinearLayer) {
+  Random random(63000);
+  const std::int64_t tokens = 37, in = 21, out = 45;
+  const Values x = random.normals(tokens * in), weight = random.normals(out * in), d_y = random.normals(tokens * out);
+  const Values d_x_before = random.normals(tokens * in), d_weight_before = random.normals(out * in);
+  Host host;
+  const Tensor xs = host.strided(DType::fp64, tokens, in, 4, x), ws = host.tensor(DType::fp64, {out, in}, weight);
+  const Tensor d_ys = host.strided(DType::fp64, tokens, out, 2, d_y);
+  const Tensor y = host.poisoned_strided(DType::fp64, tokens, out, 6);
+  linear_forward(host.execution, xs, ws, y);
+  testing::expect_close(y, reference::gemm(x, false, weight, true, tokens, out, in), 1e-12, "y");
+  Values d_x = reference::gemm(d_y, false, weight, false, tokens, in, out);
+  const Tensor d_xs = host.poisoned_strided(DType::fp64, tokens, in, 2);
+  linear_backward_input(host.execution, d_ys, ws, d_xs);
+  testing::expect_close(d_xs, d_x, 1e-12, "d_x");
+  testing::write(d_xs, d_x_before);
+  linear_backward_input(host.execution, d_ys, ws, d_xs, true);
+  for (std::size_t i = 0; i < d_x.size(); ++i) d_x[i] += d_x_before[i];
+  testing::expect_close(d_xs, d_x, 1e-12, "d_x accumulated");
+  Values d_weight = reference::gemm(d_y, true, x, false, out, in, tokens);
+  for (std::size_t i = 0; i < d_weight.size(); ++i) d_weight[i] += d_weight_before[i];
+  const Tensor d_ws = host.tensor(DType::fp64, {out, in}, d_weight_before);
+  linear_backward_weight(host.execution, d_ys, xs, d_ws);
+  testing::expect_close(d_ws, d_weight, 1e-12, "d_weight");
+}
+
+TEST(Gemm, RefusesShapesThatDoNotMatch) {
+  Host host;
+  const auto matrix = [&](std::int64_t rows, std::int64_t columns) {
+    return host.poisoned(DType::fp32, {rows, columns});
+  };
+  EXPECT_THROW(gemm(host.execution, matrix(2, 3), matrix(4, 5), matrix(2, 5)), InternalError);
+  EXPECT_THROW(gemm(host.execution, matrix(2, 3), matrix(3, 5), matrix(2, 4)), InternalError);
+  EXPECT_THROW(gemm(host.execution, matrix(2, 3), host.poisoned(DType::fp64, {3, 5}), matrix(2, 5)), InternalError);
+}
+
+TEST(SmallProduct, TransposesAnyShape) {
+  Random random(64000);
+  for (const auto& [rows, columns] : {std::pair<int, int>{1, 1}, {4, 4}, {3, 9}, {64, 64}, {13, 66}, {7, 2}}) {
+    const Values in = random.normals(rows * (columns + 3));
+    Values out(columns * (rows + 5), std::nan(""));
+    cpu::transpose(in.data(), std::int64_t{columns + 3}, rows, columns, out.data(), std::int64_t{rows + 5});
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < columns; ++j) ASSERT_EQ(out[j * (rows + 5) + i], in[i * (columns + 3) + j]);
+  }
+}
+
+}  // namespace
+}  // namespace fulmen
