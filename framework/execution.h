@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "framework/memory.h"
+#include "framework/profiler.h"
 #include "framework/tensor.h"
 
 namespace fulmen {
@@ -49,6 +50,7 @@ struct Execution {
   Arena* scratch = nullptr;
   MemoryLedger* ledger = nullptr;
   bool deterministic = false;
+  Profiler* profiler = nullptr;   // where kernels report their time; null for nowhere
 };
 
 // What an Execution points to, for the life of a run. Not movable: executions refer to it.
@@ -56,11 +58,13 @@ class ExecutionResources {
  public:
   explicit ExecutionResources(Device device, bool deterministic = false)
       : scratch_(device, MemoryKind::workspace, ledger_),
-        execution_{device, Stream{device, nullptr}, &scratch_, &ledger_, deterministic} {}
+        execution_{device, Stream{device, nullptr}, &scratch_, &ledger_, deterministic, nullptr} {}
   ExecutionResources(const ExecutionResources&) = delete;
   ExecutionResources& operator=(const ExecutionResources&) = delete;
 
   const Execution& execution() const { return execution_; }
+  // Executions handed out from now on report to it; it must outlive them.
+  void set_profiler(Profiler* profiler) { execution_.profiler = profiler; }
   MemoryLedger& ledger() { return ledger_; }
 
  private:

@@ -26,6 +26,7 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world);
 ExitCode run_import(const std::vector<std::string>& arguments, World& world);
 ExitCode run_export(const std::vector<std::string>& arguments, World& world);
 ExitCode run_inspect(const std::vector<std::string>& arguments, World& world);
+ExitCode run_bench(const std::vector<std::string>& arguments, World& world);
 ExitCode run_doctor(const std::vector<std::string>& arguments, World& world);
 
 }  // namespace fulmen

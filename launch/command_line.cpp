@@ -52,6 +52,11 @@ void CommandLine::list(const std::string& name, const std::string& documentation
   if (required) state_->required.push_back(name);
 }
 
+void CommandLine::repeatable(const std::string& name, const std::string& documentation) {
+  state_->visible.add_options()(name.c_str(), options::value<std::vector<std::string>>()->value_name("VALUE"), documentation.c_str());
+  state_->names.push_back(name);
+}
+
 void CommandLine::positional(const std::string& name, const std::string& documentation) {
   state_->hidden.add_options()(name.c_str(), options::value<std::string>(), documentation.c_str());
   state_->positional.add(name.c_str(), 1);

@@ -17,7 +17,8 @@ class CommandLine {
 
   void flag(const std::string& name, const std::string& documentation);
   void option(const std::string& name, const std::string& documentation, bool required = false);
-  void list(const std::string& name, const std::string& documentation, bool required = false);   // may be repeated
+  void list(const std::string& name, const std::string& documentation, bool required = false);   // takes all that follows
+  void repeatable(const std::string& name, const std::string& documentation);                    // one value each time
   void positional(const std::string& name, const std::string& documentation);                    // one, required
 
   // False when --help was asked for, and printed. Throws UserError for an unknown flag (naming the nearest), a missing or

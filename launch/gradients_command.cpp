@@ -120,7 +120,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   line.option("checkpoint", "weights; without one they are initialised from run.seed");
   line.option("data", "a corpus (data.path)");
   line.option("output", "the HDF5 file to write", true);
-  line.list("set", "change a key: parallel.tensor=2");
+  line.repeatable("set", "change a key; may be repeated: parallel.tensor=2");
   line.flag("json", "print loss and gradient norm as one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
 

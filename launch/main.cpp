@@ -20,6 +20,7 @@ const std::vector<Command>& commands() {
       {"import", "Hugging Face weights to a checkpoint", run_import},
       {"export", "a checkpoint to Hugging Face weights", run_export},
       {"inspect", "what is in a checkpoint, a corpus or a run", run_inspect},
+      {"bench", "measures a step, kernels, input and output", run_bench},
       {"doctor", "what this machine and this build can do", run_doctor},
   };
   return list;

@@ -36,8 +36,9 @@ ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
   line.option("tokenizer", "sentencepiece (default) or bytes");
   line.option("tokenizer-model", "an existing SentencePiece model; otherwise one is trained on a sample of the input");
   line.option("vocabulary", "tokens of the model to train (8000)");
+  line.option("tokenizer-sample-bytes", "text to train it on (2500000)");
   line.option("json-field", "field of a .jsonl line that holds the text (text)");
-  line.option("documents", "what ends a document of plain text: blank-line (default), line or file");
+  line.option("document-separator", "what ends a document of plain text: blank-line (default), line or file");
   line.option("holdout", "share of the documents held out into DIR/holdout (0)");
   line.option("shard-tokens", "tokens per shard (100000000)");
   line.option("seed", "of the choice of held-out documents (1)");
@@ -51,8 +52,9 @@ ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
   options.tokenizer = tokenizer_kind(line.text("tokenizer", "sentencepiece"));
   options.tokenizer_model = line.text("tokenizer-model");
   options.vocabulary = line.integer("vocabulary", options.vocabulary, 16, 1 << 24);
+  options.tokenizer_sample_bytes = line.integer("tokenizer-sample-bytes", options.tokenizer_sample_bytes, 1, std::int64_t{1} << 40);
   options.json_field = line.text("json-field", options.json_field);
-  options.document_separator = line.text("documents", options.document_separator);
+  options.document_separator = line.text("document-separator", options.document_separator);
   options.holdout = line.number("holdout", 0.0, 0.0, 0.9);
   options.shard_tokens = line.integer("shard-tokens", options.shard_tokens, 1, std::int64_t{1} << 40);
   options.seed = static_cast<std::uint64_t>(line.integer("seed", 1, 0, std::int64_t{1} << 62));

@@ -147,8 +147,8 @@ void check_known_keys(const std::vector<std::string>& allowed, const RunConfigur
     std::vector<std::string> names;
     for (const auto& [name, value] : run.flat) names.push_back(name);
     const std::string nearest = nearest_name(key, names);
-    throw UserError("--allow-change " + key, "is not a key of the configuration",
-                    nearest.empty() ? "docs/configuration.md lists them" : "did you mean " + nearest + "?");
+    throw UserError(fmt::format("--allow-change {}", key), "is not a key of the configuration",
+                    nearest.empty() ? "docs/configuration.md lists them" : fmt::format("did you mean {}?", nearest));
   }
 }
 

@@ -57,9 +57,9 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
                    "SIGINT or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
                    "mpirun -n 4 fulmen train configs/demo.yaml --set parallel.tensor=2");
   line.positional("CONFIG", "the configuration");
-  line.list("set", "change a key: train.steps=100");
+  line.repeatable("set", "change a key; may be repeated: train.steps=100");
   line.option("resume", "auto (default): the run folder's newest checkpoint if there is one; none; or a path");
-  line.list("allow-change", "a key that may differ from the checkpoint's configuration although it changes the training");
+  line.repeatable("allow-change", "a key that may differ from the checkpoint's configuration although it changes the training");
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 
 #include "framework/log.h"
-#include "framework/signals.h"
 #include "framework/threads.h"
 
 namespace fulmen {
@@ -31,11 +31,9 @@ int World::fail(const Error& error) {
   if (rank() > 0) {
     // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after more
     // than a second where MPI has not started and the launcher only sees a process end.
+    std::signal(SIGTERM, SIG_DFL);
     const int patience = communicator_ ? 2000 : 5000;
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(patience + 20 * std::min(rank(), 50));
-    while (std::chrono::steady_clock::now() < deadline && stop_signal() == 0)
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    if (stop_signal() != 0) std::_Exit(static_cast<int>(error.code()));
+    std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank(), 50)));
   }
   const std::string place = size() > 1 ? " [rank " + std::to_string(rank()) + "]" : "";
   std::fflush(stdout);

@@ -56,7 +56,7 @@ std::map<std::string, std::string> ModelConfig::identity() const {
       {"heads", std::to_string(heads)},
       {"glu", std::to_string(glu)},
       {"vocabulary", std::to_string(vocabulary)},
-      {"lrpe_layers", "[" + join(lrpe, ", ") + "]"},
+      {"lrpe_layers", fmt::format("[{}]", join(lrpe, ", "))},
   };
   if (low_rank_gate()) identity["gate_rank"] = std::to_string(gate_rank);
   if (norm_epsilon != released_norm_epsilon) identity["norm_epsilon"] = fmt::format("{}", norm_epsilon);

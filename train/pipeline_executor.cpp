@@ -93,6 +93,7 @@ void PipelineExecutor::transfer(std::span<const Instruction> group) {
     transfers.push_back({sends ? Transfer::Direction::send : Transfer::Direction::receive, instruction.peer,
                          transfer_buffer(instruction)});
   }
+  const ProfileScope scope(execution_.profiler, "pipeline communication", 0.0, 0.0);
   pipeline_.exchange(transfers, execution_.stream);
 }
 

@@ -28,19 +28,22 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Operations per second of one matrix product on this rank, all ranks at once: what utilisation is measured against.
-double measure_peak(const Execution& execution, DType dtype) {
+// Operations per second of matrix products on this rank while all ranks run them: what utilisation is measured against.
+double measure_peak(const Execution& execution, DType dtype, Communicator& world) {
   constexpr std::int64_t size = 512;
-  OwnedTensor a(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
-  OwnedTensor b(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
-  OwnedTensor c(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
-  double best = std::numeric_limits<double>::max();
-  for (int repeat = 0; repeat < 4; ++repeat) {
-    const auto start = Clock::now();
+  const auto matrix = [&] {
+    return OwnedTensor(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
+  };
+  const OwnedTensor a = matrix(), b = matrix(), c = matrix();
+  gemm(execution, a, b, c);
+  world.barrier();
+  const auto start = Clock::now();
+  int products = 0;
+  while (seconds_since(start) < 0.1) {
     gemm(execution, a, b, c);
-    best = std::min(best, seconds_since(start));
+    ++products;
   }
-  return 2.0 * size * size * size / best;
+  return 2.0 * size * size * size * products / seconds_since(start);
 }
 
 class Trainer {
@@ -88,7 +91,7 @@ void Trainer::start() {
     runner_.parameters().initialize(static_cast<std::uint64_t>(options_.run.seed), execution_);
   }
   flops_per_token_ = training_flops_per_token(options_.model);
-  peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters), ReduceOp::sum);
+  peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
   const MeshShape& shape = mesh_.shape();
   log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
            with_thousands(parameter_count(options_.model)));

@@ -1,0 +1,104 @@
+// fulmen bench io: how fast samples are read, and a checkpoint written and read.
+#include <chrono>
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/checkpoint.h"
+#include "data/corpus_writer.h"
+#include "data/reader_throughput.h"
+#include "framework/files.h"
+#include "framework/random.h"
+#include "framework/text.h"
+#include "launch/bench.h"
+#include "launch/command_line.h"
+
+namespace fulmen {
+
+namespace {
+
+double seconds_of(const auto& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void write_random_corpus(const std::filesystem::path& folder, std::int64_t tokens) {
+  std::filesystem::create_directories(folder);
+  CorpusManifest manifest;
+  manifest.vocabulary = 32000;
+  CorpusWriter writer(folder, manifest, 50'000'000);
+  const RandomStream random(1, "bench io");
+  std::vector<std::int32_t> document(500);
+  for (std::int64_t written = 0; written < tokens; written += static_cast<std::int64_t>(document.size())) {
+    for (std::size_t i = 0; i < document.size(); ++i)
+      document[i] = static_cast<std::int32_t>(random.bits(static_cast<std::uint64_t>(written) + i) % 32000);
+    writer.append(document);
+    writer.end_document();
+  }
+  writer.finish({});
+}
+
+}  // namespace
+
+ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line("bench io [options]",
+                   "Reads shuffled and ordered samples of a corpus on one thread; writes, verifies and reads a checkpoint.\n"
+                   "What the system keeps in memory is read from there: the figures are this program's, not the disk's.",
+                   "fulmen bench io --folder /scratch/bench");
+  line.option("folder", "where to write the files, removed afterwards (bench-io)");
+  line.option("corpus", "read this corpus instead of a random one");
+  line.option("sequence-length", "tokens of a sample (2048)");
+  line.option("megabytes", "size of the checkpoint (512)");
+  line.flag("json", "print one JSON object");
+  if (!line.parse(arguments)) return ExitCode::done;
+  Communicator& ranks = world.communicator();
+  if (ranks.size() > 1) throw UserError("bench io", "runs as one process", "start it without mpirun");
+  const std::filesystem::path folder = line.text("folder", "bench-io");
+  if (std::filesystem::exists(folder)) throw UserError(folder.string(), "exists already", "name a new folder: it is removed at the end");
+  ensure_writable_folder(folder, "--folder");
+
+  std::filesystem::path corpus = line.text("corpus");
+  double write_tokens = 0.0;
+  if (corpus.empty()) {
+    corpus = folder / "corpus";
+    constexpr std::int64_t tokens = 20'000'000;
+    write_tokens = static_cast<double>(tokens) / seconds_of([&] { write_random_corpus(corpus, tokens); });
+  }
+  ReaderBenchmark reader;
+  reader.sequence_length = line.integer("sequence-length", 2048, 1, 1 << 30);
+  bench_reader(corpus, reader);   // brings the pages into memory
+  const double shuffled = bench_reader(corpus, reader);
+  reader.shuffle = false;
+  const double ordered = bench_reader(corpus, reader);
+
+  const std::int64_t elements = line.integer("megabytes", 512, 1, 1 << 20) * (1 << 20) / 4;
+  std::vector<float> weights(static_cast<std::size_t>(elements), 0.5f);
+  const Tensor memory(weights.data(), DType::fp32, {elements});
+  const double save = seconds_of([&] { save_checkpoint(folder, {}, {{"parameters/weights", {elements}, {0}, memory}}, ranks); });
+  const CheckpointReader checkpoint(find_checkpoint(folder));
+  const double verify = seconds_of([&] { checkpoint.verify(ranks); });
+  const double read = seconds_of([&] { checkpoint.read({"parameters/weights", {elements}, {0}, memory}); });
+  std::filesystem::remove_all(folder);
+
+  const double bytes = static_cast<double>(memory.bytes());
+  nlohmann::ordered_json result = {{"shuffled_tokens_per_second", shuffled},
+                                   {"ordered_tokens_per_second", ordered},
+                                   {"checkpoint_save_bytes_per_second", bytes / save},
+                                   {"checkpoint_verify_bytes_per_second", bytes / verify},
+                                   {"checkpoint_read_bytes_per_second", bytes / read}};
+  if (write_tokens > 0.0) result["corpus_write_tokens_per_second"] = write_tokens;
+  if (line.has("json")) {
+    std::printf("%s\n", result.dump().c_str());
+    return ExitCode::done;
+  }
+  if (write_tokens > 0.0) std::printf("corpus write        %8.1f M tokens/s\n", write_tokens * 1e-6);
+  std::printf("samples, shuffled   %8.1f M tokens/s a thread\n", shuffled * 1e-6);
+  std::printf("samples, ordered    %8.1f M tokens/s a thread\n", ordered * 1e-6);
+  std::printf("checkpoint save     %8.2f GB/s, flushed to disk\n", bytes / save * 1e-9);
+  std::printf("checkpoint verify   %8.2f GB/s\n", bytes / verify * 1e-9);
+  std::printf("checkpoint read     %8.2f GB/s\n", bytes / read * 1e-9);
+  return ExitCode::done;
+}
+
+}  // namespace fulmen
