@@ -15,13 +15,16 @@ namespace fulmen {
 
 namespace {
 
+// The least time of `work` over at least a quarter of a second, so that a passing disturbance does not count.
 template <class F>
-double best_seconds(int repeats, F&& work) {
-  double best = std::numeric_limits<double>::max();
-  for (int i = 0; i < repeats; ++i) {
+double best_seconds(F&& work) {
+  double best = std::numeric_limits<double>::max(), spent = 0.0;
+  while (spent < 0.25) {
     const auto start = std::chrono::steady_clock::now();
     work();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::min(best, seconds);
+    spent += seconds;
   }
   return best;
 }
@@ -31,7 +34,7 @@ double gemm_rate(const Execution& execution, DType dtype, std::int64_t m, std::i
     return OwnedTensor(execution.device, dtype, {rows, columns}, MemoryKind::workspace, *execution.ledger);
   };
   const OwnedTensor a = matrix(m, k), b = matrix(n, k), c = matrix(m, n);
-  return 2.0 * static_cast<double>(m * n * k) / best_seconds(6, [&] { linear_forward(execution, a, b, c); });
+  return 2.0 * static_cast<double>(m * n * k) / best_seconds([&] { linear_forward(execution, a, b, c); });
 }
 
 }  // namespace
@@ -45,7 +48,7 @@ DeviceRates measure_rates(const Execution& execution, DType dtype) {
   const OwnedTensor to(execution.device, dtype, {elements}, MemoryKind::workspace, *execution.ledger);
   fill_zero(execution, from);
   rates.copy_bytes_per_second =
-      2.0 * static_cast<double>(from.view().bytes()) / best_seconds(5, [&] { copy(execution, from, to); });
+      2.0 * static_cast<double>(from.view().bytes()) / best_seconds([&] { copy(execution, from, to); });
   return rates;
 }
 
