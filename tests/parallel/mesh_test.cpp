@@ -1,3 +1,4 @@
+// The arithmetic of the mesh: coordinates, members of groups, communicators made once, layouts that are refused.
 #include "parallel/mesh.h"
 
 #include <gtest/gtest.h>

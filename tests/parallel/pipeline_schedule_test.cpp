@@ -1,3 +1,4 @@
+// Schedules over many shapes: accepted by the checker, with the stash and the bubble that theory gives.
 #include "parallel/pipeline_schedule.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// How indices are cut into parts.
 #include "parallel/placement.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// The communicator of a single rank.
 #include <gtest/gtest.h>
 
 #include "parallel/communicator.h"
