@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Wrong commands, flags and configurations: one clear message, exit code 2, nobody left over.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+make_byte_corpus corpus 400
+make_configuration good.yaml corpus
+
+# with TEXT...: the good configuration with lines appended, as bad.yaml.
+with() {
+  cp good.yaml bad.yaml
+  printf '%s\n' "$@" >>bad.yaml
+}
+
+# refuse_set RANKS KEY=VALUE WORD...: the good configuration with one override.
+refuse_set() {
+  refuse "$1" "${@:3}" -- train good.yaml --set "$2"
+}
+
+# Commands and flags.
+refuse 1 tarin 'did you mean train' -- tarin good.yaml
+refuse 4 tarin 'did you mean train' -- tarin good.yaml
+refuse 1 nonsense 'fulmen --help' -- nonsense
+refuse 1 --resmue 'did you mean --resume' -- train good.yaml --resmue auto
+refuse 4 --resmue 'did you mean --resume' -- train good.yaml --resmue auto
+refuse 1 CONFIG missing -- train
+refuse 1 'too many' -- train good.yaml another.yaml
+refuse 1 'key=value' 'train.steps' -- train --set train.steps good.yaml
+refuse 1 --data missing -- eval --checkpoint somewhere
+refuse 1 --temperature "'hot'" number -- generate --checkpoint x --prompt y --temperature hot
+refuse 1 --top-p 'out of range' -- generate --checkpoint x --prompt y --top-p 1.5
+refuse 1 --set 'key=value' -- train good.yaml --set train.steps
+for command in generate import export inspect prepare; do
+  case $command in
+    generate) arguments=(--checkpoint x --prompt y) ;;
+    import | export) arguments=(--hf x); [[ $command == import ]] && arguments+=(--output y) || arguments+=(--checkpoint y) ;;
+    inspect) arguments=(x) ;;
+    prepare) arguments=(--input corpus.txt --output y) ;;
+  esac
+  refuse 2 "$command" 'one process' 'without mpirun' -- "$command" "${arguments[@]}"
+done
+
+# The file.
+refuse 1 missing.yaml 'no such file' -- train missing.yaml
+with 'data: [unclosed'
+refuse 1 bad.yaml 'line\|:[0-9]' YAML -- train bad.yaml
+refuse 4 bad.yaml 'line\|:[0-9]' YAML -- train bad.yaml
+with 'model: {layers: 2}'
+refuse 1 bad.yaml model 'twice' -- train bad.yaml
+sed 's/steps: 12/stpes: 12/' good.yaml >bad.yaml
+refuse 1 bad.yaml:4 train.stpes steps -- train bad.yaml
+refuse 4 bad.yaml:4 train.stpes steps -- train bad.yaml
+sed 's/^train:/trian:/' good.yaml >bad.yaml
+refuse 1 trian 'train' -- train bad.yaml
+refuse_set 1 train.micro_bacth=2 train.micro_bacth micro_batch
+sed 's/steps: 12/steps: twelve/' good.yaml >bad.yaml
+refuse 1 bad.yaml:4 train.steps twelve integer -- train bad.yaml
+refuse_set 1 data.shuffle=maybe data.shuffle maybe 'true or false'
+refuse_set 1 train.optimizer.betas=0.9 train.optimizer.betas 'list of 2'
+
+# Values out of range, and those not built yet.
+refuse_set 1 data.sequence_length=0 data.sequence_length 'out of range' 'allowed: 1'
+refuse_set 4 data.sequence_length=0 data.sequence_length 'out of range' 'allowed: 1'
+refuse_set 1 train.optimizer.lr=-1 train.optimizer.lr 'out of range'
+refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
+refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
+refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
+for unbuilt in parallel.zero=1 parallel.sequence=2 parallel.recompute=full parallel.schedule=interleaved \
+  parallel.schedule=zero-bubble parallel.chunks=2 run.device=cuda checkpoint.async=true precision.parameters=bf16; do
+  refuse_set 1 "$unbuilt" "${unbuilt%%=*}" 'not built yet'
+done
+refuse_set 4 parallel.zero=1 parallel.zero 'not built yet'
+refuse 1 precision.master fp64 -- train good.yaml --set precision.parameters=fp32 --set precision.master=fp64
+
+# Keys that must be given, and those that exclude each other.
+for key in path: global_batch: micro_batch: steps:; do
+  sed "s/\\([ {]\\)$key [^,}]*,\\{0,1\\}/\\1/" good.yaml >bad.yaml
+  refuse 1 "${key%:}" 'give\|missing\|must' -- train bad.yaml
+done
+grep -v '^model' good.yaml >bad.yaml
+refuse 1 model 'not given\|preset' -- train bad.yaml
+refuse 4 model 'not given\|preset' -- train bad.yaml
+refuse_set 1 train.tokens=1e6 train.steps train.tokens 'not both'
+
+# Layouts.
+refuse 4 parallel '3 ranks' 'has 4' -- train good.yaml --set parallel.tensor=1 --set parallel.pipeline=3 --set parallel.data=1
+refuse 4 parallel 3 4 -- train good.yaml --set parallel.tensor=3
+refuse 1 parallel 2 1 -- train good.yaml --set parallel.data=2
+refuse 3 parallel.tensor 'divide' heads -- train good.yaml --set parallel.tensor=3
+refuse 5 pipeline 5 '4 layers' -- train good.yaml --set parallel.pipeline=5
+refuse 2 parallel.stages 5 4 -- train good.yaml --set parallel.pipeline=2 --set 'parallel.stages=[2, 3]'
+refuse 2 parallel.stages 3 2 -- train good.yaml --set parallel.pipeline=2 --set 'parallel.stages=[1, 1, 2]'
+refuse 2 parallel.stages -- train good.yaml --set parallel.pipeline=2 --set 'parallel.stages=[0, 4]'
+refuse_set 1 train.micro_batch=3 train.global_batch 'multiple of 3'
+refuse 3 train.global_batch 'multiple of 3' -- train good.yaml
+refuse_set 1 model.heads=5 model.heads 'divide'
+refuse_set 1 model.lrpe_layers=[4] model.lrpe_layers 4
+
+# Places that cannot be written: below a file, and where no folder can be made.
+refuse 1 good.yaml/run run.directory 'choose another' -- train good.yaml --set run.directory=good.yaml/run
+refuse 4 good.yaml/run run.directory 'choose another' -- train good.yaml --set run.directory=good.yaml/run
+refuse 1 /proc/fulmen run.directory -- train good.yaml --set run.directory=/proc/fulmen
+refuse 1 corpus.txt/x -- prepare --input corpus.txt --output corpus.txt/x --tokenizer bytes
+check 'nothing was trained' test ! -e run/metrics.jsonl
+
+finish

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Wrong texts and corpora: one clear message that names the shard, exit code 2, nobody left over.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+make_byte_corpus corpus 800 --shard-tokens 12000
+check 'the corpus has several shards' test -e corpus/shard-00002.h5
+make_configuration good.yaml corpus
+succeed 1 train good.yaml --set train.steps=1
+checkpoint=run/checkpoints
+
+# refuse_corpus FOLDER WORD...: train must refuse the corpus alone and on four ranks, and eval, too.
+refuse_corpus() {
+  local folder=$1
+  refuse 1 "${@:2}" -- train good.yaml --set data.path="$folder" --set run.directory=bad_run
+  refuse 4 "${@:2}" -- train good.yaml --set data.path="$folder" --set run.directory=bad_run
+  refuse 1 "${@:2}" -- eval --checkpoint "$checkpoint" --data "$folder" --json
+}
+
+# Texts.
+touch empty.txt
+refuse 1 'no text' -- prepare --input empty.txt --output new --tokenizer bytes
+check 'a refused text leaves no corpus' test ! -e new/manifest.yaml
+refuse 1 missing.txt 'no such file' -- prepare --input missing.txt --output new
+printf '{"text": "fine"}\n{"text": \n' >broken.jsonl
+refuse 1 broken.jsonl 'JSON' -- prepare --input broken.jsonl --output new2 --tokenizer bytes
+refuse 1 corpus 'not empty' -- prepare --input corpus.txt --output corpus --tokenizer bytes
+refuse 1 vocabulary -- prepare --input corpus.txt --output new3 --vocabulary 200
+
+# Folders that are no corpus.
+refuse_corpus nowhere nowhere 'no such corpus'
+mkdir not_a_corpus
+refuse_corpus not_a_corpus not_a_corpus 'manifest.yaml'
+cp -r corpus damaged
+sed -i 's/vocabulary: 257/vocabulary: many/' damaged/manifest.yaml
+refuse_corpus damaged damaged/manifest.yaml:3 vocabulary many
+
+# Shards. The one in the middle is damaged, which on four ranks only one of them sees.
+damage() {
+  rm -rf damaged
+  cp -r corpus damaged
+}
+damage && rm damaged/shard-00001.h5
+refuse_corpus damaged damaged/shard-00001.h5 'no such file'
+damage && truncate -s 3000 damaged/shard-00001.h5
+refuse_corpus damaged damaged/shard-00001.h5 truncated
+damage && cp corpus.txt damaged/shard-00001.h5
+refuse_corpus damaged damaged/shard-00001.h5 'not an HDF5 file'
+damage && cp "$GOLDEN/tnl_small.h5" damaged/shard-00001.h5
+refuse_corpus damaged damaged/shard-00001.h5 'no dataset'
+damage && cp corpus/shard-00000.h5 damaged/shard-00001.h5
+refuse_corpus damaged damaged/shard-00001.h5 'the manifest says'
+damage && sed -i '/shard-00001/s/tokens: [0-9]*/tokens: 999/' damaged/manifest.yaml
+refuse_corpus damaged damaged/shard-00001.h5 'the manifest says 999'
+rm -rf damaged && "$HELPERS/make_corpus" damaged 257 --change corpus 15000 65
+refuse_corpus damaged damaged/shard-00001.h5 checksum damaged
+rm -rf damaged && "$HELPERS/make_corpus" damaged 257 --change corpus 15000 40000
+refuse_corpus damaged damaged/shard-00001.h5 'token 40000' 'vocabulary of 257'
+
+# Corpora that do not fit.
+"$HELPERS/make_corpus" empty 257 --empty
+refuse_corpus empty empty 'no tokens'
+make_byte_corpus short 1
+refuse_corpus short short 'sample'
+refuse 1 model.vocabulary '256 is smaller' 257 -- train good.yaml --set model.vocabulary=256 --set run.directory=bad_run
+refuse 4 model.vocabulary '256 is smaller' 257 -- train good.yaml --set model.vocabulary=256 --set run.directory=bad_run
+"$HELPERS/make_corpus" large 320 --golden "$GOLDEN/tnl_six_heads.h5"
+refuse 1 large 'vocabulary of 320' 257 -- eval --checkpoint "$checkpoint" --data large --sequence-length 64
+
+finish

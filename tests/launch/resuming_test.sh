@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Stopping and resuming changes nothing: bit for bit on the same layout, to rounding on another one.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+make_byte_corpus corpus 400
+make_configuration good.yaml corpus
+
+# Trains in steps of one, by a file STOP that is there from the start, for a while: in_pieces RANKS FOLDER PIECES ARGUMENTS...
+in_pieces() {
+  local ranks=$1 folder=$2 piece
+  mkdir -p "$folder"
+  for ((piece = 0; piece < $3; ++piece)); do
+    touch "$folder/STOP"
+    expect_code 75 "$ranks" train good.yaml --set run.directory="$folder" "${@:4}"
+  done
+}
+
+same_bits() {
+  check "$1: losses" diff <(json whole/metrics.jsonl loss_nats) <(json "$2/metrics.jsonl" loss_nats)
+  check "$1: gradient norms" diff <(json whole/metrics.jsonl grad_norm) <(json "$2/metrics.jsonl" grad_norm)
+  check "$1: weights and moments" "$HELPERS/compare_tensors" whole/checkpoints/step-00000012/parameters.h5 '' \
+    "$2/checkpoints/step-00000012/parameters.h5" '' 0
+}
+
+succeed 1 train good.yaml --set run.directory=whole --set checkpoint.every=5 --set checkpoint.keep=0
+check 'twelve steps' test "$(json whole/metrics.jsonl loss_nats | wc -l)" = 12
+check 'the loss falls' test "$(json whole/metrics.jsonl loss_nats | awk 'NR == 1 { first = $1 } END { print ($1 < 0.9 * first) }')" = 1
+check 'checkpoints when due and at the end' test "$(ls whole/checkpoints | tr '\n' ' ')" = 'step-00000005 step-00000010 step-00000012 '
+
+succeed 1 train good.yaml --set run.directory=again
+same_bits 'a second run' again
+in_pieces 1 pieces 3
+succeed 1 train good.yaml --set run.directory=pieces
+same_bits 'a run in pieces' pieces
+check 'every step once' diff <(json pieces/metrics.jsonl step) <(seq 12)
+succeed 1 train good.yaml --set run.directory=branch --resume whole/checkpoints/step-00000005
+check 'from a checkpoint of another run' "$HELPERS/compare_tensors" whole/checkpoints/step-00000012/parameters.h5 '' \
+  branch/checkpoints/step-00000012/parameters.h5 '' 0
+
+# Four ranks as well.
+rm -rf whole
+succeed 4 train good.yaml --set run.directory=whole --set parallel.tensor=2 --set parallel.pipeline=2
+in_pieces 4 pieces4 1 --set parallel.tensor=2 --set parallel.pipeline=2
+succeed 4 train good.yaml --set run.directory=pieces4 --set parallel.tensor=2 --set parallel.pipeline=2
+same_bits 'four ranks in pieces' pieces4
+
+# On other layouts, in fp64: data 2 x pipeline 2, then tensor 2 x data 2, then one rank.
+sed -i 's/^data:/precision: {parameters: fp64}\ndata:/' good.yaml
+succeed 1 train good.yaml --set run.directory=one
+in_pieces 4 mixed 2 --set parallel.pipeline=2
+in_pieces 4 mixed 2 --set parallel.tensor=2 --set train.micro_batch=2
+succeed 1 train good.yaml --set run.directory=mixed
+json one/metrics.jsonl loss_nats >expected
+json mixed/metrics.jsonl loss_nats >got
+check 'losses on changing layouts' close got expected 1e-10
+json one/metrics.jsonl grad_norm >expected
+json mixed/metrics.jsonl grad_norm >got
+check 'gradient norms on changing layouts' close got expected 1e-9
+check 'weights on changing layouts' "$HELPERS/compare_tensors" mixed/checkpoints/step-00000012/parameters.h5 /parameters \
+  one/checkpoints/step-00000012/parameters.h5 /parameters 1e-9
+
+finish

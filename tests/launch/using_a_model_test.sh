@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# From a text with a SentencePiece vocabulary to a trained model: prepare, train, eval, generate, inspect, export.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+make_text text.txt 3000
+succeed 1 prepare --input text.txt --output corpus --vocabulary 320 --holdout 0.1 --json
+check 'the result on one line' test "$(wc -l <out)" = 1
+vocabulary=$(sed -n 's/^vocabulary: //p' corpus/manifest.yaml)
+check 'the vocabulary asked for' test "$vocabulary" = 320
+cat >model.yaml <<END
+model: {family: transnormer, layers: 2, hidden: 64, heads: 4, glu: 128, vocabulary: $vocabulary}
+data: {path: corpus, sequence_length: 64}
+train:
+  steps: 60
+  global_batch: 16
+  micro_batch: 4
+  optimizer: {lr: 2e-2}
+  schedule: {kind: wsd, warmup_steps: 5, min_lr: 1e-4}
+run: {directory: run}
+END
+succeed 4 train model.yaml --set parallel.tensor=2 --set parallel.pipeline=2
+
+# Evaluation beside the baselines.
+succeed 1 eval --checkpoint run/checkpoints --data corpus/holdout --baseline corpus --json
+check 'the result on one line' test "$(wc -l <out)" = 1
+check 'better than the unigram model, and it better than nothing' awk -v loss="$(json out loss_nats)" \
+  -v unigram="$(json out unigram_nats)" -v uniform="$(json out uniform_nats)" -v vocabulary="$vocabulary" 'BEGIN {
+    difference = uniform - log(vocabulary)
+    exit !(loss < 0.8 * unigram && unigram < uniform && difference * difference < 1e-12) }'
+check 'bits and perplexity follow from nats' awk -v nats="$(json out loss_nats)" -v bits="$(json out loss_bits)" \
+  -v perplexity="$(json out perplexity)" 'BEGIN {
+    a = bits * log(2) / nats - 1; b = log(perplexity) / nats - 1; exit !(a * a < 1e-12 && b * b < 1e-12) }'
+succeed 1 eval --checkpoint run/checkpoints --data corpus/holdout
+check 'for people' grep -q '^loss .* nats .* bits.* perplexity' out
+check 'bits per byte' grep -q 'bits per byte' out
+
+# Generation.
+generate() { "$FULMEN_HERE" generate --checkpoint run/checkpoints --prompt 'The ship' --json "$@"; }
+tokens_of() { sed 's/.*"tokens":\(\[[^]]*\]\).*/\1/'; }
+text() { generate --tokens 60 "$@" 2>/dev/null | tokens_of; }
+check 'the same seed, the same text' test "$(text --seed 5)" = "$(text --seed 5)"
+check 'another seed, another text' test "$(text --seed 5)" != "$(text --seed 6)"
+check 'temperature 0 needs no seed' test "$(text --temperature 0 --seed 5)" = "$(text --temperature 0 --seed 6)"
+check 'the one likeliest is temperature 0' test "$(text --top-k 1 --seed 5)" = "$(text --temperature 0)"
+check 'a tiny top-p, too' test "$(text --top-p 1e-6 --seed 5)" = "$(text --temperature 0)"
+check 'fp64 says the same for a while' test "$(generate --tokens 10 --temperature 0 --precision fp64 2>/dev/null | tokens_of)" = \
+  "$(generate --tokens 10 --temperature 0 2>/dev/null | tokens_of)"
+succeed 1 generate --checkpoint run/checkpoints --prompt 'The ship' --tokens 30
+check 'the prompt leads the text' grep -q '^ *The ship' out
+check 'learned words follow' grep -Eq 'carries|follows|watches|remembers|crosses|answers|hides|keeps|captain|harbour|lantern' out
+for tokens in 50 3000; do
+  check "$tokens tokens" "$HELPERS/peak_memory" "peak_$tokens" "$FULMEN_HERE" generate --checkpoint run/checkpoints \
+    --prompt 'The ship' --tokens $tokens --temperature 1 --top-p 1
+done
+check 'memory does not grow with the length' test "$(($(cat peak_3000) - $(cat peak_50)))" -lt 4096
+refuse 1 --tokenizer sentencepeice auto -- generate --checkpoint run/checkpoints --prompt x --tokenizer sentencepeice
+
+# Looking inside.
+succeed 1 inspect run --json
+check 'a run' grep -q '"kind":"run".*"step":60.*step-00000060' out
+succeed 1 inspect run/checkpoints --json
+check 'a checkpoint' grep -q '"kind":"checkpoint".*"step":60.*"model.embed_tokens.weight"' <(sed 's/parameters\///g' out)
+succeed 1 inspect corpus --json
+check 'a corpus' grep -q "\"kind\":\"corpus\".*\"vocabulary\":$vocabulary" out
+for path in run run/checkpoints corpus; do
+  succeed 1 inspect $path
+  check "$path for people" grep -q '^kind: ' out
+done
+
+# Out and in again: the same model, with its tokeniser.
+succeed 1 export --checkpoint run/checkpoints --hf exported
+check 'the tokeniser comes along' cmp exported/tokenizer.model corpus/tokenizer.model
+succeed 1 import --hf exported --output imported
+check 'the imported model says the same' test "$("$FULMEN_HERE" generate --checkpoint imported --prompt 'The ship' \
+  --temperature 0 --tokens 60 --json | tokens_of)" = "$(text --temperature 0)"
+check 'the same weights' "$HELPERS/compare_tensors" imported/parameters.h5 /parameters \
+  "$(echo run/checkpoints/step-*)/parameters.h5" /parameters 0
+
+# Training goes on from the imported weights as from step 0, with a schedule of its own.
+succeed 1 train model.yaml --resume imported --set run.directory=tuned --set train.steps=3
+check 'steps from 1' diff <(json tuned/metrics.jsonl step) <(seq 3)
+check 'from where the weights were' awk -v first="$(json tuned/metrics.jsonl loss_nats | head -n 1)" \
+  -v last="$(json run/metrics.jsonl loss_nats | tail -n 1)" 'BEGIN { exit !(first < 1.5 * last) }'
+
+finish
