@@ -106,6 +106,9 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
   const std::unique_ptr<Communicator> self = make_self_communicator();
   source.verify(*self);
   const ModelConfig config = ModelConfig::from_identity(source.description().model, checkpoint.string());
+  if (config.norm_epsilon != ModelConfig{}.norm_epsilon)
+    throw UserError(checkpoint.string(), fmt::format("its norms have epsilon {}, config.json knows only {}", config.norm_epsilon, ModelConfig{}.norm_epsilon),
+                    "such a model cannot be exported");
 
   const std::string prefix = "parameters/";
   std::vector<SafetensorsTensor> tensors;

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 
 #include "framework/log.h"
+#include "framework/signals.h"
 #include "framework/threads.h"
 
 namespace fulmen {
@@ -31,7 +31,7 @@ int World::fail(const Error& error) {
   if (rank() > 0) {
     // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after more
     // than a second where MPI has not started and the launcher only sees a process end.
-    std::signal(SIGTERM, SIG_DFL);
+    obey_stop_signals();
     const int patience = communicator_ ? 2000 : 5000;
     std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank(), 50)));
   }

@@ -1,8 +1,13 @@
 // Stop signals. Each case runs in a process of its own.
 #include "framework/signals.h"
 
-#include <csignal>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -14,14 +19,27 @@ class Signals : public ::testing::Test {
   void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
 };
 
+// The signal that is noted within ten seconds, or 0.
+int wait_for_signal() {
+  for (int i = 0; i < 1000 && stop_signal() == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  return stop_signal();
+}
+
+// Whether this thread would run a handler for any of the three.
+bool may_be_interrupted() {
+  sigset_t blocked;
+  pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+  return !sigismember(&blocked, SIGUSR1) || !sigismember(&blocked, SIGTERM) || !sigismember(&blocked, SIGINT);
+}
+
 TEST_F(Signals, EachSetsTheFlagOnly) {
   for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) {
     EXPECT_EXIT(
         {
           catch_stop_signals();
           if (stop_signal() != 0) std::exit(1);
-          std::raise(signal);
-          std::exit(stop_signal() == signal ? 0 : 2);
+          kill(getpid(), signal);
+          std::exit(wait_for_signal() == signal ? 0 : 2);
         },
         ::testing::ExitedWithCode(0), "");
   }
@@ -31,7 +49,10 @@ TEST_F(Signals, TheFirstIsKept) {
   EXPECT_EXIT(
       {
         catch_stop_signals();
-        for (const int signal : {SIGUSR1, SIGTERM, SIGTERM, SIGINT}) std::raise(signal);
+        kill(getpid(), SIGUSR1);
+        wait_for_signal();
+        kill(getpid(), SIGTERM);
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));
         std::exit(stop_signal() == SIGUSR1 ? 0 : 2);
       },
       ::testing::ExitedWithCode(0), "");
@@ -41,11 +62,36 @@ TEST_F(Signals, ASecondInterruptEndsTheProcess) {
   EXPECT_EXIT(
       {
         catch_stop_signals();
-        std::raise(SIGINT);
-        std::raise(SIGINT);
+        kill(getpid(), SIGINT);
+        wait_for_signal();
+        kill(getpid(), SIGINT);
+        std::this_thread::sleep_for(std::chrono::seconds(10));
         std::exit(0);
       },
-      ::testing::KilledBySignal(SIGINT), "");
+      ::testing::ExitedWithCode(128 + SIGINT), "");
+}
+
+TEST_F(Signals, EndTheProcessOnceObeyed) {
+  EXPECT_EXIT(
+      {
+        catch_stop_signals();
+        obey_stop_signals();
+        kill(getpid(), SIGTERM);
+        std::this_thread::sleep_for(std::chrono::seconds(10));
+        std::exit(0);
+      },
+      ::testing::ExitedWithCode(128 + SIGTERM), "");
+}
+
+TEST_F(Signals, NeverInterruptThisThreadNorLaterOnes) {
+  EXPECT_EXIT(
+      {
+        catch_stop_signals();
+        bool later = true;
+        std::thread([&] { later = may_be_interrupted(); }).join();
+        std::exit(may_be_interrupted() || later ? 2 : 0);
+      },
+      ::testing::ExitedWithCode(0), "");
 }
 
 }  // namespace
