@@ -143,7 +143,7 @@ Problem read_list(const YAML::Node& node, std::vector<Value>& values, const Read
 std::vector<std::string> names_of(const std::vector<Choice>& choices, bool only_built) {
   std::vector<std::string> names;
   for (const Choice& choice : choices) {
-    if (!only_built || choice.missing.empty()) names.push_back(choice.name);
+    if (!choice.name.empty() && (!only_built || choice.missing.empty())) names.push_back(choice.name);
   }
   return names;
 }
@@ -287,6 +287,7 @@ void Schema::add(const std::string& name, std::string& field, std::vector<Choice
                  const std::string& documentation) {
   std::vector<std::string> words;
   for (const Choice& choice : choices) {
+    if (choice.name.empty()) continue;   // nothing chosen
     words.push_back(choice.missing.empty() ? choice.name
                                            : fmt::format("{} (not built yet: {})", choice.name, choice.missing));
   }
