@@ -48,12 +48,6 @@ void MetricsWriter::write(const StepMetrics& metrics) {
   if (!file_) throw UserError(path_.string(), "cannot be written", "check the disk");
 }
 
-void MetricsWriter::write_evaluation(std::int64_t step, double loss_nats, double tokens) {
-  const nlohmann::ordered_json line = {{"step", step}, {"eval_loss_nats", loss_nats}, {"eval_tokens", tokens}};
-  file_ << line.dump() << std::endl;
-  if (!file_) throw UserError(path_.string(), "cannot be written", "check the disk");
-}
-
 double training_flops_per_token(const ModelConfig& config) {
   double attention = 0.0;
   for (std::int64_t layer = 0; layer < config.layers; ++layer)

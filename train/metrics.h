@@ -31,8 +31,6 @@ class MetricsWriter {
   // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not writable.
   MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step);
   void write(const StepMetrics& metrics);
-  // A line that carries no loss_nats: an evaluation, say.
-  void write_evaluation(std::int64_t step, double loss_nats, double tokens);
 
  private:
   std::ofstream file_;

@@ -21,6 +21,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore&
     return OwnedTensor(execution.device, dtype, {elements}, MemoryKind::optimizer, *execution.ledger);
   };
   for (const ParameterGroup& group : parameters.groups()) {
+    FULMEN_CHECK(group.key.clip_group == parameters.groups().front().key.clip_group, "only one clip group is built");
     const DType type = group.weights.view().dtype() == DType::fp64 ? DType::fp64 : DType::fp32;
     moments_.push_back({allocate(type, group.elements), allocate(type, group.elements)});
   }
