@@ -15,6 +15,8 @@ packages=(
   libgtest-dev                                              # tests
   dict-gcide                                                # the demo's text: Webster's dictionary
 )
+# For the test of the batch scripts, on virtual nodes. Where there is a Slurm already, it stays as it is.
+command -v sbatch >/dev/null || packages+=(slurm-wlm munge)
 
 if ! command -v apt-get >/dev/null; then
   cat >&2 <<'MESSAGE'
