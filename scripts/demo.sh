@@ -37,7 +37,8 @@ steps=$(sed -n 's/^  steps: //p' configs/demo.yaml)
 say "training as data 2 x pipeline 2, to be stopped half way by SIGUSR1"
 ranks 4 "$fulmen" train configs/demo.yaml &
 job=$!
-until [ "$(wc -l <"$run/metrics.jsonl" 2>/dev/null || echo 0)" -ge $((steps / 2)) ]; do
+logged_steps() { if [ -e "$run/metrics.jsonl" ]; then wc -l <"$run/metrics.jsonl"; else echo 0; fi; }
+until [ "$(logged_steps)" -ge $((steps / 2)) ]; do
   kill -0 "$job" 2>/dev/null || break
   sleep 0.2
 done
