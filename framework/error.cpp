@@ -9,9 +9,7 @@ namespace fulmen {
 namespace {
 
 std::string compose(const std::string& where, const std::string& what, const std::string& remedy) {
-  std::string message = where.empty() ? what : where + ": " + what;
-  if (!remedy.empty()) message += "\n  -> " + remedy;
-  return message;
+  return fmt::format("{}{}{}{}{}", where, where.empty() ? "" : ": ", what, remedy.empty() ? "" : "\n  -> ", remedy);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ cmake --build --preset cpu --target fulmen
 # Four ranks on whatever cores there are. Root is asked for nothing more; ranks are not tied to single cores.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 [ -t 2 ] && export FULMEN_PROGRESS=bar
-ranks() { mpirun --oversubscribe --bind-to none -n "$@"; }
+ranks=(mpirun --oversubscribe --bind-to none -n)
 
 started=$SECONDS
 say "tokenising $text"
@@ -35,7 +35,7 @@ rm -rf "$corpus" "$run"
 
 steps=$(sed -n 's/^  steps: //p' configs/demo.yaml)
 say "training as data 2 x pipeline 2, to be stopped half way by SIGUSR1"
-ranks 4 "$fulmen" train configs/demo.yaml &
+"${ranks[@]}" 4 "$fulmen" train configs/demo.yaml &
 job=$!
 logged_steps() { if [ -e "$run/metrics.jsonl" ]; then wc -l <"$run/metrics.jsonl"; else echo 0; fi; }
 until [ "$(logged_steps)" -ge $((steps / 2)) ]; do
@@ -49,10 +49,10 @@ wait "$job" || code=$?
 echo "stopped with exit code 75: a checkpoint is there, start me again"
 
 say "resuming as tensor 2 x data 2"
-ranks 4 "$fulmen" train configs/demo.yaml --set parallel.pipeline=1 --set parallel.tensor=2
+"${ranks[@]}" 4 "$fulmen" train configs/demo.yaml --set parallel.pipeline=1 --set parallel.tensor=2
 
 say "held-out loss, beside what a uniform and a unigram model reach"
-ranks 2 "$fulmen" eval --checkpoint "$run/checkpoints" --data "$corpus/holdout" --baseline "$corpus"
+"${ranks[@]}" 2 "$fulmen" eval --checkpoint "$run/checkpoints" --data "$corpus/holdout" --baseline "$corpus"
 
 say "generating"
 "$fulmen" generate --checkpoint "$run/checkpoints" --tokens 120 --seed 1 --prompt $'Lightning \\Light"ning\\, n.'
