@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -16,12 +17,14 @@
 
 namespace fulmen {
 
-// A hyperslab of a logical tensor, in host memory.
+// A hyperslab of a logical tensor.
 struct TensorPiece {
   std::string name;                     // "parameters/NAME", "optimizer/exp_avg/NAME", ...
   Shape global_shape;
   std::vector<std::int64_t> offset;     // of the piece in the logical tensor
   Tensor memory;                        // the piece; may be strided. Its dtype is the stored one when saving
+  // Null for a piece in host memory. To save one from a device: copies it, row-major, to memory.bytes() bytes of the host.
+  std::function<void(void* host)> to_host = {};
 };
 
 struct CheckpointDescription {

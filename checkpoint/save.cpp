@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <stdio.h>   // renameat2
 
+#include <algorithm>
 #include <cerrno>
 #include <map>
 #include <set>
@@ -63,7 +64,8 @@ std::vector<StoredPiece> describe_pieces(const std::vector<TensorPiece>& pieces,
                         piece.name.find_first_of("@\t\n") == std::string::npos;
     FULMEN_CHECK(proper, "'{}' cannot name a tensor in a checkpoint", piece.name);
     FULMEN_CHECK(!piece.global_shape.empty(), "{}: a tensor in a checkpoint has at least one dimension", piece.name);
-    FULMEN_CHECK(piece.memory.device() == Device::cpu(), "{}: a piece to be saved lies in host memory", piece.name);
+    FULMEN_CHECK(piece.memory.device() == Device::cpu() || piece.to_host,
+                 "{}: a piece to be saved lies in host memory, or says how it gets there", piece.name);
     if (piece.memory.elements() == 0) continue;
     described.push_back({piece.name, piece.memory.dtype(), piece.global_shape, piece.offset, piece.memory.shape(),
                          shard, piece_dataset(piece.name, ordinals[piece.name]++)});
@@ -127,10 +129,17 @@ FileRecord write_shard(const fs::path& partial, const std::string& shard, const 
   }
   hdf5::File file = hdf5::File::create(partial / shard);
   auto next = described.begin();
+  std::vector<std::byte> staging;   // one piece at a time: host memory need not hold a model
   for (const TensorPiece& piece : pieces) {
     if (piece.memory.elements() == 0) continue;
+    Tensor memory = piece.memory;
+    if (piece.to_host) {
+      staging.resize(std::max(staging.size(), memory.bytes()));
+      piece.to_host(staging.data());
+      memory = Tensor(staging.data(), memory.dtype(), memory.shape());
+    }
     hdf5::Dataset dataset = file.create_dataset(next->dataset, next->dtype, next->shape);
-    dataset.write(std::vector<std::int64_t>(next->shape.size(), 0), piece.memory);
+    dataset.write(std::vector<std::int64_t>(next->shape.size(), 0), memory);
     dataset.write_attribute("global_shape", next->global_shape);
     dataset.write_attribute("offset", next->offset);
     ++next;

@@ -1,14 +1,19 @@
-# fulmen_floor(NAME SOURCES... LINKS lower floors and libraries...): the library of one folder.
+# fulmen_floor(NAME SOURCES... LINKS lower floors and libraries...): the library of one folder, static, or shared with
+# BUILD_SHARED_LIBS (which keeps many programs with CUDA code small).
 function(fulmen_floor name)
   cmake_parse_arguments(FLOOR "" "" "SOURCES;LINKS;PRIVATE_LINKS" ${ARGN})
-  add_library(fulmen_${name} STATIC ${FLOOR_SOURCES})
+  add_library(fulmen_${name} ${FLOOR_SOURCES})
   target_include_directories(fulmen_${name} PUBLIC ${CMAKE_SOURCE_DIR})
   target_link_libraries(fulmen_${name} PUBLIC fulmen_options ${FLOOR_LINKS} PRIVATE ${FLOOR_PRIVATE_LINKS})
 endfunction()
 
 # Flags that every target shares. No -march: one binary serves any x86-64, kernels choose their path at run time.
 add_library(fulmen_options INTERFACE)
-target_compile_options(fulmen_options INTERFACE -Wall -Wextra -Wpedantic -Wno-unknown-pragmas)
+target_compile_options(fulmen_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wno-unknown-pragmas>)
+# nvcc's front end cannot check fmt's format strings while it compiles.
+target_compile_definitions(fulmen_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:FMT_CONSTEVAL=>
+                           $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
 if(FULMEN_SANITIZE)
   target_compile_options(fulmen_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
   target_link_options(fulmen_options INTERFACE -fsanitize=address,undefined)

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "framework/bfloat16.h"
 #include "framework/error.h"
 
 namespace fulmen {
@@ -24,6 +25,7 @@ inline constexpr DType dtype_of = [] {
 }();
 template <> inline constexpr DType dtype_of<double> = DType::fp64;
 template <> inline constexpr DType dtype_of<float> = DType::fp32;
+template <> inline constexpr DType dtype_of<BFloat16> = DType::bf16;
 template <> inline constexpr DType dtype_of<std::int64_t> = DType::int64;
 template <> inline constexpr DType dtype_of<std::int32_t> = DType::int32;
 template <> inline constexpr DType dtype_of<std::uint64_t> = DType::uint64;

@@ -1,7 +1,9 @@
-// The scratch arena.
+// The scratch arena, and the stream that a run works on.
 #include "framework/execution.h"
 
 #include <algorithm>
+
+#include "framework/gpu.h"
 
 namespace fulmen {
 
@@ -9,6 +11,15 @@ namespace {
 constexpr std::size_t least_block = std::size_t{8} << 20;
 constexpr std::size_t alignment = 256;
 }  // namespace
+
+ExecutionResources::ExecutionResources(Device device, bool deterministic)
+    : scratch_(device, MemoryKind::workspace, ledger_),
+      execution_{device, device.kind == DeviceKind::cuda ? gpu::create_stream(device) : Stream{device, nullptr}, &scratch_,
+                 &ledger_, deterministic, nullptr} {}
+
+ExecutionResources::~ExecutionResources() {
+  if (execution_.device.kind == DeviceKind::cuda) gpu::destroy_stream(execution_.stream);
+}
 
 Tensor Arena::take(DType dtype, const Shape& shape) {
   // At least one unit, so that a tensor without elements still is not null.

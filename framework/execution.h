@@ -56,9 +56,9 @@ struct Execution {
 // What an Execution points to, for the life of a run. Not movable: executions refer to it.
 class ExecutionResources {
  public:
-  explicit ExecutionResources(Device device, bool deterministic = false)
-      : scratch_(device, MemoryKind::workspace, ledger_),
-        execution_{device, Stream{device, nullptr}, &scratch_, &ledger_, deterministic, nullptr} {}
+  // Throws UserError when the device is not to be had. On a GPU it makes a stream of its own.
+  explicit ExecutionResources(Device device, bool deterministic = false);
+  ~ExecutionResources();
   ExecutionResources(const ExecutionResources&) = delete;
   ExecutionResources& operator=(const ExecutionResources&) = delete;
 

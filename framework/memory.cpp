@@ -1,4 +1,4 @@
-// Allocation of device memory and its bookkeeping. Only the CPU's memory can be had in this build.
+// Allocation of device memory and its bookkeeping.
 #include "framework/memory.h"
 
 #include <sys/mman.h>
@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "framework/error.h"
+#include "framework/gpu.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -23,7 +24,8 @@ constexpr std::size_t mapped_from = std::size_t{1} << 20;
 
 constexpr std::size_t round_up(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
-void* allocate_zeroed(std::size_t bytes) {
+void* allocate_zeroed(Device device, std::size_t bytes) {
+  if (device.kind == DeviceKind::cuda) return gpu::allocate(device.index, bytes);
   if (bytes >= mapped_from) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return data == MAP_FAILED ? nullptr : data;
@@ -33,12 +35,22 @@ void* allocate_zeroed(std::size_t bytes) {
   return data;
 }
 
-void deallocate(void* data, std::size_t bytes) {
-  if (bytes >= mapped_from) {
+void deallocate(Device device, void* data, std::size_t bytes) {
+  if (device.kind == DeviceKind::cuda) {
+    gpu::release(device.index, data);
+  } else if (bytes >= mapped_from) {
     munmap(data, bytes);
   } else {
     std::free(data);
   }
+}
+
+// " (12 GiB of 140 GiB are free)" on a GPU, where it is known.
+std::string availability(Device device) {
+  if (device.kind != DeviceKind::cuda) return {};
+  const gpu::MemoryUse use = gpu::memory_use(device.index);
+  return fmt::format(" ({} of the GPU's {} are free)", human_bytes(static_cast<double>(use.free_bytes)),
+                     human_bytes(static_cast<double>(use.total_bytes)));
 }
 
 }  // namespace
@@ -77,16 +89,15 @@ std::string MemoryLedger::breakdown() const {
 
 Buffer::Buffer(Device device, std::size_t bytes, MemoryKind kind, MemoryLedger& ledger)
     : device_(device), bytes_(bytes), kind_(kind), ledger_(&ledger) {
-  if (device.kind != DeviceKind::cpu) {
-    throw UserError("run.device", "this build has no CUDA support", "set run.device: cpu");
-  }
+  gpu::require(device);
   if (bytes == 0) return;
-  data_ = allocate_zeroed(bytes);
+  data_ = allocate_zeroed(device, bytes);
   if (data_ == nullptr) {
-    throw UserError("memory",
-                    fmt::format("{} for {} could not be had; this process holds\n{}",
-                                human_bytes(static_cast<double>(bytes)), name_of(kind), ledger.breakdown()),
-                    "spread the model over more ranks, or lower train.micro_batch or data.sequence_length");
+    throw UserError(device.kind == DeviceKind::cuda ? "GPU memory" : "memory",
+                    fmt::format("{} for {} could not be had{}; this process holds\n{}",
+                                human_bytes(static_cast<double>(bytes)), name_of(kind), availability(device), ledger.breakdown()),
+                    "lower train.micro_batch or data.sequence_length (activations, workspace), or spread the model over more "
+                    "ranks with parallel.tensor or parallel.pipeline (weights, gradients, optimizer)");
   }
   ledger_->add(kind_, bytes_);
 }
@@ -113,7 +124,7 @@ Buffer::~Buffer() { release(); }
 
 void Buffer::release() noexcept {
   if (data_ == nullptr) return;
-  deallocate(data_, bytes_);
+  deallocate(device_, data_, bytes_);
   ledger_->remove(kind_, bytes_);
   data_ = nullptr;
   bytes_ = 0;

@@ -3,25 +3,28 @@
 
 #include <cstring>
 
-namespace fulmen {
+#include "framework/gpu.h"
 
-namespace {
-void require_cpu(const Execution& execution) {
-  if (execution.device.kind != DeviceKind::cpu)
-    throw UserError("run.device", "this build has no CUDA support", "use device: cpu, or build with the cuda preset");
-}
-}  // namespace
+namespace fulmen {
 
 void copy_to_device(const Execution& execution, const void* host, const Tensor& device_tensor) {
   FULMEN_CHECK(device_tensor.is_contiguous(), "copy to a strided tensor {}", device_tensor.describe());
-  require_cpu(execution);
-  if (device_tensor.elements() > 0) std::memcpy(device_tensor.data(), host, device_tensor.bytes());
+  if (device_tensor.elements() == 0) return;
+  if (execution.device.kind == DeviceKind::cuda)
+    gpu::copy(execution.stream, device_tensor.data(), host, device_tensor.bytes());
+  else
+    std::memcpy(device_tensor.data(), host, device_tensor.bytes());
 }
 
 void copy_to_host(const Execution& execution, const Tensor& device_tensor, void* host) {
   FULMEN_CHECK(device_tensor.is_contiguous(), "copy from a strided tensor {}", device_tensor.describe());
-  require_cpu(execution);
-  if (device_tensor.elements() > 0) std::memcpy(host, device_tensor.data(), device_tensor.bytes());
+  if (device_tensor.elements() == 0) return;
+  if (execution.device.kind == DeviceKind::cuda) {
+    gpu::copy(execution.stream, host, device_tensor.data(), device_tensor.bytes());
+    gpu::synchronize(execution.stream);
+  } else {
+    std::memcpy(host, device_tensor.data(), device_tensor.bytes());
+  }
 }
 
 }  // namespace fulmen

@@ -1,7 +1,10 @@
 // Recurrent decoding.
 #include "infer/decoder.h"
 
+#include <algorithm>
+
 #include "checkpoint/parameters.h"
+#include "framework/bfloat16.h"
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
 
@@ -16,7 +19,7 @@ Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const 
       context_{execution, &mesh_.along(Axis::tensor), &parameters_},
       stage_(config_, {0, config_.layers, true, true}, context_) {
   checkpoint.verify(*self_);
-  load_pieces(checkpoint, parameters_, parameters_.flat_weights(), "parameters/");
+  load_pieces(checkpoint, parameters_, parameters_.flat_weights(), "parameters/", execution);
   stage_.prepare({1, 1}, 1);
   for (const Shape& shape : stage_.state_shapes(1)) {
     if (shape.empty()) {
@@ -43,6 +46,13 @@ std::size_t Decoder::state_bytes() const {
   return bytes;
 }
 
+template <class T, class F>
+void Decoder::read_logits(F&& widen) {
+  std::vector<T> narrow(host_logits_.size());
+  copy_to_host(execution_, logits_, narrow.data());
+  std::ranges::transform(narrow, host_logits_.begin(), widen);
+}
+
 const std::vector<double>& Decoder::advance(std::int32_t token) {
   FULMEN_CHECK(token >= 0 && token < config_.vocabulary, "token {} is not in the vocabulary of {}", token, config_.vocabulary);
   copy_to_device(execution_, &token, token_);
@@ -53,12 +63,10 @@ const std::vector<double>& Decoder::advance(std::int32_t token) {
   micro_batch.positions = position_tensor_;
   stage_.decode(micro_batch, state_views_, logits_);
   ++position_;
-  if (logits_.view().dtype() == DType::fp64) {
-    copy_to_host(execution_, logits_, host_logits_.data());
-  } else {
-    std::vector<float> narrow(host_logits_.size());
-    copy_to_host(execution_, logits_, narrow.data());
-    host_logits_.assign(narrow.begin(), narrow.end());
+  switch (logits_.view().dtype()) {
+    case DType::fp64: copy_to_host(execution_, logits_, host_logits_.data()); break;
+    case DType::bf16: read_logits<BFloat16>([](BFloat16 x) { return static_cast<double>(to_float(x)); }); break;
+    default: read_logits<float>([](float x) { return static_cast<double>(x); });
   }
   return host_logits_;
 }

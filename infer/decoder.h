@@ -28,6 +28,10 @@ class Decoder {
   std::size_t state_bytes() const;
 
  private:
+  // The logits as the device has them, each through `widen` to fp64.
+  template <class T, class F>
+  void read_logits(F&& widen);
+
   ModelConfig config_;
   Execution execution_;
   std::unique_ptr<Communicator> self_;

@@ -98,7 +98,8 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
   SaveOptions options;
   options.exact_folder = true;
   if (std::filesystem::exists(folder / tokenizer_name)) options.extra_files.push_back(folder / tokenizer_name);
-  save_checkpoint(checkpoint, description, pieces_to_save(parameters, parameters.flat_weights(), "parameters/"), *self, options);
+  save_checkpoint(checkpoint, description, pieces_to_save(parameters, parameters.flat_weights(), "parameters/", resources.execution()), *self,
+                  options);
 }
 
 void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder, const ExportOptions& options) {

@@ -5,6 +5,7 @@
 
 #include "framework/error.h"
 #include "framework/execution.h"
+#include "framework/gpu.h"
 
 namespace fulmen {
 
@@ -21,12 +22,20 @@ inline double traffic(std::initializer_list<Tensor> tensors) {
   return bytes;
 }
 
-// Runs `cpu` when the kernel's device is the CPU. A backend is added by one more callable.
-template <class Cpu>
-void run_on_device(const Execution& execution, const Work& work, Cpu&& cpu) {
-  const ProfileScope scope(execution.profiler, work.kernel, work.operations, work.bytes);
-  if (execution.device.kind == DeviceKind::cpu) return cpu();
-  throw UserError("run.device", "this build has no CUDA support", "set run.device to cpu, or build with CUDA");
+// Runs the callable of the kernel's device. Without CUDA in the build `cuda` is never instantiated as a call, so that the
+// functions it names need not exist.
+template <class Cpu, class Cuda>
+void run_on_device(const Execution& execution, const Work& work, Cpu&& cpu, Cuda&& cuda) {
+  if (execution.device.kind == DeviceKind::cpu) {
+    const ProfileScope scope(execution.profiler, work.kernel, work.operations, work.bytes);
+    return cpu();
+  }
+  if constexpr (gpu::built) {
+    const ProfileScope scope(execution.profiler, work.kernel, work.operations, work.bytes);
+    cuda();
+  } else {
+    gpu::require(execution.device);
+  }
 }
 
 // Rows of unit inner stride: what every kernel but the contiguous ones accepts.

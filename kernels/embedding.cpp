@@ -2,6 +2,7 @@
 #include "kernels/embedding.h"
 
 #include "kernels/cpu/embedding.h"
+#include "kernels/cuda/embedding.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -13,7 +14,9 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
   check_vector(tokens, DType::int32, tokens.elements(), "tokens");
   check_matrix(out, weight.dtype(), tokens.elements(), weight.size(1), "out");
   if (out.elements() == 0) return;
-  run_on_device(execution, {"embedding forward", 0.0, traffic({out, out})}, [&] { cpu::embedding_forward(execution, tokens, weight, first, scale, out); });
+  run_on_device(execution, {"embedding forward", 0.0, traffic({out, out})},
+                [&] { cpu::embedding_forward(execution, tokens, weight, first, scale, out); },
+                [&] { cuda::embedding_forward(execution, tokens, weight, first, scale, out); });
 }
 
 void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
@@ -24,7 +27,9 @@ void embedding_backward(const Execution& execution, const Tensor& tokens, const 
   check_matrix(d_out, d_out.dtype(), tokens.elements(), d_weight.size(1), "d_out");
   FULMEN_CHECK(size_of(d_weight.dtype()) >= size_of(d_out.dtype()), "d_weight is narrower than d_out");
   if (d_out.elements() == 0) return;
-  run_on_device(execution, {"embedding backward", 0.0, traffic({d_out, d_out, d_out})}, [&] { cpu::embedding_backward(execution, tokens, d_out, first, scale, d_weight); });
+  run_on_device(execution, {"embedding backward", 0.0, traffic({d_out, d_out, d_out})},
+                [&] { cpu::embedding_backward(execution, tokens, d_out, first, scale, d_weight); },
+                [&] { cuda::embedding_backward(execution, tokens, d_out, first, scale, d_weight); });
 }
 
 }  // namespace fulmen

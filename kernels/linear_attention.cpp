@@ -2,6 +2,7 @@
 #include "kernels/linear_attention.h"
 
 #include "kernels/cpu/linear_attention.h"
+#include "kernels/cuda/linear_attention.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -101,7 +102,9 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   check_inputs(inputs);
   check_segments(inputs.segments, inputs.query.size(0), inputs.query.size(1));
   check_outputs(inputs, outputs);
-  run_on_device(execution, {"linear attention forward", forward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, outputs.output})}, [&] { cpu::linear_attention_forward(execution, inputs, outputs); });
+  run_on_device(execution, {"linear attention forward", forward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
+                [&] { cpu::linear_attention_forward(execution, inputs, outputs); },
+                [&] { cuda::linear_attention_forward(execution, inputs, outputs); });
 }
 
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -120,8 +123,9 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
     check_shape(gradients.d_theta, inputs.theta.shape(), "d_theta");
     FULMEN_CHECK(gradients.d_theta.is_contiguous(), "d_theta is not contiguous");
   }
-  run_on_device(execution, {"linear attention backward", backward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query, gradients.d_key,
-                          gradients.d_value})}, [&] { cpu::linear_attention_backward(execution, inputs, gradients); });
+  run_on_device(execution, {"linear attention backward", backward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query, gradients.d_key, gradients.d_value})},
+                [&] { cpu::linear_attention_backward(execution, inputs, gradients); },
+                [&] { cuda::linear_attention_backward(execution, inputs, gradients); });
 }
 
 void linear_attention_step(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& state,
@@ -130,7 +134,9 @@ void linear_attention_step(const Execution& execution, const LinearAttentionInpu
   FULMEN_CHECK(inputs.query.size(1) == 1, "a step takes one token, not {}", inputs.query.size(1));
   check_state(state, inputs, "state");
   check_outputs(inputs, outputs);
-  run_on_device(execution, {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})}, [&] { cpu::linear_attention_step(execution, inputs, state, outputs); });
+  run_on_device(execution, {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})},
+                [&] { cpu::linear_attention_step(execution, inputs, state, outputs); },
+                [&] { cuda::linear_attention_step(execution, inputs, state, outputs); });
 }
 
 }  // namespace fulmen

@@ -2,6 +2,7 @@
 #include "kernels/norm.h"
 
 #include "kernels/cpu/norm.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -22,7 +23,8 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (residual.elements() == 0) return;
   run_on_device(execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
-                [&] { cpu::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); });
+                [&] { cpu::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); },
+                [&] { cuda::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); });
 }
 
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
@@ -37,7 +39,8 @@ void residual_norm_backward(const Execution& execution, const Tensor& d_normed, 
   check_matrix(d_sum, dtype, tokens, width, "d_sum");
   if (sum.elements() == 0) return;
   run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum})},
-                [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum); });
+                [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum); },
+                [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum); });
 }
 
 void norm_apply(const Execution& execution, const Tensor& sum, const Tensor& inverse_rms, const Tensor& normed) {
@@ -46,7 +49,9 @@ void norm_apply(const Execution& execution, const Tensor& sum, const Tensor& inv
   check_vector(inverse_rms, accumulation_dtype(sum.dtype()), sum.size(0), "inverse_rms");
   check_matrix(normed, sum.dtype(), sum.size(0), sum.size(1), "normed");
   if (sum.elements() == 0) return;
-  run_on_device(execution, {"norm again", 0.0, traffic({sum, normed})}, [&] { cpu::norm_apply(execution, sum, inverse_rms, normed); });
+  run_on_device(execution, {"norm again", 0.0, traffic({sum, normed})},
+                [&] { cpu::norm_apply(execution, sum, inverse_rms, normed); },
+                [&] { cuda::norm_apply(execution, sum, inverse_rms, normed); });
 }
 
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums) {
@@ -54,7 +59,9 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
   check_matrix(values, values.dtype(), values.size(0), values.size(1), "values");
   check_vector(row_sums, values.dtype(), values.size(0), "row_sums");
   if (values.size(0) == 0) return;
-  run_on_device(execution, {"gated norm forward", 0.0, traffic({values, row_sums})}, [&] { cpu::sum_rows(execution, values, row_sums); });
+  run_on_device(execution, {"gated norm forward", 0.0, traffic({values, row_sums})},
+                [&] { cpu::sum_rows(execution, values, row_sums); },
+                [&] { cuda::sum_rows(execution, values, row_sums); });
 }
 
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sum, std::int64_t width,
@@ -69,9 +76,9 @@ void gated_norm_forward(const Execution& execution, const Tensor& x, const Tenso
   check_matrix(y, dtype, tokens, local_width, "y");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm forward", 0.0, traffic({x, gate, y})}, [&] {
-    cpu::gated_norm_forward(execution, x, square_sum, width, epsilon, gate, gate_activation, y, inverse_rms);
-  });
+  run_on_device(execution, {"gated norm forward", 0.0, traffic({x, gate, y})},
+                [&] { cpu::gated_norm_forward(execution, x, square_sum, width, epsilon, gate, gate_activation, y, inverse_rms); },
+                [&] { cuda::gated_norm_forward(execution, x, square_sum, width, epsilon, gate, gate_activation, y, inverse_rms); });
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -86,7 +93,8 @@ void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, cons
   check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   if (tokens == 0) return;
   run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate})},
-                [&] { cpu::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); });
+                [&] { cpu::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); },
+                [&] { cuda::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); });
 }
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -103,9 +111,9 @@ void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Te
   check_matrix(d_x, dtype, tokens, local_width, "d_x");
   check_matrix(d_gate, dtype, tokens, local_width, "d_gate");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate})}, [&] {
-    cpu::gated_norm_backward(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate);
-  });
+  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate})},
+                [&] { cpu::gated_norm_backward(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate); },
+                [&] { cuda::gated_norm_backward(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate); });
 }
 
 void gated_norm_apply(const Execution& execution, const Tensor& x, const Tensor& inverse_rms, const Tensor& gate,
@@ -117,7 +125,9 @@ void gated_norm_apply(const Execution& execution, const Tensor& x, const Tensor&
   check_matrix(gate, dtype, x.size(0), x.size(1), "gate");
   check_matrix(y, dtype, x.size(0), x.size(1), "y");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm again", 0.0, traffic({x, gate, y})}, [&] { cpu::gated_norm_apply(execution, x, inverse_rms, gate, gate_activation, y); });
+  run_on_device(execution, {"gated norm again", 0.0, traffic({x, gate, y})},
+                [&] { cpu::gated_norm_apply(execution, x, inverse_rms, gate, gate_activation, y); },
+                [&] { cuda::gated_norm_apply(execution, x, inverse_rms, gate, gate_activation, y); });
 }
 
 }  // namespace fulmen

@@ -13,12 +13,15 @@ namespace fulmen {
 
 namespace {
 
-// Logits of a chunk stay within this, so that they are still in a cache when their gradient is formed.
-constexpr std::int64_t chunk_bytes = std::int64_t{8} << 20;
+// What the logits of a chunk may take. On the CPU they are still in a cache when their gradient is formed. On a GPU the
+// chunk is to be large enough to fill it: 4096 tokens of 64000 bf16 logits.
+constexpr std::int64_t cpu_chunk_bytes = std::int64_t{8} << 20, gpu_chunk_bytes = std::int64_t{512} << 20;
+constexpr std::int64_t cpu_chunk_unit = 64, gpu_chunk_unit = 256;   // tokens; a chunk on a GPU is a multiple of it
 
-std::int64_t chunk_tokens(std::int64_t tokens, std::int64_t columns, DType dtype) {
+std::int64_t chunk_tokens(Device device, std::int64_t tokens, std::int64_t columns, DType dtype) {
   const std::int64_t row_bytes = std::max<std::int64_t>(1, columns) * static_cast<std::int64_t>(size_of(dtype));
-  return std::min(tokens, std::max<std::int64_t>(64, chunk_bytes / row_bytes));
+  if (device.kind == DeviceKind::cpu) return std::min(tokens, std::max(cpu_chunk_unit, cpu_chunk_bytes / row_bytes));
+  return std::min(tokens, std::max<std::int64_t>(1, gpu_chunk_bytes / row_bytes / gpu_chunk_unit) * gpu_chunk_unit);
 }
 
 }  // namespace
@@ -59,7 +62,7 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
-  const std::int64_t step = chunk_tokens(tokens, columns_, context_.parameters->precision().parameters);
+  const std::int64_t step = chunk_tokens(execution.device, tokens, columns_, context_.parameters->precision().parameters);
   for (std::int64_t begin = 0; begin < tokens; begin += step)
     chunk(stash, micro_batch, begin, std::min(tokens, begin + step), gradient, losses);
   add_sum(execution, losses, loss_sum);

@@ -2,6 +2,7 @@
 #include "model/parameter_store.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
@@ -33,6 +34,14 @@ void for_each_element(const ParameterDeclaration& declaration, const LocalLayout
       f(by_rows ? (r + shift) * global_columns + c : r * global_columns + c + shift, (r - window.begin) * layout.columns + c);
 }
 
+template <class T>
+T rounded(double value) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return to_bfloat16(static_cast<float>(value));
+  else
+    return static_cast<T>(value);
+}
+
 // Fills a weight from its initialisers, some rows at a time: the host copy stays small.
 template <class T>
 void initialize_weight(const Execution& execution, const ParameterDeclaration& declaration, const LocalLayout& layout,
@@ -42,12 +51,12 @@ void initialize_weight(const Execution& execution, const ParameterDeclaration& d
   std::vector<T> values;
   for (std::int64_t begin = 0; begin < layout.rows; begin += step) {
     const IndexRange window{begin, std::min(begin + step, layout.rows)};
-    values.assign(static_cast<std::size_t>(window.size() * layout.columns), T(0));
+    values.assign(static_cast<std::size_t>(window.size() * layout.columns), T{});
     for (const LocalSegment& local : layout.segments) {
       const LogicalTensor& tensor = declaration.tensor(declaration.segments[local.segment].tensor);
       const RandomStream random(seed, tensor.name);
       for_each_element(declaration, layout, local, window, [&](std::int64_t global, std::int64_t place) {
-        values[static_cast<std::size_t>(place)] = static_cast<T>(tensor.initializer(random, global));
+        values[static_cast<std::size_t>(place)] = rounded<T>(tensor.initializer(random, global));
       });
     }
     copy_to_device(execution, values.data(), weight.slice(0, window.begin, window.end));
@@ -113,11 +122,14 @@ bool ParameterStore::counted(ParameterId id) const {
   return declaration.shared_stages.front() == pipeline_coordinate_;
 }
 
-void ParameterStore::initialize(std::uint64_t seed, const Execution& execution) {
+void ParameterStore::initialize(std::uint64_t seed, const Execution& execution, const std::vector<Tensor>& flat) const {
   for (ParameterId id = 0; id < declarations_.size(); ++id) {
-    dispatch_fp32_fp64(weight(id).dtype(), [&]<class T>(T) {
-      initialize_weight<T>(execution, declarations_[id], layouts_[id], seed, weight(id));
-    });
+    const Tensor weight = view(id, flat[places_[id].group]);
+    const auto fill = [&]<class T>(T) { initialize_weight<T>(execution, declarations_[id], layouts_[id], seed, weight); };
+    if (weight.dtype() == DType::bf16)
+      fill(BFloat16{});
+    else
+      dispatch_fp32_fp64(weight.dtype(), fill);
   }
 }
 

@@ -11,10 +11,12 @@
 
 namespace fulmen {
 
-// The model's arithmetic. On the CPU fp32 or fp64 throughout.
+// The model's arithmetic: fp32 or fp64 throughout, or on a GPU bf16 with fp32 gradients.
 struct Precision {
   DType parameters = DType::fp32;   // weights and activations
   DType gradients = DType::fp32;
+  // What the optimiser updates: the weights themselves, or an fp32 copy of narrower ones.
+  DType master() const { return accumulation_dtype(parameters); }
 };
 
 using ParameterId = std::size_t;
@@ -64,8 +66,11 @@ class ParameterStore {
   std::vector<ParameterGroup>& groups() { return groups_; }
   const std::vector<ParameterGroup>& groups() const { return groups_; }
 
-  // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index).
-  void initialize(std::uint64_t seed, const Execution& execution);
+  // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index), drawn in fp64
+  // and rounded to what holds it; bf16 by way of fp32, so that it equals a rounded fp32 copy.
+  void initialize(std::uint64_t seed, const Execution& execution) { initialize(seed, execution, flat_weights()); }
+  // The same into `flat`, one flat tensor per group: another copy of the weights.
+  void initialize(std::uint64_t seed, const Execution& execution, const std::vector<Tensor>& flat) const;
   void zero_gradients(const Execution& execution);
 
   // The local pieces of every logical tensor as they lie in `flat`, one flat tensor per group (weights, gradients or

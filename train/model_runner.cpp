@@ -2,7 +2,6 @@
 #include "train/model_runner.h"
 
 #include <array>
-#include <chrono>
 
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
@@ -19,10 +18,6 @@ const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   if (shape.sequence != 1)
     throw UserError("parallel.sequence", "is not built yet", "use 1");
   return config;
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
@@ -42,7 +37,9 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       sync_(parameters_, mesh, execution),
       executor_(stage_, mesh.along(Axis::pipeline), options.micro_batch, config.hidden, options.precision.parameters,
                 report_.peak_stash[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], execution),
-      loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger) {}
+      loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
+      reduce_timer_(execution.stream),
+      update_timer_(execution.stream) {}
 
 void ModelRunner::reset_loss() {
   fill_zero(execution_, stage_.loss_sum());
@@ -68,17 +65,18 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
   copy_to_device(execution_, &scale, loss_scale_);
   parameters_.zero_gradients(execution_);
 
-  reduce_seconds_ = update_seconds_ = 0.0;
-  const auto timed = [](double& seconds, const auto& work) {
-    const auto start = std::chrono::steady_clock::now();
+  reduce_timer_.reset();
+  update_timer_.reset();
+  const auto timed = [](StreamTimer& timer, const auto& work) {
+    timer.start();
     work();
-    seconds += seconds_since(start);
+    timer.stop();
   };
   StepHandlers handlers;
-  handlers.reduce_shared = [&] { timed(reduce_seconds_, [&] { sync_.reduce_shared(); }); };
-  handlers.reduce_gradients = [&] { timed(reduce_seconds_, [&] { sync_.reduce_gradients(); }); };
+  handlers.reduce_shared = [&] { timed(reduce_timer_, [&] { sync_.reduce_shared(); }); };
+  handlers.reduce_gradients = [&] { timed(reduce_timer_, [&] { sync_.reduce_gradients(); }); };
   handlers.optimizer_step = [&] {
-    if (update) timed(update_seconds_, update);
+    if (update) timed(update_timer_, update);
   };
   executor_.run(schedule_[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))], batches, loss_scale_, true, handlers);
   return reduce_loss();

@@ -11,6 +11,7 @@
 #include "parallel/layout.h"
 #include "train/gradient_sync.h"
 #include "train/pipeline_executor.h"
+#include "train/stream_timer.h"
 
 namespace fulmen {
 
@@ -41,6 +42,7 @@ class ModelRunner {
   PipelineExecutor& executor() { return executor_; }
   const ScheduleReport& schedule_report() const { return report_; }
   int micro_batches() const { return options_.micro_batches; }
+  const Execution& execution() const { return execution_; }
 
   // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces them;
   // then calls update (null for none). Collective.
@@ -53,9 +55,9 @@ class ModelRunner {
   StepLoss reduce_loss();
   void reset_loss();
 
-  // Seconds of the last accumulate() spent in reductions and in `update`.
-  double reduce_seconds() const { return reduce_seconds_; }
-  double update_seconds() const { return update_seconds_; }
+  // Seconds of the last accumulate() that reductions and `update` took: the host's, or on a GPU the stream's.
+  double reduce_seconds() { return reduce_timer_.seconds(); }
+  double update_seconds() { return update_timer_.seconds(); }
 
  private:
   ModelConfig config_;
@@ -72,7 +74,7 @@ class ModelRunner {
   PipelineExecutor executor_;
   OwnedTensor loss_scale_;    // fp64 [1]
   double targets_ = 0.0;      // of this data rank, since the last reset
-  double reduce_seconds_ = 0.0, update_seconds_ = 0.0;
+  StreamTimer reduce_timer_, update_timer_;
 };
 
 }  // namespace fulmen

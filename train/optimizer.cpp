@@ -16,7 +16,8 @@ Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore&
       clip_(clip),
       parameters_(parameters),
       model_ranks_(mesh.along({Axis::tensor, Axis::pipeline})),
-      execution_(execution) {
+      execution_(execution),
+      master_(parameters, execution) {
   const auto allocate = [&](DType dtype, std::int64_t elements) {
     return OwnedTensor(execution.device, dtype, {elements}, MemoryKind::optimizer, *execution.ledger);
   };
@@ -45,6 +46,7 @@ void Optimizer::step(double learning_rate, std::int64_t updates_before) {
   copy_to_device(execution_, scalars.data(), scalars_);
   reduce_square_sum();
   set_clip_scale(execution_, square_sum_, clip_, norm_, scalars_);
+  const std::vector<Tensor> master = master_.flat();
   for (std::size_t i = 0; i < moments_.size(); ++i) {
     const ParameterGroup& group = parameters_.groups()[i];
     AdamwOptions options;
@@ -53,7 +55,8 @@ void Optimizer::step(double learning_rate, std::int64_t updates_before) {
     options.epsilon = config_.epsilon;
     options.weight_decay = group.key.weight_decay ? config_.weight_decay : 0.0;
     options.learning_rate_scale = group.key.learning_rate_scale;
-    adamw_update(execution_, group.weights, group.gradients, moments_[i].exp_avg, moments_[i].exp_avg_sq, scalars_, options);
+    adamw_update(execution_, master[i], group.gradients, moments_[i].exp_avg, moments_[i].exp_avg_sq, scalars_, options,
+                 master_.rounded(i));
   }
 }
 

@@ -1,10 +1,12 @@
-// AdamW over the flat buffers of a parameter store, with clipping by the global norm.
+// AdamW over the flat buffers of a parameter store, with clipping by the global norm. Where the weights are narrow it
+// updates a wider copy and rounds.
 #pragma once
 
 #include <vector>
 
 #include "model/parameter_store.h"
 #include "parallel/mesh.h"
+#include "train/master_weights.h"
 #include "train/train_config.h"
 
 namespace fulmen {
@@ -21,6 +23,9 @@ class Optimizer {
   // Of the last step. Waits for the device.
   double gradient_norm() const;
 
+  // What is updated, and saved.
+  MasterWeights& master() { return master_; }
+  const MasterWeights& master() const { return master_; }
   // First and second moments, flat, one per parameter group.
   std::vector<Tensor> exp_avg() const;
   std::vector<Tensor> exp_avg_sq() const;
@@ -36,6 +41,7 @@ class Optimizer {
   ParameterStore& parameters_;
   Communicator& model_ranks_;          // tensor x pipeline: between them they hold every parameter once
   Execution execution_;
+  MasterWeights master_;
   std::vector<Moments> moments_;       // per parameter group
   OwnedTensor scalars_;                // fp64 [adamw_scalars]
   OwnedTensor square_sum_, norm_;      // fp64 [1]

@@ -12,8 +12,11 @@
 #include "framework/files.h"
 #include "framework/log.h"
 #include "framework/progress.h"
+#include "framework/random.h"
 #include "framework/signals.h"
 #include "framework/text.h"
+#include "framework/transfer.h"
+#include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "train/learning_rate.h"
 #include "train/metrics.h"
@@ -28,22 +31,42 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// A GPU multiplies zeros faster than numbers: it draws less power.
+void fill_normal(const Execution& execution, const Tensor& matrix) {
+  const RandomStream random(1, "peak");
+  const std::int64_t rows = matrix.size(0), columns = matrix.size(1);
+  std::vector<float> row(static_cast<std::size_t>(columns));
+  for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>(random.normal(i));
+  const Arena::Frame frame(*execution.scratch);
+  const Tensor narrow = execution.scratch->take(DType::fp32, {1, columns});
+  copy_to_device(execution, row.data(), narrow);
+  for (std::int64_t r = 0; r < rows; ++r) copy(execution, narrow, matrix.slice(0, r, r + 1));
+}
+
+// Order of the square matrices whose product utilisation is measured against: large enough to fill the device.
+std::int64_t peak_matrix_size(Device device) { return device.kind == DeviceKind::cuda ? 4096 : 512; }
+
 // Operations per second of matrix products on this rank while all ranks run them: what utilisation is measured against.
 double measure_peak(const Execution& execution, DType dtype, Communicator& world) {
-  constexpr std::int64_t size = 512;
+  const std::int64_t size = peak_matrix_size(execution.device);
   const auto matrix = [&] {
     return OwnedTensor(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
   };
   const OwnedTensor a = matrix(), b = matrix(), c = matrix();
-  gemm(execution, a, b, c);
+  fill_normal(execution, a);
+  fill_normal(execution, b);
+  const auto multiply = [&](int products) {
+    for (int i = 0; i < products; ++i) gemm(execution, a, b, c);
+    if (execution.device.kind == DeviceKind::cuda) gpu::synchronize(execution.stream);
+  };
+  multiply(1);
   world.barrier();
   const auto start = Clock::now();
+  const int at_a_time = execution.device.kind == DeviceKind::cuda ? 10 : 1;
   int products = 0;
-  while (seconds_since(start) < 0.1) {
-    gemm(execution, a, b, c);
-    ++products;
-  }
-  return 2.0 * size * size * size * products / seconds_since(start);
+  for (; seconds_since(start) < 0.1; products += at_a_time) multiply(at_a_time);
+  const auto order = static_cast<double>(size);
+  return 2.0 * order * order * order * products / seconds_since(start);
 }
 
 class Trainer {
@@ -88,7 +111,8 @@ void Trainer::start() {
     saved_step_ = progress_.step;
     log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
   } else {
-    runner_.parameters().initialize(static_cast<std::uint64_t>(options_.run.seed), execution_);
+    runner_.parameters().initialize(static_cast<std::uint64_t>(options_.run.seed), execution_, optimizer_.master().flat());
+    optimizer_.master().round(execution_);
   }
   flops_per_token_ = training_flops_per_token(options_.model);
   peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
@@ -109,9 +133,10 @@ void Trainer::write_header(double peak) {
                   "ranks: {}\n"
                   "layout: {}\n"
                   "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
-                  "peak_flops: {:.6g}   # all ranks' 512 x 512 x 512 matrix product, measured at the start, added up\n"
+                  "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
                   "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
-                  parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_, peak));
+                  parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_, peak,
+                  peak_matrix_size(execution_.device), peak_matrix_size(execution_.device), peak_matrix_size(execution_.device)));
 }
 
 StepMetrics Trainer::step(BatchLoader& loader) {
@@ -121,7 +146,7 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   const double data_seconds = seconds_since(start);
   const double rate = learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, progress_.step, steps_);
   const StepLoss loss = runner_.accumulate(batches_, [&] { optimizer_.step(rate, progress_.step); });
-  const double norm = optimizer_.gradient_norm();
+  const double norm = optimizer_.gradient_norm();   // the device is done with the step: reading the loss has waited for it
   if (!std::isfinite(loss.loss_nats) || !std::isfinite(norm))
     throw DivergedError(fmt::format("step {}: the loss is {} and the gradient's norm {}\n"
                                     "  -> resume from the last checkpoint with a lower learning rate or more warm-up",
@@ -142,10 +167,11 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   metrics.tokens_per_second = static_cast<double>(step_tokens) / metrics.step_seconds;
   metrics.tokens_per_second_per_rank = metrics.tokens_per_second / mesh_.world().size();
   metrics.model_flops_utilisation = metrics.tokens_per_second * flops_per_token_ / peak_;
+  const double reduce_seconds = runner_.reduce_seconds(), update_seconds = runner_.update_seconds();
   metrics.parts = {{"data", data_seconds},
-                   {"reduce", runner_.reduce_seconds()},
-                   {"update", runner_.update_seconds()},
-                   {"compute", metrics.step_seconds - data_seconds - runner_.reduce_seconds() - runner_.update_seconds()}};
+                   {"reduce", reduce_seconds},
+                   {"update", update_seconds},
+                   {"compute", metrics.step_seconds - data_seconds - reduce_seconds - update_seconds}};
   return metrics;
 }
 

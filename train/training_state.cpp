@@ -25,9 +25,10 @@ std::filesystem::path save_training_state(const std::filesystem::path& root, con
   description.model = model.identity();
   description.configuration = configuration;
   const ParameterStore& parameters = runner.parameters();
-  std::vector<TensorPiece> pieces = pieces_to_save(parameters, parameters.flat_weights(), parameters_prefix);
-  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg(), exp_avg_prefix), std::back_inserter(pieces));
-  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix), std::back_inserter(pieces));
+  const Execution& execution = runner.execution();
+  std::vector<TensorPiece> pieces = pieces_to_save(parameters, optimizer.master().flat(), parameters_prefix, execution);
+  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg(), exp_avg_prefix, execution), std::back_inserter(pieces));
+  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix, execution), std::back_inserter(pieces));
   SaveOptions options;
   options.extra_files = extra_files;
   return save_checkpoint(root, description, pieces, world, options);
@@ -38,11 +39,13 @@ TrainingProgress load_training_state(const CheckpointReader& checkpoint, const M
   require_same_model(checkpoint, model);
   checkpoint.verify(world);
   const ParameterStore& parameters = runner.parameters();
-  load_pieces(checkpoint, parameters, parameters.flat_weights(), parameters_prefix);
+  const Execution& execution = runner.execution();
+  load_pieces(checkpoint, parameters, optimizer.master().flat(), parameters_prefix, execution);
+  optimizer.master().round(execution);
   const CheckpointDescription& saved = checkpoint.description();
   if (saved.step == 0) return {};
-  load_pieces(checkpoint, parameters, optimizer.exp_avg(), exp_avg_prefix);
-  load_pieces(checkpoint, parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix);
+  load_pieces(checkpoint, parameters, optimizer.exp_avg(), exp_avg_prefix, execution);
+  load_pieces(checkpoint, parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix, execution);
   return {saved.step, saved.samples, saved.tokens};
 }
 

@@ -18,13 +18,14 @@ struct TrainingProgress {
   std::int64_t tokens = 0;    // consumed
 };
 
-// Saves under root/step-XXXXXXXX. Collective.
+// Saves under root/step-XXXXXXXX: the master weights, whatever the model computes in, and the moments. Collective.
 std::filesystem::path save_training_state(const std::filesystem::path& root, const ModelConfig& model,
                                           const std::string& configuration, const TrainingProgress& progress,
                                           const ModelRunner& runner, const Optimizer& optimizer,
                                           const std::vector<std::filesystem::path>& extra_files, Communicator& world);
 
-// Restores parameters and, past step 0 (an imported checkpoint has none), moments. Collective: checksums are verified first.
+// Restores the master weights (and the model's, rounded from them) and, past step 0 (an imported checkpoint has none),
+// moments. Collective: checksums are verified first.
 TrainingProgress load_training_state(const CheckpointReader& checkpoint, const ModelConfig& model, ModelRunner& runner,
                                      Optimizer& optimizer, Communicator& world);
 

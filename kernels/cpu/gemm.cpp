@@ -1,10 +1,12 @@
-// Matrix products through oneDNN (fp32) and OpenBLAS (fp64).
+// Matrix products through oneDNN (fp32, where it is built in) and OpenBLAS.
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
 
 #include <cblas.h>
+#ifdef FULMEN_ONEDNN
 #include <oneapi/dnnl/dnnl.h>
+#endif
 
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matrix_vector.h"
@@ -32,19 +34,27 @@ void clear(const Tensor& c) {
   });
 }
 
+blasint narrow(std::int64_t value) {
+  FULMEN_CHECK(value <= std::int64_t{1} << 30, "{} is too large for OpenBLAS", value);
+  return static_cast<blasint>(value);
+}
+
 void gemm_fp32(const Tensor& a, const Tensor& b, const Tensor& c, std::int64_t k, const GemmOptions& options) {
+#ifdef FULMEN_ONEDNN
   const dnnl_status_t status =
       dnnl_sgemm(options.transpose_a ? 'T' : 'N', options.transpose_b ? 'T' : 'N', c.size(0), c.size(1), k,
                  static_cast<float>(options.alpha), a.as<float>(), leading_dimension(a), b.as<float>(),
                  leading_dimension(b), options.accumulate ? 1.0f : 0.0f, c.as<float>(), leading_dimension(c));
   FULMEN_CHECK(status == dnnl_success, "dnnl_sgemm failed with status {}", static_cast<int>(status));
+#else
+  cblas_sgemm(CblasRowMajor, options.transpose_a ? CblasTrans : CblasNoTrans,
+              options.transpose_b ? CblasTrans : CblasNoTrans, narrow(c.size(0)), narrow(c.size(1)), narrow(k),
+              static_cast<float>(options.alpha), a.as<float>(), narrow(leading_dimension(a)), b.as<float>(),
+              narrow(leading_dimension(b)), options.accumulate ? 1.0f : 0.0f, c.as<float>(), narrow(leading_dimension(c)));
+#endif
 }
 
 void gemm_fp64(const Tensor& a, const Tensor& b, const Tensor& c, std::int64_t k, const GemmOptions& options) {
-  const auto narrow = [](std::int64_t value) {
-    FULMEN_CHECK(value <= std::int64_t{1} << 30, "{} is too large for OpenBLAS", value);
-    return static_cast<blasint>(value);
-  };
   cblas_dgemm(CblasRowMajor, options.transpose_a ? CblasTrans : CblasNoTrans,
               options.transpose_b ? CblasTrans : CblasNoTrans, narrow(c.size(0)), narrow(c.size(1)), narrow(k),
               options.alpha, a.as<double>(), narrow(leading_dimension(a)), b.as<double>(), narrow(leading_dimension(b)),

@@ -1,0 +1,231 @@
+// Cross entropy on a GPU: a block per row of logits; one reading of them forward, one reading and one writing backward.
+#include "kernels/cuda/cross_entropy.h"
+
+#include "kernels/cuda/device_activation.cuh"
+#include "kernels/cuda/device_pass.cuh"
+#include "kernels/cuda/device_reduce.cuh"
+#include "kernels/cuda/device_vector.cuh"
+
+namespace fulmen::cuda {
+namespace {
+
+constexpr int row_items = 4;
+constexpr int most_row_threads = 256;   // several blocks on a multiprocessor hide each other's first and last accesses
+constexpr int vector_threads = 256;
+
+template <class A>
+__device__ __forceinline__ A minus_infinity() {
+  return -static_cast<A>(INFINITY);
+}
+
+// The target's column here, or -1 when another rank holds it.
+__device__ __forceinline__ std::int64_t local_column(std::int32_t target, std::int64_t first, int valid) {
+  const std::int64_t column = target - first;
+  return column >= 0 && column < valid ? column : -1;
+}
+
+// A running maximum and the sum of exp(l - maximum). NaN never is the maximum, but stays in the sum.
+template <class A>
+struct Exponentials {
+  A maximum = minus_infinity<A>();
+  A sum = 0;
+
+  // What exponents are taken relative to; finite while the maximum is still minus infinity.
+  __device__ __forceinline__ A shift() const { return maximum == minus_infinity<A>() ? A(0) : maximum; }
+  __device__ __forceinline__ void raise(A larger) {
+    if (!(larger > maximum)) return;
+    const A before = maximum;
+    maximum = larger;
+    sum *= exponential(before - larger);
+  }
+};
+
+template <int length, class T>
+__global__ void __launch_bounds__(most_row_threads)
+    local_kernel(Rows<const T> logits, const std::int32_t* targets, std::int64_t first, int valid,
+                 Accumulated<T>* maximum, Accumulated<T>* exp_sum, Accumulated<T>* target_logit) {
+  using A = Accumulated<T>;
+  __shared__ A shared_maxima[most_row_threads / lanes_of_warp], shared_sums[most_row_threads / lanes_of_warp];
+  const std::int64_t row = blockIdx.x;
+  const T* const x = logits.at(row, 0);
+  const int packets = valid / length, threads = blockDim.x;
+  Exponentials<A> own;
+  for (int base = threadIdx.x; base < packets; base += threads * row_items) {
+    Packet<T, length> loaded[row_items];
+#pragma unroll
+    for (int i = 0; i < row_items; ++i)
+      if (base + i * threads < packets) loaded[i] = load_packet<length>(x + (base + i * threads) * length);
+    A largest = own.maximum;
+#pragma unroll
+    for (int i = 0; i < row_items; ++i) {
+      if (base + i * threads >= packets) break;
+#pragma unroll
+      for (int j = 0; j < length; ++j) largest = loaded[i][j] > largest ? loaded[i][j] : largest;
+    }
+    own.raise(largest);
+    const A shift = own.shift();
+#pragma unroll
+    for (int i = 0; i < row_items; ++i) {
+      if (base + i * threads >= packets) break;
+#pragma unroll
+      for (int j = 0; j < length; ++j) own.sum += exponential(loaded[i][j] - shift);
+    }
+  }
+  if (const int column = packets * length + threadIdx.x; column < valid) {
+    const A logit = to_accumulated(x[column]);
+    own.raise(logit);
+    own.sum += exponential(logit - own.shift());
+  }
+  const A row_maximum = maximum_of_block(own.maximum, shared_maxima);
+  own.raise(row_maximum);
+  A sum = sum_of_row(own.sum, shared_sums);
+  if (threadIdx.x != 0) return;
+  // Logits of which none is a number above minus infinity have no such sum.
+  if (valid > 0 && row_maximum == minus_infinity<A>()) sum = static_cast<A>(NAN);
+  const std::int64_t column = local_column(targets[row], first, valid);
+  maximum[row] = row_maximum;
+  exp_sum[row] = sum;
+  target_logit[row] = column < 0 ? A(0) : to_accumulated(x[column]);
+}
+
+template <int length, class T>
+__global__ void __launch_bounds__(most_row_threads)
+    backward_kernel(Rows<const T> logits, const std::int32_t* targets, const float* weights, std::int64_t first,
+                    int valid, int columns, const Accumulated<T>* maximum, const Accumulated<T>* exp_sum,
+                    const double* scale, Rows<T> d_logits) {
+  using A = Accumulated<T>;
+  const std::int64_t row = blockIdx.x;
+  const T* const x = logits.at(row, 0);
+  T* const d_x = d_logits.at(row, 0);
+  const int packets = columns / length, threads = blockDim.x, tail = packets * length + threadIdx.x;
+  // All that depends on the row is read at once, masked or not.
+  const double weight = weights[row];
+  const A factor = static_cast<A>(*scale * weight), row_sum = exp_sum[row], row_maximum = maximum[row];
+  const auto target = static_cast<int>(local_column(targets[row], first, valid));
+  if (weight == 0) {
+    const Packet<T, length> zeros = make_packet<T, length>([](int) { return A(0); });
+    for (int packet = threadIdx.x; packet < packets; packet += threads) store_packet(d_x + packet * length, zeros);
+    if (tail < columns) d_x[tail] = round_to<T>(A(0));
+    return;
+  }
+  const A ratio = factor / row_sum;
+  for (int base = threadIdx.x; base < packets; base += threads * row_items) {
+    Packet<T, length> loaded[row_items];
+#pragma unroll
+    for (int i = 0; i < row_items; ++i)
+      if (base + i * threads < packets) loaded[i] = load_packet<length>(x + (base + i * threads) * length);
+#pragma unroll
+    for (int i = 0; i < row_items; ++i) {
+      if (base + i * threads >= packets) break;
+      const int column = (base + i * threads) * length;
+      A gradients[length];
+#pragma unroll
+      for (int j = 0; j < length; ++j) gradients[j] = ratio * exponential(loaded[i][j] - row_maximum);
+      if (target >= column && target < column + length) {
+#pragma unroll
+        for (int j = 0; j < length; ++j) gradients[j] -= column + j == target ? factor : A(0);
+      }
+      if (column + length > valid) {
+#pragma unroll
+        for (int j = 0; j < length; ++j)
+          if (column + j >= valid) gradients[j] = A(0);
+      }
+      store_packet(d_x + column, make_packet<T, length>([&](int j) { return gradients[j]; }));
+    }
+  }
+  if (tail < columns) {
+    const A probability = ratio * exponential(to_accumulated(x[tail]) - row_maximum);
+    d_x[tail] = round_to<T>(tail >= valid ? A(0) : probability - (tail == target ? factor : A(0)));
+  }
+}
+
+template <class A>
+__global__ void rescale_kernel(const A* local_maximum, const A* global_maximum, A* exp_sum, std::int64_t count) {
+  const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * vector_threads + threadIdx.x;
+  if (t < count) exp_sum[t] *= exp(local_maximum[t] - global_maximum[t]);
+}
+
+template <class A>
+__global__ void losses_kernel(const A* maximum, const A* exp_sum, const A* target_logit, const float* weights,
+                              double* losses, std::int64_t count) {
+  const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * vector_threads + threadIdx.x;
+  if (t >= count) return;
+  const double weight = weights[t];
+  const double margin = static_cast<double>(maximum[t]) - static_cast<double>(target_logit[t]);
+  losses[t] = weight == 0 ? 0.0 : weight * (log(static_cast<double>(exp_sum[t])) + margin);
+}
+
+template <class T>
+Rows<const T> read_rows(const Tensor& x) {
+  return {pointer_to<const T>(x), x.stride(0)};
+}
+
+// A block is of whole warps.
+int threads_for(std::int64_t packets) {
+  return std::max(lanes_of_warp, round_threads(divide_up(packets, row_items), most_row_threads));
+}
+
+void check_columns(const Tensor& logits) {
+  FULMEN_CHECK(logits.size(1) < (std::int64_t{1} << 30) && logits.size(0) <= 0x7fffffff, "logits are {}",
+               logits.describe());
+}
+
+unsigned blocks_for(std::int64_t count) { return static_cast<unsigned>(divide_up(count, vector_threads)); }
+
+}  // namespace
+
+void cross_entropy_local(const Execution& execution, const Tensor& logits, const Tensor& targets, std::int64_t first,
+                         std::int64_t valid, const Tensor& maximum, const Tensor& exp_sum, const Tensor& target_logit) {
+  check_columns(logits);
+  dispatch_floating(logits.dtype(), [&]<class T>(T) {
+    using A = Accumulated<T>;
+    dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {logits}), [&](auto length) {
+      local_kernel<length.value>
+          <<<static_cast<unsigned>(logits.size(0)), threads_for(valid / length.value), 0, stream_of(execution)>>>(
+              read_rows<T>(logits), pointer_to<std::int32_t>(targets), first, static_cast<int>(valid),
+              pointer_to<A>(maximum), pointer_to<A>(exp_sum), pointer_to<A>(target_logit));
+    });
+  });
+  FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+void cross_entropy_rescale(const Execution& execution, const Tensor& local_maximum, const Tensor& global_maximum,
+                           const Tensor& exp_sum) {
+  const std::int64_t count = exp_sum.size(0);
+  dispatch_fp32_fp64(exp_sum.dtype(), [&]<class A>(A) {
+    rescale_kernel<A><<<blocks_for(count), vector_threads, 0, stream_of(execution)>>>(
+        pointer_to<A>(local_maximum), pointer_to<A>(global_maximum), pointer_to<A>(exp_sum), count);
+  });
+  FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+void cross_entropy_losses(const Execution& execution, const Tensor& maximum, const Tensor& exp_sum,
+                          const Tensor& target_logit, const Tensor& weights, const Tensor& losses) {
+  const std::int64_t count = losses.size(0);
+  dispatch_fp32_fp64(maximum.dtype(), [&]<class A>(A) {
+    losses_kernel<A><<<blocks_for(count), vector_threads, 0, stream_of(execution)>>>(
+        pointer_to<A>(maximum), pointer_to<A>(exp_sum), pointer_to<A>(target_logit), pointer_to<float>(weights),
+        pointer_to<double>(losses), count);
+  });
+  FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+void cross_entropy_backward(const Execution& execution, const Tensor& logits, const Tensor& targets,
+                            const Tensor& weights, std::int64_t first, std::int64_t valid, const Tensor& maximum,
+                            const Tensor& exp_sum, const Tensor& scale, const Tensor& d_logits) {
+  check_columns(logits);
+  dispatch_floating(logits.dtype(), [&]<class T>(T) {
+    using A = Accumulated<T>;
+    dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {logits, d_logits}), [&](auto length) {
+      backward_kernel<length.value>
+          <<<static_cast<unsigned>(logits.size(0)), threads_for(logits.size(1) / length.value), 0,
+             stream_of(execution)>>>(read_rows<T>(logits), pointer_to<std::int32_t>(targets),
+                                     pointer_to<float>(weights), first, static_cast<int>(valid),
+                                     static_cast<int>(logits.size(1)), pointer_to<A>(maximum), pointer_to<A>(exp_sum),
+                                     pointer_to<double>(scale), rows_of<T>(d_logits));
+    });
+  });
+  FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+}  // namespace fulmen::cuda

@@ -1,0 +1,184 @@
+// The passes over rows that memory-bound kernels consist of. An operation says what is loaded of a row, and what is
+// computed and stored from it; the kernels here bring several loads in flight before the first store.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "framework/cuda_check.h"
+#include "framework/execution.h"
+#include "kernels/cuda/device_reduce.cuh"
+#include "kernels/cuda/device_vector.cuh"
+
+namespace fulmen::cuda {
+
+inline constexpr int pass_threads = 256;          // of a block, where rows are narrow enough
+inline constexpr int reduction_threads = 512;     // at most, of a row that is reduced
+inline constexpr int lanes_of_warp = 32;
+
+// Packets that a thread has in flight of each of `tensors` that are read: enough to hide the memory's latency, few
+// enough for many threads to find room.
+constexpr int items_for(int tensors) { return tensors >= 2 ? 2 : 4; }
+
+inline cudaStream_t stream_of(const Execution& execution) { return static_cast<cudaStream_t>(execution.stream.handle); }
+
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Threads for `needed` of them: a power of two below a warp, else whole warps.
+inline int round_threads(std::int64_t needed, int most) {
+  if (needed >= lanes_of_warp)
+    return static_cast<int>(std::min<std::int64_t>(divide_up(needed, lanes_of_warp) * lanes_of_warp, most));
+  int threads = 1;
+  while (threads < needed) threads *= 2;
+  return threads;
+}
+
+// A matrix on the device, or none.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  std::int64_t stride = 0;
+
+  __device__ __forceinline__ T* at(std::int64_t row, std::int64_t column) const { return data + row * stride + column; }
+};
+
+template <class T>
+Rows<T> rows_of(const Tensor& x) {
+  return x ? Rows<T>{pointer_to<T>(x), x.stride(0)} : Rows<T>{};
+}
+
+// How rows are spread: blockDim.x threads over each row, blockDim.y rows in a block.
+struct PassGrid {
+  dim3 block;
+  unsigned blocks = 0;
+};
+
+inline PassGrid make_grid(int threads, std::int64_t rows, std::int64_t chunks) {
+  const int rows_of_block = std::max(1, pass_threads / threads);
+  const std::int64_t blocks = divide_up(rows, rows_of_block) * chunks;
+  FULMEN_CHECK(blocks <= 0x7fffffff, "{} rows in {} chunks are too many for one launch", rows, chunks);
+  return {dim3(threads, rows_of_block), static_cast<unsigned>(blocks)};
+}
+
+// An elementwise operation over [rows, width]. It has
+//   static constexpr int items                                items_for(tensors read)
+//   template <int length> struct Loaded                       what a packet of `length` columns needs
+//   Loaded<length> load<length>(row, column) const            only loads
+//   void finish<length>(const Loaded<length>&, row, column) const   computes and stores
+// or for_row(row), which gives such an operation for one row.
+// Stores may go where the same packet's loads came from. Columns past the last whole packet go one by one.
+template <class Operation>
+__device__ __forceinline__ auto for_row(const Operation& operation, std::int64_t row) {
+  if constexpr (requires { operation.for_row(row); })
+    return operation.for_row(row);
+  else
+    return operation;
+}
+
+template <int length, class Operation>
+__global__ void __launch_bounds__(pass_threads)
+    pass_kernel(const Operation whole, std::int64_t rows, std::int64_t width, unsigned chunks) {
+  constexpr int items = Operation::items;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x / chunks) * blockDim.y + threadIdx.y;
+  const unsigned chunk = blockIdx.x % chunks;
+  if (row >= rows) return;
+  const auto operation = for_row(whole, row);
+  const std::int64_t packets = width / length;
+  const std::int64_t first = static_cast<std::int64_t>(chunk) * (blockDim.x * items) + threadIdx.x;
+  typename std::remove_const_t<decltype(operation)>::template Loaded<length> loaded[items];
+#pragma unroll
+  for (int i = 0; i < items; ++i) {
+    const std::int64_t packet = first + i * blockDim.x;
+    if (packet < packets) loaded[i] = operation.template load<length>(row, packet * length);
+  }
+#pragma unroll
+  for (int i = 0; i < items; ++i) {
+    const std::int64_t packet = first + i * blockDim.x;
+    if (packet < packets) operation.template finish<length>(loaded[i], row, packet * length);
+  }
+  if constexpr (length > 1) {
+    if (chunk != 0) return;
+    for (std::int64_t column = packets * length + threadIdx.x; column < width; column += blockDim.x)
+      operation.template finish<1>(operation.template load<1>(row, column), row, column);
+  }
+}
+
+template <int length, class Operation>
+void launch_pass(const Execution& execution, const Operation& operation, std::int64_t rows, std::int64_t width) {
+  const std::int64_t packets = std::max<std::int64_t>(width / length, 1);
+  const std::int64_t chunks = divide_up(packets, pass_threads * Operation::items);
+  const int threads = round_threads(divide_up(packets, chunks * Operation::items), pass_threads);
+  const PassGrid grid = make_grid(threads, rows, chunks);
+  pass_kernel<length><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, width,
+                                                                            static_cast<unsigned>(chunks));
+  FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+// An operation with one sum per row. Besides `items`, `Loaded` and `load` it has
+//   using Sum                                                 float or double
+//   Sum contribution<length>(const Loaded<length>&, row, column) const    a packet's share; may store
+//   Sum combine(row, sum, writes) const                       what `finish` needs of the sum; `writes` for one thread
+// and, where `finishes` is true,
+//   void finish<length>(const Loaded<length>&, Sum, row, column) const
+//   Loaded<length> reload<length>(row, column) const          for rows that do not fit in the registers
+// `width` is a multiple of `length`. A row's packets stay in registers between the sum and `finish`; of a row that is
+// too wide, the last items * blockDim.x packets do, and the others are loaded again, last ones first.
+template <int length, class Operation>
+__global__ void __launch_bounds__(reduction_threads)
+    reduce_rows_kernel(const Operation operation, std::int64_t rows, int width) {
+  using Sum = typename Operation::Sum;
+  constexpr int items = Operation::items;
+  __shared__ Sum shared[reduction_threads / lanes_of_warp];
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  // Threads without a row stay for the barrier.
+  const int packets = row < rows ? width / length : 0;
+  const int stride = blockDim.x * items;
+  typename Operation::template Loaded<length> loaded[items];
+  Sum sum = 0;
+  int base = threadIdx.x;
+  while (true) {
+#pragma unroll
+    for (int i = 0; i < items; ++i) {
+      const int packet = base + i * blockDim.x;
+      if (packet < packets) loaded[i] = operation.template load<length>(row, packet * length);
+    }
+#pragma unroll
+    for (int i = 0; i < items; ++i) {
+      const int packet = base + i * blockDim.x;
+      if (packet < packets) sum += operation.template contribution<length>(loaded[i], row, packet * length);
+    }
+    if (base + stride >= packets) break;
+    base += stride;
+  }
+  sum = sum_of_row(sum, shared);
+  if (row >= rows) return;
+  const Sum combined = operation.combine(row, sum, threadIdx.x == 0);
+  if constexpr (Operation::finishes) {
+    while (true) {
+#pragma unroll
+      for (int i = 0; i < items; ++i) {
+        const int packet = base + i * blockDim.x;
+        if (packet < packets) operation.template finish<length>(loaded[i], combined, row, packet * length);
+      }
+      base -= stride;
+      if (base < 0) break;
+#pragma unroll
+      for (int i = 0; i < items; ++i) {
+        const int packet = base + i * blockDim.x;
+        if (packet < packets) loaded[i] = operation.template reload<length>(row, packet * length);
+      }
+    }
+  }
+}
+
+template <int length, class Operation>
+void launch_reduce_rows(const Execution& execution, const Operation& operation, std::int64_t rows, std::int64_t width) {
+  FULMEN_CHECK(width < (std::int64_t{1} << 30), "rows of {} columns are too wide", width);
+  const int threads = round_threads(divide_up(width / length, Operation::items), reduction_threads);
+  const PassGrid grid = make_grid(threads, rows, 1);
+  reduce_rows_kernel<length><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows,
+                                                                                   static_cast<int>(width));
+  FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+}  // namespace fulmen::cuda

@@ -1,0 +1,15 @@
+// Plain passes over memory, on a GPU. See kernels/elementwise.h.
+#pragma once
+
+#include "framework/execution.h"
+
+namespace fulmen::cuda {
+
+void fill_zero(const Execution& execution, const Tensor& x);
+void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);
+void scale(const Execution& execution, const Tensor& x, double factor);
+void copy(const Execution& execution, const Tensor& from, const Tensor& to);
+void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tensor& total);
+void add_sum(const Execution& execution, const Tensor& x, const Tensor& total);
+
+}  // namespace fulmen::cuda

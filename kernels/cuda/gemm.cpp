@@ -1,0 +1,68 @@
+// Matrix products on a GPU: true fp32, fp64, and bf16 with sums in fp32, at any stride and alignment.
+#include "kernels/cuda/gemm.h"
+
+#include <algorithm>
+
+#include "framework/cuda_check.h"
+#include "kernels/cuda/gemm_plan.h"
+#include "kernels/cuda/widen.h"
+
+namespace fulmen::cuda {
+namespace {
+
+// cuBLASLt asks for a row stride of at least a row, also where there is one row and the stride means nothing.
+std::int64_t row_stride(const Tensor& x) { return x.size(0) > 1 ? x.stride(0) : std::max<std::int64_t>(x.size(1), 1); }
+
+// Bytes, at most the 256 beyond which no algorithm asks for more.
+std::uint32_t alignment_of(const void* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data) | 256;
+  return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
+void set_zero(const Execution& execution, const Tensor& c) {
+  const std::size_t element = size_of(c.dtype());
+  FULMEN_CUDA_CHECK(cudaMemset2DAsync(
+      c.data(), static_cast<std::size_t>(row_stride(c)) * element, 0, static_cast<std::size_t>(c.size(1)) * element,
+      static_cast<std::size_t>(c.size(0)), static_cast<cudaStream_t>(execution.stream.handle)));
+}
+
+}   // namespace
+
+void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c, const GemmOptions& options) {
+  const std::int64_t k = options.transpose_a ? a.size(0) : a.size(1);
+  if (c.elements() == 0) return;
+  if (k == 0) {
+    if (!options.accumulate) set_zero(execution, c);
+    return;
+  }
+  Arena::Frame frame(*execution.scratch);
+  // cuBLASLt adds narrower factors in fp32 at most.
+  if (c.dtype() == DType::fp64 && a.dtype() != DType::fp64) {
+    const Tensor product = execution.scratch->take(DType::fp32, {c.size(0), c.size(1)});
+    GemmOptions fresh = options;
+    fresh.accumulate = false;
+    cuda::gemm(execution, a, b, product, fresh);
+    return widen(execution, product, options.accumulate, c);
+  }
+  const GemmKind kind{.device = execution.device.index,
+                      .in = a.dtype(),
+                      .out = c.dtype(),
+                      .m = c.size(0),
+                      .n = c.size(1),
+                      .k = k,
+                      .transpose_a = options.transpose_a,
+                      .transpose_b = options.transpose_b,
+                      .accumulate = options.accumulate,
+                      .deterministic = execution.deterministic,
+                      .a_stride = row_stride(a),
+                      .b_stride = row_stride(b),
+                      .c_stride = row_stride(c),
+                      .a_alignment = alignment_of(a.data()),
+                      .b_alignment = alignment_of(b.data()),
+                      .c_alignment = alignment_of(c.data())};
+  const GemmOperands operands{a.data(), b.data(), c.data(), options.alpha};
+  void* const workspace = execution.scratch->take(DType::uint8, {gemm_workspace_bytes}).data();
+  gemm_plan(execution, kind, operands, workspace).run(execution, operands, workspace);
+}
+
+}   // namespace fulmen::cuda

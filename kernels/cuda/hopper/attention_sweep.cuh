@@ -1,0 +1,489 @@
+// What the sweeps of linear attention over a sequence share. A block takes one head of one row (or a piece of it) chunk by
+// chunk; its warpgroups have roles:
+//   copies    one warp loads tiles ahead of their use, another stores finished ones;
+//   states    hold the state S [D, D] in registers, fp32, 64 of its rows each; publish it to shared memory in bf16 before
+//             each chunk, and update it: S = carry * S + (factor * act(A))^T B, with A and B two tiles of the chunk;
+//   outputs   one warpgroup that turns tiles and the published state into the chunk's results.
+// Forward sweeps have A = key, B = value; reverse ones A = query, B = d_output.
+#pragma once
+
+#include "framework/device.h"
+#include "kernels/activation.h"
+#include "kernels/cuda/hopper/wgmma.cuh"
+
+namespace fulmen::cuda::hopper {
+
+inline constexpr int chunk_tokens = 64;
+inline constexpr int warpgroup_threads = 128;
+inline constexpr int panel_columns = 64;                          // columns of one swizzled panel: rows of 128 bytes
+inline constexpr int panel_bytes = chunk_tokens * panel_columns * 2;
+
+template <int D>
+inline constexpr int tile_bytes = D / panel_columns * panel_bytes;   // of a [64, D] tile, panel after panel
+template <int D>
+inline constexpr int state_bytes = D * D * 2;                        // of a published state, [D, 64] panels
+template <int D>
+inline constexpr int state_groups = D / 64;                          // warpgroups that hold the state
+
+// The problem as every sweep sees it. Pieces cut rows at multiples of a chunk when there are too few heads to fill the GPU.
+struct Sweep {
+  int length = 0, heads = 0;
+  int piece_tokens = 0, pieces = 1, first_piece = 0;   // the grid's second dimension counts from first_piece
+  const double* slope = nullptr;            // [heads]
+  // Per token of [batch, length], or null when every row is one document: where in the row its document begins, -1 for a
+  // row's first; and where it ends, past the row for its last.
+  const int* document_begin = nullptr;
+  const int* document_end = nullptr;
+  // fp32 [D, D] before the piece (after it, in reverse): at (row * heads + head) * state_stride + piece * piece_stride; null
+  // for zero.
+  const float* incoming = nullptr;
+  std::int64_t incoming_stride = 0, incoming_piece_stride = 0;
+  // Where the state goes after the last token (before the first, in reverse) of the piece `outgoing_piece`, or of every piece
+  // when that is -1; null for nowhere.
+  float* outgoing = nullptr;
+  std::int64_t outgoing_stride = 0, outgoing_piece_stride = 0;
+  int outgoing_piece = -1;
+};
+
+// A block's place in the problem.
+struct Place {
+  int head, piece, row;
+  int begin, end;      // tokens of the row
+  __device__ explicit Place(const Sweep& sweep)
+      : head(blockIdx.x),
+        piece(sweep.first_piece + blockIdx.y),
+        row(blockIdx.z),
+        begin(piece * sweep.piece_tokens),
+        end(min(sweep.length, begin + sweep.piece_tokens)) {}
+  __device__ int chunks() const { return (end - begin + chunk_tokens - 1) / chunk_tokens; }
+};
+
+// A constant decay per head, exp(-slope) a token, as powers in shared memory: nothing ever grows. Other kinds of decay
+// answer the same four questions.
+struct ConstantDecay {
+  static constexpr int past = chunk_tokens - 1, table_size = past + chunk_tokens + 1;
+  const float* powers;   // powers[past + t] = exp(-slope t) for t in [0, 64], 0 for t in [-63, -1]
+
+  __device__ static void prepare(float* powers, double slope) {
+    for (int i = threadIdx.x; i < table_size; i += blockDim.x)
+      powers[i] = i < past ? 0.0f : static_cast<float>(exp(-slope * (i - past)));
+  }
+  __device__ float between(int query, int key) const { return powers[past + query - key]; }   // 0 when the key comes later
+  __device__ float from_start(int query) const { return powers[past + query + 1]; }
+  __device__ float to_end(int key, int tokens) const { return powers[past + tokens - 1 - key]; }   // 0 past the tokens
+  __device__ float across(int tokens) const { return powers[past + tokens]; }
+};
+inline constexpr int decay_bytes = 512;
+static_assert(ConstantDecay::table_size * sizeof(float) <= decay_bytes);
+
+// Where documents begin and end in a chunk, relative to its first token. `present` is false when every row is one document:
+// then all of this vanishes.
+template <bool present>
+struct ChunkDocuments {
+  int first_begin = -1;                  // of the document of the chunk's first token; negative: before the chunk
+  int first_end = 1 << 30;
+  int last_begin = -1;
+  const int* begins = nullptr;
+  const int* ends = nullptr;
+  int chunk_begin = 0, tokens = chunk_tokens;
+
+  __device__ ChunkDocuments(const Sweep& sweep, const Place& place, int begin, int count) {
+    if constexpr (present) {
+      const std::int64_t offset = static_cast<std::int64_t>(place.row) * sweep.length + begin;
+      begins = sweep.document_begin + offset;
+      ends = sweep.document_end + offset;
+      chunk_begin = begin;
+      tokens = count;
+      first_begin = begins[0] - begin;
+      first_end = ends[0] - begin;
+      last_begin = begins[count - 1] - begin;
+    }
+  }
+  // The document of token i of the chunk, relative to the chunk.
+  __device__ int begin_of(int i) const { return !present || i >= tokens ? -1 : __ldg(begins + i) - chunk_begin; }
+  __device__ int end_of(int i) const { return !present || i >= tokens ? 1 << 30 : __ldg(ends + i) - chunk_begin; }
+  __device__ bool state_passes() const { return !present || last_begin < 0; }
+  __device__ bool reads_state(int i) const { return begin_of(i) < 0; }
+  __device__ bool joins_state(int i) const { return !present || i >= last_begin; }
+  // In reverse: whether a query's gradient reaches the state before the chunk.
+  __device__ bool reaches_start(int i) const { return !present || (first_begin < 0 && i < first_end); }
+};
+
+// Address of 8 elements of a swizzled tile: `panel` bytes lie between panels.
+__device__ __forceinline__ std::uint32_t element_address(std::uint32_t tile, int panel, int row, int eighth) {
+  return tile + (eighth >> 3) * panel + row * 128 + (((eighth ^ row) & 7) << 4);
+}
+
+// Descriptors of step k (16 summed elements) of an operand in a [64, D] tile, or in a published state.
+__device__ __forceinline__ std::uint64_t along_rows(std::uint32_t tile, int panel, int k) {      // the summed dimension is contiguous
+  return descriptor(tile + (k >> 2) * panel + (k & 3) * 32, 16);
+}
+__device__ __forceinline__ std::uint64_t along_columns(std::uint32_t tile, int panel, int k) {   // the outer one is
+  return descriptor(tile + k * 2048, panel);
+}
+
+// sigmoid of two numbers with three special-function operations. Far below zero the exponential is held at a size whose
+// products stay finite; the result, 1e-25, is zero beside anything.
+__device__ __forceinline__ void sigmoids(float a, float b, float& sigmoid_a, float& sigmoid_b) {
+  constexpr float minus_log2_e = -1.4426950408889634f, most = 57.0f;
+  float exp_a, exp_b, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exp_a) : "f"(fminf(a * minus_log2_e, most)));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exp_b) : "f"(fminf(b * minus_log2_e, most)));
+  exp_a += 1.0f, exp_b += 1.0f;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(exp_a * exp_b));
+  sigmoid_a = inverse * exp_b, sigmoid_b = inverse * exp_a;
+}
+
+template <Activation activation>
+__device__ __forceinline__ void activate(float& a, float& b) {
+  if constexpr (activation == Activation::silu) {
+    float sigmoid_a, sigmoid_b;
+    sigmoids(a, b, sigmoid_a, sigmoid_b);
+    a *= sigmoid_a, b *= sigmoid_b;
+  }
+}
+
+// act'(x) of two elements.
+template <Activation activation>
+__device__ __forceinline__ void derivatives(float a, float b, float& d_a, float& d_b) {
+  d_a = 1.0f, d_b = 1.0f;
+  if constexpr (activation == Activation::silu) {
+    float sigmoid_a, sigmoid_b;
+    sigmoids(a, b, sigmoid_a, sigmoid_b);
+    d_a = sigmoid_a * (1.0f + a * (1.0f - sigmoid_a));
+    d_b = sigmoid_b * (1.0f + b * (1.0f - sigmoid_b));
+  }
+}
+
+template <Activation activation>
+__device__ __forceinline__ std::uint32_t activate_packed(std::uint32_t packed) {
+  if constexpr (activation == Activation::none) return packed;
+  float a = low_half(packed), b = high_half(packed);
+  activate<activation>(a, b);
+  return pack(a, b);
+}
+
+// A thread's place in the results of a product: rows `row` and `row + 8` of 64, columns 8 j + `column` and the next.
+struct ThreadPlace {
+  int warp = (threadIdx.x / 32) % 4, lane = threadIdx.x % 32;
+  int row = 16 * warp + lane / 4;
+  int column = 2 * (lane % 4);
+};
+
+template <int D>
+struct Fragments {                     // a [64, D] tile as the A operand of products, D / 16 steps
+  std::uint32_t step[D / 16][4];
+};
+
+// Reads a tile's 64 rows as operand A, activating them.
+template <int D, Activation activation>
+__device__ __forceinline__ void load_fragments(std::uint32_t tile, const ThreadPlace& at, Fragments<D>& fragments) {
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    load_matrices(element_address(tile, panel_bytes, 16 * at.warp + at.lane % 16, 2 * k + at.lane / 16), fragments.step[k]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) fragments.step[k][i] = activate_packed<activation>(fragments.step[k][i]);
+  }
+}
+
+// Writes results [64, D] to a tile in bf16.
+template <int D>
+__device__ __forceinline__ void store_results(const float (&results)[D / 2], std::uint32_t tile, const ThreadPlace& at) {
+#pragma unroll
+  for (int g = 0; g < D / 16; ++g) {
+    const float* const d = results + 8 * g;
+    const std::uint32_t r[4] = {pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7])};
+    store_matrices(element_address(tile, panel_bytes, 16 * at.warp + at.lane % 16, 2 * g + at.lane / 16), r);
+  }
+}
+
+// Scores [64, 64] of queries (rows) and keys, decayed and masked, as operand A of four steps; `transposed`: of keys (rows)
+// and queries.
+template <bool transposed, bool documents_present, class Decay>
+__device__ __forceinline__ void mask_scores(const float (&scores)[32], const Decay& decay,
+                                            const ChunkDocuments<documents_present>& documents, const ThreadPlace& at,
+                                            std::uint32_t (&fragments)[4][4]) {
+  int low[2], high[2];   // the columns of the rows' own documents
+  if constexpr (documents_present) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = at.row + 8 * half;
+      low[half] = transposed ? 0 : documents.begin_of(row);
+      high[half] = transposed ? documents.end_of(row) : chunk_tokens;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    float value[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int row = at.row + 8 * (e >> 1), column = 8 * j + at.column + (e & 1);
+      value[e] = scores[4 * j + e] * (transposed ? decay.between(column, row) : decay.between(row, column));
+      if constexpr (documents_present) value[e] = column >= low[e >> 1] && column < high[e >> 1] ? value[e] : 0.0f;
+    }
+    fragments[j / 2][2 * (j % 2)] = pack(value[0], value[1]);
+    fragments[j / 2][2 * (j % 2) + 1] = pack(value[2], value[3]);
+  }
+}
+
+// results[row, :] *= factor of the row.
+template <int n>
+__device__ __forceinline__ void scale_rows(float (&results)[n], float first, float second) {
+#pragma unroll
+  for (int j = 0; j < n / 4; ++j) {
+    results[4 * j] *= first, results[4 * j + 1] *= first;
+    results[4 * j + 2] *= second, results[4 * j + 3] *= second;
+  }
+}
+
+// The barriers between the roles.
+template <int stages>
+struct Barriers {
+  Barrier loaded[stages];       // by the copy engine
+  Barrier activated[stages];    // tile A, in place, by the states
+  Barrier finished[stages];     // results lie in a tile: the outputs are done with the stage
+  Barrier released[stages];     // may be loaded again
+  Barrier published[2];         // a state
+  Barrier consumed[2];          // by the outputs
+  Barrier staged, unstaged;     // a second result tile: written, stored
+
+  // `store_arrivals`: 1 when a warp stores results, 0 without outputs.
+  __device__ void initialize(int state_warps, int store_arrivals) {
+    for (int s = 0; s < stages; ++s) {
+      barrier_init(&loaded[s], 1);
+      barrier_init(&activated[s], state_warps);
+      barrier_init(&finished[s], 4);
+      barrier_init(&released[s], state_warps + store_arrivals);
+    }
+    for (int s = 0; s < 2; ++s) {
+      barrier_init(&published[s], state_warps);
+      barrier_init(&consumed[s], 4);
+    }
+    barrier_init(&staged, 4);
+    barrier_init(&unstaged, 1);
+    barrier_init_fence();
+  }
+};
+
+// The stage of a ring and the parity of its barriers as the i-th chunk has them.
+template <int stages>
+struct Ring {
+  int index = 0;
+  std::uint32_t parity = 0;
+  __device__ void advance() {
+    if (++index == stages) index = 0, parity ^= 1;
+  }
+};
+
+// The loading warp's lane: tile t of a chunk from maps[t].
+template <int D, int tiles, int stages>
+__device__ __forceinline__ void run_loads(const CUtensorMap* const (&maps)[tiles], const Place& place, bool reverse,
+                                          char* stage_memory, Barriers<stages>& barriers) {
+  Ring<stages> ring;
+  const int chunks = place.chunks();
+  for (int i = 0; i < chunks; ++i, ring.advance()) {
+    const int token = place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
+    barrier_wait(&barriers.released[ring.index], ring.parity ^ 1);
+    barrier_expect(&barriers.loaded[ring.index], tiles * tile_bytes<D>);
+    char* const stage = stage_memory + ring.index * tiles * tile_bytes<D>;
+#pragma unroll
+    for (int t = 0; t < tiles; ++t)
+#pragma unroll
+      for (int panel = 0; panel < D / panel_columns; ++panel)
+        load_tile(maps[t], stage + t * tile_bytes<D> + panel * panel_bytes, &barriers.loaded[ring.index],
+                  {panel * panel_columns, place.head, token, place.row});
+  }
+}
+
+// Operand A of a state's update: 64 columns of tile A, transposed, activated and scaled.
+struct StateOperand {
+  std::uint32_t step[4][4];
+};
+
+// One of the warpgroups that hold the state; `group` says which 64 rows. Tiles A and B are the first two of a stage.
+template <int D, int tiles, int stages, Activation activation, bool documents_present, bool reverse, bool publish, class Decay>
+class StateRole {
+ public:
+  __device__ StateRole(const Sweep& sweep, const Place& place, const Decay& decay, int group, std::uint32_t stage_memory,
+                       std::uint32_t state_memory, Barriers<stages>& barriers)
+      : sweep_(sweep),
+        place_(place),
+        decay_(decay),
+        group_(group),
+        stage_memory_(stage_memory),
+        state_memory_(state_memory),
+        barriers_(barriers),
+        chunks_(place.chunks()) {}
+
+  __device__ __forceinline__ void run() {
+    float state[D / 2];
+    load(state);
+    StateOperand a, next;
+    Ring<stages> ring, ahead;
+    Ring<2> slot;
+    prepare(0, ahead, a);
+    ahead.advance();
+    for (int i = 0; i < chunks_; ++i, ring.advance(), slot.advance()) {
+      if constexpr (publish) {
+        barrier_wait(&barriers_.consumed[slot.index], slot.parity ^ 1);
+        store(state, state_memory_ + slot.index * state_bytes<D>);
+        warp_arrive<true>(&barriers_.published[slot.index]);
+      }
+      const Chunk chunk = chunk_of(i);
+      const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
+      const float carry = documents.state_passes() ? decay_.across(chunk.tokens) : 0.0f;
+#pragma unroll
+      for (int j = 0; j < D / 2; ++j) state[j] *= carry;
+      pin(state);
+      const std::uint32_t tile_b = stage_memory_ + ring.index * tiles * tile_bytes<D> + tile_bytes<D>;
+      products_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) product<Major::outer>(state, a.step[k], along_columns(tile_b, panel_bytes, k), true);
+      products_commit();
+      // The next chunk's operand is made while the products run.
+      if (i + 1 < chunks_) {
+        prepare(i + 1, ahead, next);
+        ahead.advance();
+      }
+      products_wait<0>();
+      pin(state);
+      hold(a.step);
+      warp_arrive(&barriers_.released[ring.index]);
+      a = next;
+    }
+    finish(state);
+  }
+
+ private:
+  struct Chunk {
+    int begin, tokens;
+  };
+  __device__ Chunk chunk_of(int i) const {
+    const int begin = place_.begin + (reverse ? chunks_ - 1 - i : i) * chunk_tokens;
+    return {begin, min(chunk_tokens, place_.end - begin)};
+  }
+
+  __device__ int token(int k, int t) const { return 16 * k + at_.column + (t & 1) + 8 * (t >> 1); }
+
+  __device__ __forceinline__ void prepare(int i, const Ring<stages>& ring, StateOperand& a) {
+    const Chunk chunk = chunk_of(i);
+    const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
+    barrier_wait(&barriers_.loaded[ring.index], ring.parity);
+    const std::uint32_t tile = stage_memory_ + ring.index * tiles * tile_bytes<D> + group_ * panel_bytes;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      // Rows of the operand are the tile's columns, the summed dimension its tokens.
+      const std::uint32_t address = element_address(tile, panel_bytes, 16 * k + (at_.lane / 16) * 8 + at_.lane % 8,
+                                                    2 * at_.warp + (at_.lane / 8) % 2);
+      load_matrices_transposed(address, a.step[k]);
+      float value[8];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        value[2 * r] = low_half(a.step[k][r]), value[2 * r + 1] = high_half(a.step[k][r]);
+        activate<activation>(value[2 * r], value[2 * r + 1]);
+      }
+      if constexpr (publish && activation != Activation::none) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) a.step[k][r] = pack(value[2 * r], value[2 * r + 1]);
+        store_matrices_transposed(address, a.step[k]);
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        float factor[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int t = e + 2 * (r >> 1);
+          const bool counts = reverse ? documents.reaches_start(token(k, t)) : documents.joins_state(token(k, t));
+          factor[e] = reverse ? decay_.from_start(token(k, t)) : decay_.to_end(token(k, t), chunk.tokens);
+          if (!counts) factor[e] = 0.0f;
+        }
+        a.step[k][r] = pack(value[2 * r] * factor[0], value[2 * r + 1] * factor[1]);
+      }
+    }
+    if constexpr (publish && activation != Activation::none) warp_arrive<true>(&barriers_.activated[ring.index]);
+  }
+
+  __device__ std::int64_t head() const { return static_cast<std::int64_t>(place_.row) * sweep_.heads + place_.head; }
+
+  __device__ __forceinline__ void load(float (&state)[D / 2]) const {
+    if (sweep_.incoming == nullptr) {
+#pragma unroll
+      for (int j = 0; j < D / 2; ++j) state[j] = 0.0f;
+      return;
+    }
+    const float* const from = sweep_.incoming + head() * sweep_.incoming_stride + place_.piece * sweep_.incoming_piece_stride +
+                              (64 * group_ + at_.row) * D + at_.column;
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 pair = *reinterpret_cast<const float2*>(from + 8 * half * D + 8 * j);
+        state[4 * j + 2 * half] = pair.x, state[4 * j + 2 * half + 1] = pair.y;
+      }
+  }
+
+  // In bf16, for the outputs.
+  __device__ __forceinline__ void store(const float (&state)[D / 2], std::uint32_t to) const {
+    constexpr int state_panel = D * panel_columns * 2;
+#pragma unroll
+    for (int g = 0; g < D / 16; ++g) {
+      const float* const d = state + 8 * g;
+      const std::uint32_t r[4] = {pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7])};
+      store_matrices(element_address(to, state_panel, 64 * group_ + 16 * at_.warp + at_.lane % 16, 2 * g + at_.lane / 16), r);
+    }
+  }
+
+  __device__ __forceinline__ void finish(const float (&state)[D / 2]) const {
+    if (sweep_.outgoing == nullptr || (sweep_.outgoing_piece >= 0 && sweep_.outgoing_piece != place_.piece)) return;
+    float* const to = sweep_.outgoing + head() * sweep_.outgoing_stride + place_.piece * sweep_.outgoing_piece_stride +
+                      (64 * group_ + at_.row) * D + at_.column;
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<float2*>(to + 8 * half * D + 8 * j) = make_float2(state[4 * j + 2 * half], state[4 * j + 2 * half + 1]);
+  }
+
+  const Sweep& sweep_;
+  const Place& place_;
+  const Decay& decay_;
+  const ThreadPlace at_;
+  int group_;
+  std::uint32_t stage_memory_, state_memory_;
+  Barriers<stages>& barriers_;
+  int chunks_;
+};
+
+// The storing warp's lane: stores tile `result` of each finished stage, then releases it.
+template <int D, int tiles, int stages>
+__device__ __forceinline__ void run_stores(const CUtensorMap* map, int result, const Place& place, char* stage_memory,
+                                           Barriers<stages>& barriers) {
+  Ring<stages> ring;
+  const int chunks = place.chunks();
+  for (int i = 0; i < chunks; ++i, ring.advance()) {
+    barrier_wait(&barriers.finished[ring.index], ring.parity);
+    const char* const tile = stage_memory + (ring.index * tiles + result) * tile_bytes<D>;
+#pragma unroll
+    for (int panel = 0; panel < D / panel_columns; ++panel)
+      store_tile(map, tile + panel * panel_bytes,
+                 {panel * panel_columns, place.head, place.begin + i * chunk_tokens, place.row});
+    commit_stores();
+    wait_stores_read<0>();
+    barrier_arrive(&barriers.released[ring.index]);
+  }
+  wait_stores();
+}
+
+// The block's dynamic shared memory, aligned to what swizzled tiles need.
+__device__ __forceinline__ char* aligned_shared_memory() {
+  extern __shared__ char raw[];
+  return raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+}
+
+// How 65536 registers are dealt out among the four warpgroups of a block with D = 128.
+inline constexpr int copy_registers = 24, state_registers = 144, output_registers = 200;
+
+template <int D>
+inline constexpr int block_threads = warpgroup_threads * (2 + state_groups<D>);
+
+}  // namespace fulmen::cuda::hopper

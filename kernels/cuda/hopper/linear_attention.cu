@@ -1,0 +1,228 @@
+// Sets up the sweeps of linear attention: features, documents, pieces of long rows, and the parts of a doubled key width.
+#include "kernels/cuda/hopper/linear_attention.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/hopper/features.h"
+#include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
+#include "kernels/cuda/hopper/tensor_map.h"
+
+namespace fulmen::cuda::hopper {
+
+namespace {
+
+struct DeviceLimits {
+  bool hopper = false;
+  int multiprocessors = 1;
+};
+
+const DeviceLimits& limits(int device) {
+  static const DeviceLimits found = [device] {
+    int major = 0, minor = 0, multiprocessors = 1;
+    FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    return DeviceLimits{major == 9 && minor == 0, multiprocessors};
+  }();
+  return found;
+}
+
+bool takes_inputs(const LinearAttentionInputs& inputs) {
+  const std::int64_t width = inputs.query.size(3);
+  if (!limits(inputs.query.device().index).hopper) return false;
+  if (inputs.value.size(3) != width || (width != 64 && width != 128)) return false;
+  if (inputs.query_key_activation != Activation::silu && inputs.query_key_activation != Activation::none) return false;
+  if (inputs.query.size(1) >= std::int64_t{1} << 30 || inputs.query.size(0) > 65535) return false;
+  return can_be_mapped(inputs.query) && can_be_mapped(inputs.key) && can_be_mapped(inputs.value);
+}
+
+// Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and pays when there are too
+// few heads for the multiprocessors. Each wave of blocks fills and drains once.
+int choose_pieces(std::int64_t rows_heads, std::int64_t length, int multiprocessors) {
+  constexpr double cost_of_cutting = 1.5, chunks_to_fill = 8.0;
+  constexpr std::int64_t least_chunks = 4;
+  const std::int64_t chunks = (length + chunk_tokens - 1) / chunk_tokens;
+  int best = 1;
+  double best_cost = 0.0;
+  for (std::int64_t pieces = 1; pieces <= multiprocessors; ++pieces) {
+    const std::int64_t each = (chunks + pieces - 1) / pieces;
+    if (pieces > 1 && each < least_chunks) break;
+    const std::int64_t waves = (rows_heads * pieces + multiprocessors - 1) / multiprocessors;
+    const double cost = (pieces > 1 ? cost_of_cutting : 1.0) * static_cast<double>(waves) * (static_cast<double>(each) + chunks_to_fill);
+    if (pieces == 1 || cost < best_cost) best = static_cast<int>(pieces), best_cost = cost;
+  }
+  return best;
+}
+
+// What the sweeps of one call share.
+class Setup {
+ public:
+  Setup(const Execution& execution, const LinearAttentionInputs& inputs)
+      : execution_(execution),
+        inputs_(inputs),
+        batch_(inputs.query.size(0)),
+        length_(inputs.query.size(1)),
+        heads_(inputs.query.size(2)),
+        width_(inputs.query.size(3)) {
+    sweep_.length = static_cast<int>(length_);
+    sweep_.heads = static_cast<int>(heads_);
+    sweep_.slope = inputs.slope.as<double>();
+    const int pieces = choose_pieces(batch_ * heads_, length_, limits(execution.device.index).multiprocessors);
+    const std::int64_t chunks = (length_ + chunk_tokens - 1) / chunk_tokens;
+    sweep_.piece_tokens = static_cast<int>((chunks + pieces - 1) / pieces * chunk_tokens);
+    sweep_.pieces = static_cast<int>((length_ + sweep_.piece_tokens - 1) / sweep_.piece_tokens);
+
+    query_ = features(inputs.query, inputs.query_key_activation, inputs.theta);
+    key_ = features(inputs.key, inputs.query_key_activation, inputs.theta);
+    value_ = inputs.value_activation == Activation::none ? inputs.value : features_of(value_features());
+    activation_ = inputs.theta ? Activation::none : inputs.query_key_activation;
+
+    const std::int64_t segments = inputs.segments ? inputs.segments.elements() - 1 : batch_;
+    if (segments == batch_) return;   // every row is one document
+    const Tensor begins = execution.scratch->take(DType::int32, {batch_ * length_});
+    const Tensor ends = execution.scratch->take(DType::int32, {batch_ * length_});
+    launch_documents(inputs.segments.as<std::int64_t>(), segments, batch_, length_, begins.as<int>(), ends.as<int>(), stream());
+    sweep_.document_begin = begins.as<int>();
+    sweep_.document_end = ends.as<int>();
+  }
+
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(execution_.stream.handle); }
+  // LRPE doubles the keys: the state has two parts, one above the other, and results are sums over both.
+  int parts() const { return inputs_.theta ? 2 : 1; }
+  std::int64_t part_elements() const { return width_ * width_; }
+  std::int64_t state_elements() const { return parts() * part_elements(); }
+  Tensor part_of(const Tensor& x, int part) const { return x.slice(3, part * width_, (part + 1) * width_); }
+  Tensor query(int part) const { return part_of(query_, part); }
+  Tensor key(int part) const { return part_of(key_, part); }
+  const Tensor& value() const { return value_; }
+  int pieces() const { return sweep_.pieces; }
+  Features query_features() const { return {inputs_.query, inputs_.query_key_activation, inputs_.theta, inputs_.positions}; }
+  Features key_features() const { return {inputs_.key, inputs_.query_key_activation, inputs_.theta, inputs_.positions}; }
+  Features value_features() const { return {inputs_.value, inputs_.value_activation, {}, {}}; }
+
+  // [batch, length, heads, width of the features], contiguous, in scratch.
+  Tensor take(std::int64_t width) const { return execution_.scratch->take(DType::bf16, {batch_, length_, heads_, width}); }
+
+  SweepShape shape(int pieces) const {
+    return {static_cast<int>(width_), activation_,
+            dim3(static_cast<unsigned>(heads_), static_cast<unsigned>(pieces), static_cast<unsigned>(batch_))};
+  }
+
+  // The sweep over one part, its incoming states ready: from a and b when rows are cut, and from `initial`, the states
+  // [batch, heads, parts, width, width] before the rows (after them, in reverse) or null.
+  Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse) const {
+    Sweep sweep = sweep_;
+    const float* const first = initial ? initial.as<float>() + part * part_elements() : nullptr;
+    if (pieces() == 1) {
+      sweep.incoming = first;
+      sweep.incoming_stride = state_elements();
+      return sweep;
+    }
+    float* const states = execution_.scratch->take(DType::fp32, {batch_ * heads_, pieces(), part_elements()}).as<float>();
+    StatesArguments arguments{map_heads(a), map_heads(b), sweep};
+    arguments.sweep.first_piece = reverse ? 1 : 0;
+    arguments.sweep.outgoing = states;
+    arguments.sweep.outgoing_stride = pieces() * part_elements();
+    arguments.sweep.outgoing_piece_stride = part_elements();
+    launch_states(arguments, shape(pieces() - 1), reverse, stream());
+    launch_scan({states, sweep_, first, state_elements(), static_cast<int>(part_elements())}, static_cast<int>(batch_), reverse,
+                stream());
+    sweep.incoming = states;
+    sweep.incoming_stride = pieces() * part_elements();
+    sweep.incoming_piece_stride = part_elements();
+    return sweep;
+  }
+
+  // Where the state ends up past the rows (before them, in reverse); null for nowhere.
+  void set_outgoing(Sweep& sweep, const Tensor& state, int part, bool reverse) const {
+    if (state.is_null()) return;
+    sweep.outgoing = state.as<float>() + part * part_elements();
+    sweep.outgoing_stride = state_elements();
+    sweep.outgoing_piece = reverse ? 0 : pieces() - 1;
+  }
+
+ private:
+  Tensor features_of(const Features& features) const {
+    const Tensor out = take(features.width());
+    make_features(execution_, features, out);
+    return out;
+  }
+  Tensor features(const Tensor& x, Activation activation, const Tensor& theta) const {
+    return theta ? features_of({x, activation, theta, inputs_.positions}) : x;
+  }
+
+  const Execution& execution_;
+  const LinearAttentionInputs& inputs_;
+  std::int64_t batch_, length_, heads_, width_;
+  Sweep sweep_;
+  Tensor query_, key_, value_;
+  Activation activation_;
+};
+
+HeadStrides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
+
+}  // namespace
+
+bool takes(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs) {
+  return takes_inputs(inputs) && can_be_mapped(outputs.output);
+}
+
+bool takes(const LinearAttentionInputs& inputs, const LinearAttentionGradients& gradients) {
+  return takes_inputs(inputs) && can_be_mapped(gradients.d_output) && can_be_mapped(gradients.d_query) &&
+         can_be_mapped(gradients.d_key) && can_be_mapped(gradients.d_value);
+}
+
+void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
+                              const LinearAttentionOutputs& outputs) {
+  const Arena::Frame frame(*execution.scratch);
+  const Setup setup(execution, inputs);
+  for (int part = 0; part < setup.parts(); ++part) {
+    const bool last = part + 1 == setup.parts();
+    ForwardArguments arguments{map_heads(setup.key(part)), map_heads(setup.value()), map_heads(setup.query(part)),
+                               map_heads(outputs.output),
+                               setup.sweep(part, inputs.initial_state, setup.key(part), setup.value(), false)};
+    setup.set_outgoing(arguments.sweep, outputs.final_state, part, false);
+    if (last) arguments.square_sums = outputs.square_sums.as<float>();
+    if (part > 0) {
+      arguments.add_to = static_cast<const __nv_bfloat16*>(outputs.output.data());
+      arguments.add_strides = strides_of(outputs.output);
+    }
+    launch_forward(arguments, setup.shape(setup.pieces()), setup.stream());
+  }
+}
+
+void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
+                               const LinearAttentionGradients& gradients) {
+  const Arena::Frame frame(*execution.scratch);
+  const Setup setup(execution, inputs);
+  const bool rotated = setup.parts() > 1, value_activated = inputs.value_activation != Activation::none;
+  const std::int64_t width = inputs.query.size(3);
+  const Tensor d_query = rotated ? setup.take(2 * width) : gradients.d_query;
+  const Tensor d_key = rotated ? setup.take(2 * width) : gradients.d_key;
+  const Tensor d_value = value_activated ? setup.take(width) : gradients.d_value;
+  const CUtensorMap d_output = map_heads(gradients.d_output), value = map_heads(setup.value());
+  for (int part = 0; part < setup.parts(); ++part) {
+    const CUtensorMap query = map_heads(setup.query(part)), key = map_heads(setup.key(part));
+    const BackwardQueryArguments for_query{
+        key, value, d_output, query, map_heads(setup.part_of(d_query, part)),
+        setup.sweep(part, inputs.initial_state, setup.key(part), setup.value(), false)};
+    launch_backward_query(for_query, setup.shape(setup.pieces()), setup.stream());
+
+    BackwardKeyValueArguments for_keys{
+        query, d_output, key, value, map_heads(setup.part_of(d_key, part)), map_heads(d_value),
+        setup.sweep(part, gradients.d_final_state, setup.query(part), gradients.d_output, true)};
+    setup.set_outgoing(for_keys.sweep, gradients.d_initial_state, part, true);
+    if (part > 0) {
+      for_keys.add_to = static_cast<const __nv_bfloat16*>(d_value.data());
+      for_keys.add_strides = strides_of(d_value);
+    }
+    launch_backward_key_value(for_keys, setup.shape(setup.pieces()), setup.stream());
+  }
+  if (rotated) {
+    differentiate_features(execution, setup.query_features(), d_query, gradients.d_query, gradients.d_theta);
+    differentiate_features(execution, setup.key_features(), d_key, gradients.d_key, gradients.d_theta);
+  }
+  if (value_activated) differentiate_features(execution, setup.value_features(), d_value, gradients.d_value, {});
+}
+
+}  // namespace fulmen::cuda::hopper

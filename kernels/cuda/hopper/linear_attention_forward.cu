@@ -1,0 +1,185 @@
+// The forward sweep on Hopper: o = [(q k^T) .* M] v + diag(decay^(j + 1)) q S, per chunk of 64 tokens (Lightning
+// Attention-2, arXiv 2401.04658, algorithm 1), and the sweeps that make only states, for sequences cut into pieces.
+#include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
+
+namespace fulmen::cuda::hopper {
+
+namespace {
+
+// Tiles of a stage: key, value, query. The output takes the query's place once that is in registers.
+template <int D>
+struct ForwardShared {
+  static constexpr int tiles = 3, stages = 3;
+  static constexpr int states_offset = stages * tiles * tile_bytes<D>;
+  static constexpr int powers_offset = states_offset + 2 * state_bytes<D>;
+  static constexpr int barriers_offset = powers_offset + decay_bytes;
+  static constexpr int bytes = barriers_offset + sizeof(Barriers<stages>) + 1024;
+};
+
+template <int D, Activation activation, bool documents_present, class Decay>
+__device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, const Place& place, const Decay& decay,
+                                            std::uint32_t stage_memory, std::uint32_t state_memory,
+                                            Barriers<ForwardShared<D>::stages>& barriers) {
+  constexpr int tiles = ForwardShared<D>::tiles, state_panel = D * panel_columns * 2;
+  const ThreadPlace at;
+  Ring<ForwardShared<D>::stages> ring, ahead;
+  Ring<2> slot;
+  const int chunks = place.chunks();
+  const auto tile = [&](int stage, int index) { return stage_memory + (stage * tiles + index) * tile_bytes<D>; };
+  Fragments<D> q, next;
+  const auto load_query = [&](Fragments<D>& fragments) {
+    barrier_wait(&barriers.loaded[ahead.index], ahead.parity);
+    load_fragments<D, activation>(tile(ahead.index, 2), at, fragments);
+    ahead.advance();
+  };
+  load_query(q);
+  for (int i = 0; i < chunks; ++i, ring.advance(), slot.advance()) {
+    const int begin = place.begin + i * chunk_tokens;
+    const int tokens = min(chunk_tokens, place.end - begin);
+    const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
+    const std::uint32_t key = tile(ring.index, 0), value = tile(ring.index, 1), query = tile(ring.index, 2);
+    const std::uint32_t state = state_memory + slot.index * state_bytes<D>;
+
+    if constexpr (activation != Activation::none) barrier_wait(&barriers.activated[ring.index], ring.parity);
+    float scores[32];
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) product<Major::summed>(scores, q.step[k], along_rows(key, panel_bytes, k), k > 0);
+    products_commit();
+
+    barrier_wait(&barriers.published[slot.index], slot.parity);
+    float output[D / 2];
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) product<Major::outer>(output, q.step[k], along_columns(state, state_panel, k), k > 0);
+    products_commit();
+
+    products_wait<1>();
+    pin(scores);
+    std::uint32_t p[4][4];
+    mask_scores<false>(scores, decay, documents, at, p);
+    products_wait<0>();
+    pin(output);
+    hold(q.step);
+    warp_arrive(&barriers.consumed[slot.index]);
+    scale_rows(output, documents.reads_state(at.row) ? decay.from_start(at.row) : 0.0f,
+               documents.reads_state(at.row + 8) ? decay.from_start(at.row + 8) : 0.0f);
+    pin(output);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) product<Major::outer>(output, p[k], along_columns(value, panel_bytes, k), true);
+    products_commit();
+    // The next chunk's queries are made ready while the products run.
+    if (i + 1 < chunks) load_query(next);
+    products_wait<0>();
+    pin(output);
+    hold(p);
+
+    if (arguments.add_to != nullptr) add_previous<D>(output, arguments.add_to, arguments.add_strides, place, begin, tokens, at);
+    if (arguments.square_sums != nullptr) {
+      float sums[2] = {0.0f, 0.0f};
+#pragma unroll
+      for (int j = 0; j < D / 8; ++j) {
+        sums[0] += output[4 * j] * output[4 * j] + output[4 * j + 1] * output[4 * j + 1];
+        sums[1] += output[4 * j + 2] * output[4 * j + 2] + output[4 * j + 3] * output[4 * j + 3];
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 1);
+        sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 2);
+        const int token = at.row + 8 * half;
+        if (at.lane % 4 == 0 && token < tokens)
+          arguments.square_sums[(static_cast<std::int64_t>(place.row) * arguments.sweep.length + begin + token) *
+                                    arguments.sweep.heads + place.head] = sums[half];
+      }
+    }
+    store_results<D>(output, query, at);
+    warp_arrive<true>(&barriers.finished[ring.index]);
+    q = next;
+  }
+}
+
+template <int D, Activation activation, bool documents_present, class Decay>
+__global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __grid_constant__ ForwardArguments arguments) {
+  using Shared = ForwardShared<D>;
+  char* const memory = aligned_shared_memory();
+  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::states_offset;
+  float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
+  auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
+  const Place place(arguments.sweep);
+  if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, 1);
+  Decay::prepare(powers, arguments.sweep.slope[place.head]);
+  __syncthreads();
+  const Decay decay{powers};
+
+  const int role = threadIdx.x / warpgroup_threads;
+  if (role == 0) {
+    if constexpr (D == 128) lower_registers<copy_registers>();
+    if (threadIdx.x == 0) {
+      const CUtensorMap* const maps[3] = {&arguments.key, &arguments.value, &arguments.query};
+      run_loads<D, 3, Shared::stages>(maps, place, false, memory, barriers);
+    } else if (threadIdx.x == 32) {
+      run_stores<D, 3, Shared::stages>(&arguments.output, 2, place, memory, barriers);
+    }
+  } else if (role == 1) {
+    if constexpr (D == 128) raise_registers<output_registers>();
+    run_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
+  } else {
+    if constexpr (D == 128) raise_registers<state_registers>();
+    StateRole<D, 3, Shared::stages, activation, documents_present, false, true, Decay>(
+        arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
+  }
+}
+
+// States alone: tiles A and B of a stage, no outputs.
+template <int D>
+struct StatesShared {
+  static constexpr int tiles = 2, stages = 6;
+  static constexpr int powers_offset = stages * tiles * tile_bytes<D>;
+  static constexpr int barriers_offset = powers_offset + decay_bytes;
+  static constexpr int bytes = barriers_offset + sizeof(Barriers<stages>) + 1024;
+};
+
+template <int D, Activation activation, bool documents_present, bool reverse, class Decay>
+__global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
+    states_kernel(const __grid_constant__ StatesArguments arguments) {
+  using Shared = StatesShared<D>;
+  char* const memory = aligned_shared_memory();
+  float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
+  auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
+  Place place(arguments.sweep);
+  if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, 0);
+  Decay::prepare(powers, arguments.sweep.slope[place.head]);
+  __syncthreads();
+  const Decay decay{powers};
+  const int role = threadIdx.x / warpgroup_threads;
+  if (role == 0) {
+    if (threadIdx.x == 0) {
+      const CUtensorMap* const maps[2] = {&arguments.a, &arguments.b};
+      run_loads<D, 2, Shared::stages>(maps, place, reverse, memory, barriers);
+    }
+  } else {
+    StateRole<D, 2, Shared::stages, activation, documents_present, reverse, false, Decay>(
+        arguments.sweep, place, decay, role - 1, shared_address(memory), 0, barriers).run();
+  }
+}
+
+}  // namespace
+
+void launch_forward(const ForwardArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
+  with_kind(shape, arguments.sweep, [&]<int D, Activation activation, bool documents>() {
+    launch_sweep(forward_kernel<D, activation, documents, ConstantDecay>, block_threads<D>, ForwardShared<D>::bytes, shape.grid, stream, arguments);
+  });
+}
+
+void launch_states(const StatesArguments& arguments, const SweepShape& shape, bool reverse, cudaStream_t stream) {
+  with_kind(shape, arguments.sweep, [&]<int D, Activation activation, bool documents>() {
+    constexpr int threads = warpgroup_threads * (1 + state_groups<D>);
+    if (reverse)
+      launch_sweep(states_kernel<D, activation, documents, true, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
+    else
+      launch_sweep(states_kernel<D, activation, documents, false, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
+  });
+}
+
+}  // namespace fulmen::cuda::hopper

@@ -1,0 +1,293 @@
+// GPU tensors over NCCL.
+#include "parallel/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <numeric>
+#include <utility>
+
+#include "framework/cuda_check.h"
+#include "framework/gpu.h"
+#include "parallel/transfer_checks.h"
+
+namespace fulmen {
+namespace {
+
+// `comm` may be null: then the words are those of the last failure anywhere in this process.
+void check_nccl(ncclResult_t status, const char* call, ncclComm_t comm = nullptr) {
+  if (status == ncclSuccess) [[likely]]
+    return;
+  throw InternalError(fmt::format("{} failed: {}: {}", call, ncclGetErrorString(status), ncclGetLastError(comm)));
+}
+
+ncclDataType_t arithmetic_type(DType dtype) {
+  switch (dtype) {
+    case DType::fp64: return ncclFloat64;
+    case DType::fp32: return ncclFloat32;
+    case DType::bf16: return ncclBfloat16;
+    case DType::fp16: return ncclFloat16;
+    case DType::int64: return ncclInt64;
+    case DType::int32: return ncclInt32;
+    case DType::uint64: return ncclUint64;
+    case DType::uint32: return ncclUint32;
+    case DType::uint8: return ncclUint8;
+    case DType::uint16: break;
+  }
+  throw InternalError(fmt::format("NCCL cannot reduce {}", name_of(dtype)));
+}
+
+ncclRedOp_t nccl_op(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum: return ncclSum;
+    case ReduceOp::max: return ncclMax;
+    case ReduceOp::min: return ncclMin;
+  }
+  throw InternalError("unknown reduction");
+}
+
+std::size_t count_of(const Tensor& tensor) { return static_cast<std::size_t>(tensor.elements()); }
+
+cudaStream_t handle_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+// The end of a started operation, as a mark in the communication stream.
+class NcclOperation final : public Pending::Operation {
+ public:
+  explicit NcclOperation(gpu::Event done) : done_(std::move(done)) {}
+
+  void wait(Stream stream) override {
+    if (stream.device.kind == DeviceKind::cuda)
+      done_.wait(stream);
+    else
+      done_.synchronize();
+  }
+
+ private:
+  gpu::Event done_;
+};
+
+class NcclCommunicator final : public Communicator {
+ public:
+  using Communicator::all_reduce;
+
+  // Collective: `rendezvous_` is a copy of `host`, so that connecting does not get between other operations of `host`
+  // where the first operation on device tensors is an exchange, which has no place in the order of collectives.
+  NcclCommunicator(std::unique_ptr<Communicator> host, Device device) : host_(std::move(host)), device_(device) {
+    std::vector<int> all(static_cast<std::size_t>(host_->size()));
+    std::iota(all.begin(), all.end(), 0);
+    rendezvous_ = host_->subgroup(all);
+  }
+
+  ~NcclCommunicator() override {
+    if (cudaSetDevice(device_.index) != cudaSuccess) return;
+    if (comm_ != nullptr) {
+      // Destroying waits for the operations under way: while an exception unwinds, the other ranks may never come.
+      const bool unwinding = std::uncaught_exceptions() > 0;
+      const ncclResult_t status = unwinding ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
+      if (status != ncclSuccess)
+        std::fprintf(stderr, "ending an NCCL communicator failed: %s\n", ncclGetErrorString(status));
+    }
+    gpu::destroy_stream(own_stream_);
+  }
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+
+  void all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
+    if (on_host(tensor)) return host_->all_reduce(tensor, op, stream);
+    check_all_reduce(tensor, stream);
+    connect();
+    run_all_reduce(tensor, op, stream);
+  }
+
+  Pending start_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
+    if (on_host(tensor)) return host_->start_all_reduce(tensor, op, stream);
+    check_all_reduce(tensor, stream);
+    return start(stream, [&](Stream own) { run_all_reduce(tensor, op, own); });
+  }
+
+  void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
+    if (on_host(input) && on_host(output)) return host_->reduce_scatter(input, output, op, stream);
+    check_scatter(input, output, stream);
+    connect();
+    run_reduce_scatter(input, output, op, stream);
+  }
+
+  Pending start_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
+    if (on_host(input) && on_host(output)) return host_->start_reduce_scatter(input, output, op, stream);
+    check_scatter(input, output, stream);
+    return start(stream, [&](Stream own) { run_reduce_scatter(input, output, op, own); });
+  }
+
+  void all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
+    if (on_host(input) && on_host(output)) return host_->all_gather(input, output, stream);
+    check_gather(input, output, stream);
+    connect();
+    run_all_gather(input, output, stream);
+  }
+
+  Pending start_all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
+    if (on_host(input) && on_host(output)) return host_->start_all_gather(input, output, stream);
+    check_gather(input, output, stream);
+    return start(stream, [&](Stream own) { run_all_gather(input, output, own); });
+  }
+
+  void broadcast(const Tensor& tensor, int root, Stream stream) override {
+    if (on_host(tensor)) return host_->broadcast(tensor, root, stream);
+    check_operand(tensor, "broadcast", device_);
+    check_root(root, size());
+    check_stream(stream, device_);
+    connect();
+    check(ncclBroadcast(tensor.data(), tensor.data(), tensor.bytes(), ncclUint8, root, comm_, handle_of(stream)),
+          "ncclBroadcast");
+  }
+
+  void exchange(std::span<const Transfer> transfers, Stream stream) override {
+    if (all_on_host(transfers)) return host_->exchange(transfers, stream);
+    check_exchange(transfers, stream);
+    connect();
+    run_exchange(transfers, stream);
+  }
+
+  Pending start_exchange(std::span<const Transfer> transfers, Stream stream) override {
+    if (all_on_host(transfers)) return host_->start_exchange(transfers, stream);
+    check_exchange(transfers, stream);
+    return start(stream, [&](Stream own) { run_exchange(transfers, own); });
+  }
+
+  void barrier() override { host_->barrier(); }
+
+  std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
+    return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_);
+  }
+
+  void abort(int exit_code) override {
+    // What waits on the GPU for other ranks is ended, too.
+    if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
+    host_->abort(exit_code);
+  }
+
+ private:
+  static bool on_host(const Tensor& tensor) { return tensor.device().kind == DeviceKind::cpu; }
+  static bool all_on_host(std::span<const Transfer> transfers) {
+    return std::ranges::all_of(transfers, [](const Transfer& transfer) { return on_host(transfer.tensor); });
+  }
+
+  void check(ncclResult_t status, const char* call) const { check_nccl(status, call, comm_); }
+
+  void check_all_reduce(const Tensor& tensor, Stream stream) const {
+    check_operand(tensor, "all_reduce", device_);
+    check_stream(stream, device_);
+    arithmetic_type(tensor.dtype());
+  }
+
+  void check_scatter(const Tensor& input, const Tensor& output, Stream stream) const {
+    check_reduce_scatter(input, output, size(), device_);
+    check_stream(stream, device_);
+    arithmetic_type(input.dtype());
+  }
+
+  void check_gather(const Tensor& input, const Tensor& output, Stream stream) const {
+    check_all_gather(input, output, size(), device_);
+    check_stream(stream, device_);
+  }
+
+  void check_exchange(std::span<const Transfer> transfers, Stream stream) const {
+    check_transfers(transfers, size(), device_);
+    check_stream(stream, device_);
+    transfers_to_self(transfers, rank());
+  }
+
+  // Before every operation: makes the device current, the ranks connected the first time, and hears of failures since.
+  void connect() {
+    FULMEN_CUDA_CHECK(cudaSetDevice(device_.index));
+    if (comm_ != nullptr) {
+      ncclResult_t status = ncclSuccess;
+      check(ncclCommGetAsyncError(comm_, &status), "ncclCommGetAsyncError");
+      return check(status, "an NCCL operation under way");
+    }
+    ncclUniqueId id{};
+    if (rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
+    rendezvous_->broadcast(Tensor(id.internal, DType::uint8, {NCCL_UNIQUE_ID_BYTES}), 0, {});
+    ncclComm_t comm = nullptr;
+    check_nccl(ncclCommInitRank(&comm, size(), id, rank()), "ncclCommInitRank");
+    comm_ = comm;
+  }
+
+  void run_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) {
+    check(ncclAllReduce(tensor.data(), tensor.data(), count_of(tensor), arithmetic_type(tensor.dtype()), nccl_op(op),
+                        comm_, handle_of(stream)),
+          "ncclAllReduce");
+  }
+
+  void run_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) {
+    check(ncclReduceScatter(input.data(), output.data(), count_of(output), arithmetic_type(input.dtype()), nccl_op(op),
+                            comm_, handle_of(stream)),
+          "ncclReduceScatter");
+  }
+
+  void run_all_gather(const Tensor& input, const Tensor& output, Stream stream) {
+    check(ncclAllGather(input.data(), output.data(), input.bytes(), ncclUint8, comm_, handle_of(stream)),
+          "ncclAllGather");
+  }
+
+  void run_exchange(std::span<const Transfer> transfers, Stream stream) {
+    for (const auto& [from, to] : transfers_to_self(transfers, rank()))
+      if (from.data() != to.data()) gpu::copy(stream, to.data(), from.data(), from.bytes());
+    check(ncclGroupStart(), "ncclGroupStart");
+    ncclResult_t status = ncclSuccess;
+    for (const Transfer& transfer : transfers)
+      if (status == ncclSuccess && transfer.peer != rank() && transfer.tensor.elements() > 0)
+        status = send_or_receive(transfer, stream);
+    // A group once begun is ended, whatever became of it.
+    const ncclResult_t ended = ncclGroupEnd();
+    check(status, "ncclSend or ncclRecv");
+    check(ended, "ncclGroupEnd");
+  }
+
+  ncclResult_t send_or_receive(const Transfer& transfer, Stream stream) const {
+    const Tensor& tensor = transfer.tensor;
+    if (transfer.direction == Transfer::Direction::send)
+      return ncclSend(tensor.data(), tensor.bytes(), ncclUint8, transfer.peer, comm_, handle_of(stream));
+    return ncclRecv(tensor.data(), tensor.bytes(), ncclUint8, transfer.peer, comm_, handle_of(stream));
+  }
+
+  // run(stream) on the communicator's own stream, after what is in the caller's now.
+  template <class Run>
+  Pending start(Stream callers, Run&& run) {
+    connect();
+    if (own_stream_.handle == nullptr) own_stream_ = create_communication_stream();
+    gpu::Event ready(device_), done(device_);
+    ready.record(callers);
+    ready.wait(own_stream_);
+    run(own_stream_);
+    done.record(own_stream_);
+    return Pending(std::make_unique<NcclOperation>(std::move(done)));
+  }
+
+  // Of the highest priority: communication that other ranks wait for goes before the arithmetic that it overlaps with.
+  Stream create_communication_stream() const {
+    int lowest = 0, highest = 0;
+    FULMEN_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    cudaStream_t stream = nullptr;
+    FULMEN_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highest));
+    return {device_, stream};
+  }
+
+  std::unique_ptr<Communicator> host_, rendezvous_;
+  Device device_;
+  ncclComm_t comm_ = nullptr;   // null until the first operation on device tensors
+  Stream own_stream_;           // of started operations; null until the first
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device) {
+  gpu::require(device);
+  return std::make_unique<NcclCommunicator>(std::move(host), device);
+}
+
+}  // namespace fulmen

@@ -1,0 +1,26 @@
+// A communicator for GPU tensors over NCCL, with one over MPI beside it for all that lies on the host.
+#pragma once
+
+#include <memory>
+
+#include "parallel/communicator.h"
+
+namespace fulmen {
+
+// Operations on CPU tensors, and so those on host values, are `host`'s, as is barrier(). Operations on tensors of
+// `device` name a stream of it and are NCCL's: a plain call runs on that stream; a start_ call runs on a stream of the
+// communicator's own, after what is in the caller's by then. Pending::wait makes the stream that it is given wait, or,
+// for a CPU stream, the caller. A rank's transfers to itself are copies on the device.
+//
+// The tensors of one call lie all on the CPU or all on `device`. Reductions know all dtypes but uint16; those of bf16
+// and fp16 round after each addition. Receiving another length than is sent is not noticed. Every rank has a GPU of its
+// own.
+//
+// Making one, or a subgroup of one, is collective. NCCL itself connects the ranks at the first operation on device
+// tensors, for which it waits for all ranks of the group, even if that is an exchange between some of them. abort()
+// first ends what waits on the GPU for other ranks.
+// Throws UserError when `device` cannot be used or the build has no NCCL; InternalError with NCCL's words, later, when
+// an operation fails.
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device);
+
+}  // namespace fulmen
