@@ -3,52 +3,54 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
-#include <limits>
 
 #include <nlohmann/json.hpp>
 
+#include "framework/gpu.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "launch/bench_measure.h"
 
 namespace fulmen {
 
 namespace {
 
-// The least time of `work` over at least a quarter of a second, so that a passing disturbance does not count.
-template <class F>
-double best_seconds(F&& work) {
-  double best = std::numeric_limits<double>::max(), spent = 0.0;
-  while (spent < 0.25) {
-    const auto start = std::chrono::steady_clock::now();
-    work();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::min(best, seconds);
-    spent += seconds;
-  }
-  return best;
+double gemm_rate(const Execution& execution, DType dtype, std::int64_t m, std::int64_t n, std::int64_t k) {
+  BenchTensors tensors(execution);
+  const Tensor a = tensors.random(dtype, {m, k}), b = tensors.random(dtype, {n, k});
+  const Tensor c = tensors.allocate(dtype, {m, n});
+  return 2.0 * static_cast<double>(m * n * k) / best_seconds(execution, [&] { linear_forward(execution, a, b, c); });
 }
 
-double gemm_rate(const Execution& execution, DType dtype, std::int64_t m, std::int64_t n, std::int64_t k) {
-  const auto matrix = [&](std::int64_t rows, std::int64_t columns) {
-    return OwnedTensor(execution.device, dtype, {rows, columns}, MemoryKind::workspace, *execution.ledger);
-  };
-  const OwnedTensor a = matrix(m, k), b = matrix(n, k), c = matrix(m, n);
-  return 2.0 * static_cast<double>(m * n * k) / best_seconds([&] { linear_forward(execution, a, b, c); });
+// The better of the kernel's copy and, on a GPU, the driver's.
+double copy_rate(const Execution& execution, DType dtype, std::int64_t bytes) {
+  BenchTensors tensors(execution);
+  const Shape shape = {bytes / static_cast<std::int64_t>(size_of(dtype))};
+  const Tensor from = tensors.random(dtype, shape), to = tensors.allocate(dtype, shape);
+  double seconds = best_seconds(execution, [&] { copy(execution, from, to); });
+  if (execution.device.kind == DeviceKind::cuda) {
+    const auto by_driver = [&] { gpu::copy(execution.stream, to.data(), from.data(), from.bytes()); };
+    seconds = std::min(seconds, best_seconds(execution, by_driver));
+  }
+  return 2.0 * static_cast<double>(from.bytes()) / seconds;
 }
 
 }  // namespace
 
 DeviceRates measure_rates(const Execution& execution, DType dtype) {
+  Execution quiet = execution;
+  quiet.profiler = nullptr;
   DeviceRates rates;
+  if (execution.device.kind == DeviceKind::cuda) {
+    rates.gemm_operations_per_second = gemm_rate(quiet, dtype, 8192, 8192, 8192);
+    rates.copy_bytes_per_second = copy_rate(quiet, dtype, std::int64_t{1} << 30);
+    return rates;
+  }
   for (const auto& [m, n, k] : {std::array<std::int64_t, 3>{2048, 2048, 512}, {2048, 2816, 512}, {2048, 8192, 512}})
-    rates.gemm_operations_per_second = std::max(rates.gemm_operations_per_second, gemm_rate(execution, dtype, m, n, k));
-  constexpr std::int64_t elements = std::int64_t{32} << 20;   // far larger than any cache
-  const OwnedTensor from(execution.device, dtype, {elements}, MemoryKind::workspace, *execution.ledger);
-  const OwnedTensor to(execution.device, dtype, {elements}, MemoryKind::workspace, *execution.ledger);
-  fill_zero(execution, from);
-  rates.copy_bytes_per_second =
-      2.0 * static_cast<double>(from.view().bytes()) / best_seconds([&] { copy(execution, from, to); });
+    rates.gemm_operations_per_second = std::max(rates.gemm_operations_per_second, gemm_rate(quiet, dtype, m, n, k));
+  // Far larger than any cache.
+  const auto element = static_cast<std::int64_t>(size_of(dtype));
+  rates.copy_bytes_per_second = copy_rate(quiet, dtype, (std::int64_t{32} << 20) * element);
   return rates;
 }
 

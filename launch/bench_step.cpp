@@ -2,9 +2,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <numeric>
+#include <optional>
 
 #include <nlohmann/json.hpp>
 
+#include "framework/gpu.h"
 #include "framework/profiler.h"
 #include "framework/random.h"
 #include "framework/text.h"
@@ -50,14 +53,69 @@ std::vector<Batch> random_batches(const ModelRunnerOptions& options, std::int64_
   return batches;
 }
 
-struct StepTimes {
-  std::vector<double> seconds;
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::ranges::sort(sorted);
-    return sorted[sorted.size() / 2];
+double median_of(std::vector<double> values) {
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+double mean_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// The resources of a benchmark, and a model of random weights on them that takes steps.
+class Steps {
+ public:
+  // A profiler that is not null is told what kernels take.
+  Steps(const TrainerOptions& options, Mesh& mesh, Device device, Profiler* profiler, ExecutionResources& resources)
+      : mesh_(mesh), device_(device), resources_(reporting_to(resources, profiler)) {
+    const ModelRunnerOptions model_options = runner_options(options, mesh.shape());
+    runner_.emplace(options.model, model_options, mesh, resources_.execution());
+    optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh, resources_.execution());
+    runner_->parameters().initialize(1, resources_.execution(), optimizer_->master().flat());
+    optimizer_->master().round(resources_.execution());
+    batches_ = random_batches(model_options, options.model.vocabulary, mesh.coordinate(Axis::data));
   }
+  ~Steps() { resources_.set_profiler(nullptr); }
+  Steps(const Steps&) = delete;
+  Steps& operator=(const Steps&) = delete;
+
+  // Seconds of each of `count` steps: from all ranks' start to the end of this one's work on its device.
+  std::vector<double> run(std::int64_t count) {
+    std::vector<double> seconds;
+    for (std::int64_t t = 0; t < count; ++t) {
+      wait();
+      mesh_.world().barrier();
+      const auto start = std::chrono::steady_clock::now();
+      runner_->accumulate(batches_, [&] { optimizer_->step(1e-4, updates_++); });
+      wait();
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return seconds;
+  }
+
+ private:
+  static ExecutionResources& reporting_to(ExecutionResources& resources, Profiler* profiler) {
+    resources.set_profiler(profiler);
+    return resources;
+  }
+  void wait() const {
+    if (device_.kind == DeviceKind::cuda) gpu::synchronize(resources_.execution().stream);
+  }
+
+  Mesh& mesh_;
+  Device device_;
+  ExecutionResources& resources_;
+  std::optional<ModelRunner> runner_;
+  std::optional<Optimizer> optimizer_;
+  std::vector<Batch> batches_;
+  std::int64_t updates_ = 0;
 };
+
+// "812 GFLOP/s", "1.93 TFLOP/s": rates that span what a core and what a GPU can do.
+std::string rate_text(double per_second, const char* unit) {
+  if (per_second >= 1e12) return fmt::format("{:.2f} T{}/s", per_second * 1e-12, unit);
+  return fmt::format("{:.1f} G{}/s", per_second * 1e-9, unit);
+}
 
 RunConfiguration read_configuration(const CommandLine& line) {
   std::vector<std::string> overrides = {"data.path=none"};
@@ -66,6 +124,7 @@ RunConfiguration read_configuration(const CommandLine& line) {
   if (line.has("micro-batch")) overrides.push_back("train.micro_batch=" + line.text("micro-batch"));
   if (line.has("global-batch")) overrides.push_back("train.global_batch=" + line.text("global-batch"));
   else if (line.has("micro-batch")) overrides.push_back("train.global_batch=" + line.text("micro-batch"));
+  if (line.has("device")) overrides.push_back("run.device=" + line.text("device"));
   for (const std::string& given : line.texts("set")) overrides.push_back(given);
   if (line.has("config")) return read_run_configuration(line.text("config"), overrides);
   const std::string text = line.has("preset") ? "data: {path: none}\ntrain: {steps: 1, global_batch: 1, micro_batch: 1}\n"
@@ -85,50 +144,59 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   line.option("micro-batch", "sequences at a time");
   line.option("global-batch", "sequences a step (the micro-batch, if only that is given)");
   line.option("sequence-length", "tokens of a sequence");
-  line.option("steps", "steps to time (5), after 2 that are not");
+  line.option("device", "auto (default), cpu or cuda: run.device");
+  line.option("steps", "steps to time (5), after 2 that are not; on a GPU as many again are profiled");
   line.repeatable("set", "change a key of the configuration");
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_configuration(line);
   const std::int64_t steps = line.integer("steps", 5, 1, 1000);
-  Communicator& ranks = world.communicator();
+  const Device device = choose_device(configuration.run.device);
+  const Precision precision = configuration.precision_on(device);
+  Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
   TrainerOptions options;
   options.model = configuration.model;
   options.layout = configuration.parallel;
-  options.precision = configuration.cpu_precision();
+  options.precision = precision;
   options.data = configuration.data;
   options.train = configuration.train;
   if (options.train.global_batch % (mesh.size(Axis::data) * options.train.micro_batch) != 0)
     throw UserError("train.global_batch", fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", options.train.global_batch,
                                                       mesh.size(Axis::data), options.train.micro_batch));
 
-  ExecutionResources resources(Device::cpu());
-  const DeviceRates rates = measure_rates(resources.execution(), options.precision.parameters);
-  Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second);
-  resources.set_profiler(&profiler);
-  const ModelRunnerOptions model_options = runner_options(options, mesh.shape());
-  ModelRunner runner(options.model, model_options, mesh, resources.execution());
-  runner.parameters().initialize(1, resources.execution());
-  Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
-  const std::vector<Batch> batches = random_batches(model_options, options.model.vocabulary, mesh.coordinate(Axis::data));
+  ExecutionResources rate_resources(device, configuration.run.deterministic);
+  const DeviceRates rates = measure_rates(rate_resources.execution(), options.precision.parameters);
 
-  StepTimes times;
-  for (std::int64_t t = -2; t < steps; ++t) {
-    if (t == 0) profiler.clear();
-    ranks.barrier();
-    const auto start = std::chrono::steady_clock::now();
-    runner.accumulate(batches, [&] { optimizer.step(1e-4, t + 2); });
-    if (t >= 0) times.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  // On the CPU a clock costs nothing and the timed steps are profiled. On a GPU events between kernels cost time, so that
+  // steps are timed without them, and others profiled.
+  constexpr std::int64_t warm_up = 2;
+  const bool on_gpu = device.kind == DeviceKind::cuda;
+  ExecutionResources resources(device, configuration.run.deterministic);
+  Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
+  std::vector<double> times;
+  {
+    Steps timed(options, mesh, device, on_gpu ? nullptr : &profiler, resources);
+    timed.run(warm_up);
+    profiler.clear();
+    times = timed.run(steps);
   }
-  const double seconds = times.median();
+  const std::size_t peak_bytes = resources.ledger().peak_total();
+  const std::string memory = resources.ledger().breakdown();
+  if (on_gpu) {
+    Steps profiled(options, mesh, device, &profiler, resources);
+    profiled.run(warm_up);
+    profiler.clear();
+    profiled.run(steps);
+  }
+  const double seconds = median_of(times), mean = mean_of(times);
   const double tokens = static_cast<double>(options.train.global_batch * options.data.sequence_length);
   const double flops = training_flops_per_token(options.model) * tokens / seconds;
   // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
   const double best_rate =
-      std::max(rates.gemm_operations_per_second, measure_rates(resources.execution(), options.precision.parameters).gemm_operations_per_second);
+      std::max(rates.gemm_operations_per_second, measure_rates(rate_resources.execution(), options.precision.parameters).gemm_operations_per_second);
   const double gemm_rate = ranks.all_reduce(best_rate, ReduceOp::sum);
   if (ranks.rank() != 0) return ExitCode::done;
 
@@ -140,13 +208,13 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
     profiled += entry.seconds / n;
   }
   std::ranges::sort(rows, [](const BenchRow& a, const BenchRow& b) { return a.seconds > b.seconds; });
-  double mean = 0.0;
-  for (const double s : times.seconds) mean += s / static_cast<double>(steps);
-  rows.push_back({"host and idle", 0, std::max(0.0, mean - profiled), 0.0, 0.0, 0.0});
+  rows.push_back({on_gpu ? "idle" : "host and idle", 0, std::max(0.0, mean - profiled), 0.0, 0.0, 0.0});
 
   if (line.has("json")) {
     nlohmann::ordered_json result = {{"parameters", parameter_count(options.model)},
                                      {"layout", mesh.shape().describe()},
+                                     {"device", describe_device(device)},
+                                     {"precision", describe_precision(precision)},
                                      {"threads_per_rank", compute_threads()},
                                      {"tokens_per_step", tokens},
                                      {"step_seconds", seconds},
@@ -155,22 +223,22 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
                                      {"gemm_flops_per_second", gemm_rate},
                                      {"utilisation", flops / gemm_rate},
                                      {"copy_bytes_per_second", rates.copy_bytes_per_second},
-                                     {"memory_peak_bytes", resources.ledger().peak_total()},
+                                     {"memory_peak_bytes", peak_bytes},
                                      {"parts", nlohmann::ordered_json::parse(format_json(rows, mean))}};
     std::printf("%s\n", result.dump().c_str());
     return ExitCode::done;
   }
-  std::printf("model        %s parameters; %s; %d threads a rank; %lld tokens a step\n",
+  std::printf("model        %s parameters; %s; %lld tokens a step\n",
               human_count(static_cast<double>(parameter_count(options.model))).c_str(), mesh.shape().describe().c_str(),
-              compute_threads(), static_cast<long long>(tokens));
-  std::printf("rates        products %.0f GFLOP/s, copy %.1f GB/s, measured at the start on rank 0\n",
-              rates.gemm_operations_per_second * 1e-9, rates.copy_bytes_per_second * 1e-9);
+              static_cast<long long>(tokens));
+  std::printf("device       %s a rank; %s\n", describe_device(device).c_str(), describe_precision(precision).c_str());
+  std::printf("rates        products %s, copy %s, measured at the start on rank 0\n",
+              rate_text(rates.gemm_operations_per_second, "FLOP").c_str(), rate_text(rates.copy_bytes_per_second, "B").c_str());
   std::printf("%s", format_table(rows, mean).c_str());
-  std::printf("step         %.3f s (median of %lld), %.0f tokens/s, %.0f GFLOP/s = %.1f %% of the products' rate\n", seconds,
-              static_cast<long long>(steps), tokens / seconds, flops * 1e-9, 100.0 * flops / gemm_rate);
+  std::printf("step         %.4f s (median of %lld), %.0f tokens/s, %s = %.1f %% of the products' rate\n", seconds,
+              static_cast<long long>(steps), tokens / seconds, rate_text(flops, "FLOP").c_str(), 100.0 * flops / gemm_rate);
   std::printf("             (6 x parameters + 12 x layers x hidden x head width operations a token)\n");
-  std::printf("memory       %s at the peak\n%s", human_bytes(static_cast<double>(resources.ledger().peak_total())).c_str(),
-              resources.ledger().breakdown().c_str());
+  std::printf("memory       %s at the peak\n%s", human_bytes(static_cast<double>(peak_bytes)).c_str(), memory.c_str());
   return ExitCode::done;
 }
 

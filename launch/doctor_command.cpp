@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "framework/files.h"
+#include "framework/gpu.h"
 #include "framework/text.h"
 #include "framework/threads.h"
 #include "launch/command.h"
@@ -37,6 +38,41 @@ std::string vector_instructions() {
 #endif
 }
 
+// CUDA's way of numbering: 13000 is 13.0.
+std::string cuda_version(int number) { return fmt::format("{}.{}", number / 1000, number % 1000 / 10); }
+
+// Whether this build's kernels for Hopper run on this GPU, or what does.
+std::string fast_kernels(const gpu::Properties& gpu) {
+#ifdef FULMEN_HOPPER
+  constexpr bool built = true;
+#else
+  constexpr bool built = false;
+#endif
+  if (gpu.major != 9 || gpu.minor != 0) return "no: they are for compute capability 9.0; the plain ones run";
+  return built ? "yes" : "no: not in this build (CMAKE_CUDA_ARCHITECTURES=90a has them); the plain ones run";
+}
+
+nlohmann::ordered_json describe_gpus() {
+  nlohmann::ordered_json gpus = nlohmann::ordered_json::array();
+  for (int device = 0; device < gpu::device_count(); ++device) {
+    const gpu::Properties gpu = gpu::properties(device);
+    gpus.push_back({{"name", gpu.name},
+                    {"memory", human_bytes(static_cast<double>(gpu.memory_bytes))},
+                    {"compute_capability", fmt::format("{}.{}", gpu.major, gpu.minor)},
+                    {"multiprocessors", gpu.multiprocessors},
+                    {"fast_kernels", fast_kernels(gpu)}});
+  }
+  return gpus;
+}
+
+// The versions of CUDA, or why there is no GPU.
+std::string describe_cuda() {
+  const std::string missing = gpu::unavailable_reason();
+  if (!missing.empty()) return missing;
+  const gpu::Properties gpu = gpu::properties(0);
+  return fmt::format("runtime {}, driver for {}", cuda_version(gpu.runtime_version), cuda_version(gpu.driver_version));
+}
+
 nlohmann::ordered_json describe_machine(Communicator& ranks) {
   return {{"version", version()},
           {"cpu", line_after("/proc/cpuinfo", "model name")},
@@ -49,7 +85,8 @@ nlohmann::ordered_json describe_machine(Communicator& ranks) {
           {"ranks", ranks.size()},
           {"ranks_on_this_host", MpiSession::environment_local_size()},
           {"mpi", MpiSession::launched() ? "started by a launcher" : "not started: one rank needs no launcher"},
-          {"cuda", "not in this build"}};
+          {"cuda", describe_cuda()},
+          {"gpus", describe_gpus()}};
 }
 
 }  // namespace
@@ -75,8 +112,17 @@ ExitCode run_doctor(const std::vector<std::string>& arguments, World& world) {
     std::printf("%s\n", machine.dump().c_str());
     return ExitCode::done;
   }
-  for (const auto& [key, value] : machine.items())
+  for (const auto& [key, value] : machine.items()) {
+    if (value.is_array()) continue;
     std::printf("%-20s %s\n", key.c_str(), value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+  }
+  int device = 0;
+  for (const auto& gpu : machine["gpus"]) {
+    std::printf("%-20s %s, %s, compute capability %s, %d multiprocessors\n", fmt::format("gpu_{}", device++).c_str(),
+                gpu["name"].get<std::string>().c_str(), gpu["memory"].get<std::string>().c_str(),
+                gpu["compute_capability"].get<std::string>().c_str(), gpu["multiprocessors"].get<int>());
+    std::printf("%-20s %s\n", "  fast_kernels", gpu["fast_kernels"].get<std::string>().c_str());
+  }
   return ExitCode::done;
 }
 

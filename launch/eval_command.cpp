@@ -10,12 +10,15 @@
 #include "checkpoint/parameters.h"
 #include "data/baseline.h"
 #include "data/batch_loader.h"
+#include "framework/bfloat16.h"
 #include "framework/configuration.h"
 #include "framework/hdf5.h"
 #include "framework/progress.h"
 #include "framework/text.h"
+#include "framework/transfer.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
+#include "launch/run_configuration.h"
 #include "train/model_runner.h"
 
 namespace fulmen {
@@ -46,7 +49,7 @@ std::vector<Batch> read_batches(const CorpusReader& corpus, const EvalOptions& o
   return batches;
 }
 
-// Writes each micro-batch's logits as it passes: dataset /logits [samples, length, vocabulary].
+// Writes each micro-batch's logits as it passes: dataset /logits [samples, length, vocabulary], fp64 or fp32.
 class LogitsFile {
  public:
   LogitsFile(const std::string& path, std::int64_t samples, const EvalOptions& options, ModelRunner& runner,
@@ -55,7 +58,9 @@ class LogitsFile {
         samples_(samples),
         logits_(execution.device, runner.parameters().precision().parameters,
                 {options.micro_batch * options.sequence_length, model.vocabulary}, MemoryKind::workspace, *execution.ledger),
-        dataset_(file_.create_dataset("/logits", logits_.view().dtype(), {samples, options.sequence_length, model.vocabulary})),
+        host_(logits_.view().bytes()),
+        dataset_(file_.create_dataset("/logits", accumulation_dtype(logits_.view().dtype()),
+                                      {samples, options.sequence_length, model.vocabulary})),
         options_(options),
         runner_(runner) {
     runner.executor().on_forward = [this](int, int slot) { write(slot); };
@@ -66,8 +71,17 @@ class LogitsFile {
  private:
   void write(int slot) {
     runner_.stage().logits(slot, logits_);
+    const Tensor& logits = logits_.view();
+    copy_to_host(runner_.execution(), logits, host_.data());
+    void* data = host_.data();
+    if (logits.dtype() == DType::bf16) {
+      const auto* narrow = reinterpret_cast<const BFloat16*>(host_.data());
+      wide_.resize(static_cast<std::size_t>(logits.elements()));
+      std::transform(narrow, narrow + logits.elements(), wide_.begin(), to_float);
+      data = wide_.data();
+    }
+    const Tensor all(data, accumulation_dtype(logits.dtype()), {options_.micro_batch, options_.sequence_length, logits.size(1)});
     const std::int64_t rows = std::min(options_.micro_batch, samples_ - next_);
-    const Tensor all = logits_.view().reshape({options_.micro_batch, options_.sequence_length, logits_.view().size(1)});
     dataset_.write({next_, 0, 0}, all.slice(0, 0, rows));
     next_ += rows;
   }
@@ -75,6 +89,8 @@ class LogitsFile {
   hdf5::File file_;
   std::int64_t samples_, next_ = 0;
   OwnedTensor logits_;
+  std::vector<std::byte> host_;
+  std::vector<float> wide_;     // of bf16 logits
   hdf5::Dataset dataset_;
   const EvalOptions& options_;
   ModelRunner& runner_;
@@ -116,13 +132,16 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   line.option("micro-batch", "samples at a time (as many as make about 4096 tokens)");
   line.option("tensor", "tensor-parallel ranks (1)");
   line.option("pipeline", "pipeline stages (1)");
-  line.option("precision", "fp32 (default) or fp64");
+  line.option("device", "auto (default), cpu or cuda");
+  line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");
   line.option("baseline", "a training corpus: adds the losses of a uniform and of its unigram model");
   line.option("dump-logits", "write all logits to this HDF5 file, /logits [samples, length, vocabulary]; one rank only");
   line.flag("json", "print the result as one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
 
-  Communicator& ranks = world.communicator();
+  const Device device = choose_device(line.text("device", "auto"), "--device");
+  const Precision precision = parse_precision(line.text("precision", "auto"), device);
+  Communicator& ranks = world.communicator(device, "auto");
   LayoutConfig layout;
   layout.tensor = line.integer("tensor", 1, 1, 1 << 16);
   layout.pipeline = line.integer("pipeline", 1, 1, 1 << 16);
@@ -135,8 +154,6 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
     throw UserError(line.text("data"), fmt::format("has a vocabulary of {}, the model only {}", corpus.manifest().vocabulary, model.vocabulary),
                     "use a corpus made with the model's tokeniser");
   run_agreed(ranks, [&] { verify_corpus(line.text("data"), ranks.rank(), ranks.size()); });
-  const std::string precision = line.text("precision", "fp32");
-  if (precision != "fp32" && precision != "fp64") throw UserError("--precision", "'" + precision + "' is unknown", "use fp32 or fp64");
 
   EvalOptions options = options_from(checkpoint.description());
   options.data = line.text("data");
@@ -150,14 +167,14 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   options.micro_batch = line.integer("micro-batch", std::clamp<std::int64_t>(4096 / options.sequence_length, 1, samples), 1, 1 << 20);
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
 
-  ExecutionResources resources(Device::cpu());
+  ExecutionResources resources(device);
   ModelRunnerOptions runner_options;
   runner_options.layout = layout;
-  runner_options.precision = {parse_dtype(precision), parse_dtype(precision)};
+  runner_options.precision = precision;
   runner_options.micro_batch = {options.micro_batch, options.sequence_length};
   ModelRunner runner(model, runner_options, mesh, resources.execution());
   checkpoint.verify(ranks);
-  load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/");
+  load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/", resources.execution());
   std::optional<LogitsFile> logits;
   if (!options.dump_logits.empty()) logits.emplace(options.dump_logits, samples, options, runner, model, resources.execution());
 

@@ -11,6 +11,7 @@
 #include "infer/sampler.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
+#include "launch/run_configuration.h"
 
 namespace fulmen {
 
@@ -38,15 +39,16 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   line.option("top-k", "only the K likeliest; 0: all (0)");
   line.option("top-p", "only the likeliest that make up this probability (0.95)");
   line.option("seed", "of the random numbers (1)");
-  line.option("precision", "fp32 (default) or fp64");
+  line.option("device", "auto (default), cpu or cuda");
+  line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");
   line.option("tokenizer", "auto (default: the checkpoint's own) or bytes");
   line.flag("json", "print text, token ids and rate as one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
   if (world.size() > 1) throw UserError("generate", "runs as one process", "start it without mpirun");
   configure_threads({});
 
-  const std::string precision = line.text("precision", "fp32");
-  if (precision != "fp32" && precision != "fp64") throw UserError("--precision", "'" + precision + "' is unknown", "use fp32 or fp64");
+  const Device device = choose_device(line.text("device", "auto"), "--device");
+  const Precision precision = parse_precision(line.text("precision", "auto"), device);
   SamplingOptions sampling;
   sampling.temperature = line.number("temperature", 0.8, 0.0, 100.0);
   sampling.top_k = line.integer("top-k", 0, 0, 1 << 30);
@@ -56,8 +58,8 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   const std::int64_t count = line.integer("tokens", 100, 0, std::int64_t{1} << 40);
   const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
 
-  ExecutionResources resources(Device::cpu());
-  Decoder decoder(checkpoint, {parse_dtype(precision), parse_dtype(precision)}, resources.execution());
+  ExecutionResources resources(device);
+  Decoder decoder(checkpoint, precision, resources.execution());
   const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(checkpoint, line.text("tokenizer", "auto"), decoder.config().vocabulary);
   std::vector<std::int32_t> prompt = tokenizer->encode(line.text("prompt"));
   if (prompt.empty()) {

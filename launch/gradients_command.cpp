@@ -9,6 +9,7 @@
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/run_configuration.h"
+#include "model/piece_transfer.h"
 #include "train/model_runner.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
@@ -54,15 +55,11 @@ std::vector<RemotePiece> parse_pieces(const std::string& text) {
   return pieces;
 }
 
-// A contiguous copy in host memory: transfers want one.
-Tensor pack(const Tensor& piece, std::vector<std::byte>& memory) {
+// A contiguous copy in host memory: transfers and files want one.
+Tensor pack(const Execution& execution, const Tensor& piece, std::vector<std::byte>& memory) {
   memory.resize(piece.bytes());
-  const Tensor packed(memory.data(), piece.dtype(), piece.shape());
-  const std::int64_t rows = piece.size(0);
-  const std::size_t row_bytes = piece.bytes() / static_cast<std::size_t>(rows);
-  for (std::int64_t row = 0; row < rows; ++row)
-    std::copy_n(static_cast<const std::byte*>(piece.select(0, row).data()), row_bytes, memory.data() + static_cast<std::size_t>(row) * row_bytes);
-  return packed;
+  copy_piece_to_host(execution, piece, memory.data());
+  return Tensor(memory.data(), piece.dtype(), piece.shape());
 }
 
 void write_piece(hdf5::File& file, const RemotePiece& piece, const Tensor& memory) {
@@ -72,7 +69,8 @@ void write_piece(hdf5::File& file, const RemotePiece& piece, const Tensor& memor
 }
 
 // Every rank's owned pieces to one file, written by rank 0 piece by piece.
-void write_gradients(const std::string& path, double loss, const ParameterStore& parameters, Communicator& ranks) {
+void write_gradients(const std::string& path, double loss, const ParameterStore& parameters, const Execution& execution,
+                     Communicator& ranks) {
   std::vector<ParameterPiece> mine;
   for (ParameterPiece& piece : parameters.pieces(parameters.flat_gradients()))
     if (piece.owned) mine.push_back(std::move(piece));
@@ -90,7 +88,7 @@ void write_gradients(const std::string& path, double loss, const ParameterStore&
     const std::vector<RemotePiece> pieces = parse_pieces(ranks.broadcast_text(description, owner));
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       if (ranks.rank() == owner) {
-        const Tensor packed = pack(mine[i].memory, memory);
+        const Tensor packed = pack(execution, mine[i].memory, memory);
         if (owner == 0) {
           write_piece(*file, pieces[i], packed);
           continue;
@@ -127,25 +125,27 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   std::vector<std::string> overrides = line.texts("set");
   if (line.has("data")) overrides.push_back("data.path=" + line.text("data"));
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), overrides);
-  Communicator& ranks = world.communicator();
+  const Device device = choose_device(configuration.run.device);
+  const Precision precision = configuration.precision_on(device);
+  Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
   TrainerOptions options;
   options.model = configuration.model;
   options.layout = configuration.parallel;
-  options.precision = configuration.cpu_precision();
+  options.precision = precision;
   options.data = configuration.data;
   options.train = configuration.train;
   options.run = configuration.run;
   check_training(options, mesh.shape());
 
-  ExecutionResources resources(Device::cpu());
+  ExecutionResources resources(device, configuration.run.deterministic);
   ModelRunner runner(options.model, runner_options(options, mesh.shape()), mesh, resources.execution());
   if (line.has("checkpoint")) {
     const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
     require_same_model(checkpoint, options.model);
     checkpoint.verify(ranks);
-    load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/");
+    load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/", resources.execution());
   } else {
     runner.parameters().initialize(static_cast<std::uint64_t>(options.run.seed), resources.execution());
   }
@@ -155,7 +155,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
   double norm = 0.0;
   const StepLoss loss = runner.accumulate(batches, [&] { norm = optimizer.compute_gradient_norm(); });
-  write_gradients(line.text("output"), loss.loss_nats, runner.parameters(), ranks);
+  write_gradients(line.text("output"), loss.loss_nats, runner.parameters(), resources.execution(), world.communicator());
   if (ranks.rank() != 0) return ExitCode::done;
   if (line.has("json"))
     std::printf("{\"loss_nats\": %.17g, \"grad_norm\": %.17g, \"targets\": %.17g}\n", loss.loss_nats, norm, loss.targets);

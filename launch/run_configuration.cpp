@@ -5,6 +5,7 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/gpu.h"
 #include "framework/text.h"
 #include "parallel/pipeline_schedule.h"
 
@@ -38,7 +39,7 @@ void bind_model(Schema& schema, ModelConfig& model, Unstored& unstored) {
   schema.add("model.pad_id", model.pad_id, {0, 1 << 30}, "A token id whose embedding starts as zero; auto: none.");
 }
 
-void bind_parallel(Schema& schema, LayoutConfig& parallel) {
+void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transport) {
   schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
   schema.add("parallel.tensor", parallel.tensor, {1, 1 << 16}, "Ranks that share each layer; they divide the heads.");
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16}, "Ranks that share each sequence.");
@@ -59,6 +60,8 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel) {
              "What the backward pass computes again instead of keeping.");
   schema.add("parallel.overlap", parallel.overlap, {{"auto"}, {"none"}},
              "Communication hidden behind computation; today nothing is, whatever the value.");
+  schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},
+             "How GPU ranks reach each other; auto: NCCL where each has a GPU of its own, else through host memory.");
 }
 
 void bind_data(Schema& schema, DataConfig& data) {
@@ -107,7 +110,7 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
   schema.built_only_false("checkpoint.async", "asynchronous checkpoints");
   schema.add("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
   schema.add("run.seed", run.seed, {0, many}, "Of the initial weights and the order of samples.");
-  schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda", "the CUDA backend"}}, "Where tensors live.");
+  schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda"}}, "Where tensors live; auto: a GPU where there is one, one for each rank.");
   schema.add("run.threads", run.threads, {1, 1 << 16},
              "Threads of each rank; auto: the host's cores over its ranks. OMP_NUM_THREADS wins.");
   schema.add("run.log_every", run.log_every, {1, many}, "Steps between lines of metrics.jsonl.");
@@ -115,15 +118,17 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
 }
 
 void bind_precision(Schema& schema, PrecisionConfig& precision) {
-  const std::vector<Choice> choices = {{"auto"}, {"fp32"}, {"fp64"}, {"bf16", "bf16 needs the CUDA backend"}};
-  schema.add("precision.parameters", precision.parameters, choices, "Weights and activations; auto: fp32 on the CPU.");
-  schema.add("precision.master", precision.master, choices, "The optimiser's copy of the weights; auto: as parameters on the CPU.");
-  schema.add("precision.gradients", precision.gradients, choices, "Accumulated gradients; auto: as parameters on the CPU.");
+  schema.add("precision.parameters", precision.parameters, {{"auto"}, {"bf16"}, {"fp32"}, {"fp64"}},
+             "Weights and activations; auto: bf16 on a GPU, fp32 on the CPU, which has no bf16.");
+  schema.add("precision.master", precision.master, {{"auto"}, {"fp32"}, {"fp64"}},
+             "The weights that the optimiser updates and checkpoints hold; auto: fp32 for bf16 parameters, else as they are.");
+  schema.add("precision.gradients", precision.gradients, {{"auto"}, {"fp32"}, {"fp64"}},
+             "Accumulated gradients; auto: fp32 for bf16 parameters, else as they are.");
 }
 
 void bind(Schema& schema, RunConfiguration& configuration, Unstored& unstored) {
   bind_model(schema, configuration.model, unstored);
-  bind_parallel(schema, configuration.parallel);
+  bind_parallel(schema, configuration.parallel, configuration.transport);
   bind_precision(schema, configuration.precision);
   bind_data(schema, configuration.data);
   bind_train(schema, configuration.train);
@@ -163,13 +168,36 @@ bool is_free_to_change(const std::string& key, const RunConfiguration& run) {
 
 }  // namespace
 
-Precision RunConfiguration::cpu_precision() const {
-  const std::string parameters = precision.parameters == "auto" ? "fp32" : precision.parameters;
-  for (const auto& [key, value] : {std::pair{"precision.master", precision.master}, {"precision.gradients", precision.gradients}})
-    if (value != "auto" && value != parameters)
-      throw UserError(key, fmt::format("{} with parameters in {}", value, parameters),
-                      "on the CPU all three are the same: leave it out, or set it to " + parameters);
-  return {parse_dtype(parameters), parse_dtype(parameters)};
+namespace {
+
+Precision resolve_precision(const PrecisionConfig& precision, Device device, const std::string& key) {
+  const bool on_gpu = device.kind == DeviceKind::cuda;
+  const std::string parameters = precision.parameters != "auto" ? precision.parameters : on_gpu ? "bf16" : "fp32";
+  if (parameters == "bf16" && !on_gpu)
+    throw UserError(key + ": bf16", "needs a GPU, and this run is on the CPU",
+                    fmt::format("use auto, fp32 or fp64, or a GPU{}", gpu::built ? "" : " and a build for it (cmake --preset cuda)"));
+  const std::string wide = parameters == "bf16" ? "fp32" : parameters;
+  for (const auto& [name, value] : {std::pair{"precision.master", precision.master}, {"precision.gradients", precision.gradients}})
+    if (value != "auto" && value != wide)
+      throw UserError(name, fmt::format("{} with parameters in {}", value, parameters),
+                      fmt::format("leave it out, or set it to {}{}", wide,
+                                  on_gpu ? ", or precision.parameters to " + value : ": on the CPU all three are the same"));
+  return {parse_dtype(parameters), parse_dtype(wide)};
+}
+
+}  // namespace
+
+Precision RunConfiguration::precision_on(Device device) const { return resolve_precision(precision, device, "precision.parameters"); }
+
+Precision parse_precision(const std::string& name, Device device) {
+  for (const char* known : {"auto", "bf16", "fp32", "fp64"})
+    if (name == known) return resolve_precision({.parameters = name}, device, "--precision");
+  throw UserError("--precision", "'" + name + "' is unknown", "use auto, bf16 (on a GPU), fp32 or fp64");
+}
+
+std::string describe_precision(const Precision& precision) {
+  if (precision.master() == precision.parameters) return std::string(name_of(precision.parameters));
+  return fmt::format("{}, master {}, gradients {}", name_of(precision.parameters), name_of(precision.master()), name_of(precision.gradients));
 }
 
 RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,

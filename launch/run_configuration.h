@@ -23,6 +23,7 @@ struct PrecisionConfig {
 struct RunConfiguration {
   ModelConfig model;
   LayoutConfig parallel;
+  std::string transport = "auto";              // parallel.transport
   PrecisionConfig precision;
   DataConfig data;
   TrainConfig train;
@@ -32,9 +33,15 @@ struct RunConfiguration {
   std::string resolved;                        // every key, as nested YAML
   std::map<std::string, std::string> flat;     // every key, dotted
 
-  // What the precision keys come to on the CPU: fp32 or fp64 throughout. Throws UserError.
-  Precision cpu_precision() const;
+  // What the precision keys come to on a device. On the CPU fp32 (auto) or fp64 throughout; on a GPU bf16 with an fp32 master
+  // and fp32 gradients (auto), fp32 or fp64 throughout. Throws UserError.
+  Precision precision_on(Device device) const;
 };
+
+// The precision that a --precision flag (auto, bf16, fp32, fp64) comes to on a device. Throws UserError.
+Precision parse_precision(const std::string& name, Device device);
+// "bf16, master fp32, gradients fp32" or "fp64".
+std::string describe_precision(const Precision& precision);
 
 // Reads a configuration file and the --set overrides. Throws UserError for everything that is wrong with it by itself.
 RunConfiguration read_run_configuration(const std::string& path, const std::vector<std::string>& overrides);

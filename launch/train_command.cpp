@@ -63,8 +63,9 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
-  const Precision precision = configuration.cpu_precision();
-  Communicator& ranks = world.communicator();
+  const Device device = choose_device(configuration.run.device);
+  const Precision precision = configuration.precision_on(device);
+  Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
 
@@ -86,7 +87,8 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   if (options.resume) check_resume(configuration, *options.resume, line.texts("allow-change"));
 
   catch_stop_signals();
-  ExecutionResources resources(Device::cpu(), configuration.run.deterministic);
+  ExecutionResources resources(device, configuration.run.deterministic);
+  log_info("device: {}; precision {}", describe_device(device), describe_precision(precision));
   try {
     const ExitCode code = train(options, mesh, resources.execution());
     if (ranks.rank() == 0) write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");

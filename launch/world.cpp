@@ -1,15 +1,20 @@
-// The ranks of this job, and how they end together.
+// The ranks of this job, their devices, and how they end together.
 #include "launch/world.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 #include <thread>
 
+#include "framework/gpu.h"
+#include "framework/hash.h"
 #include "framework/log.h"
 #include "framework/signals.h"
 #include "framework/threads.h"
+#include "parallel/nccl_communicator.h"
+#include "parallel/staged_communicator.h"
 
 namespace fulmen {
 
@@ -22,6 +27,43 @@ Communicator& World::communicator() {
     communicator_ = make_self_communicator();
   }
   return *communicator_;
+}
+
+namespace {
+
+// Whether two ranks of the job compute on one GPU. Collective.
+bool ranks_share_gpus(Communicator& ranks, Device device) {
+  const std::string uuid = gpu::properties(device.index).uuid;
+  auto mine = static_cast<std::int64_t>(hash_bytes(uuid.data(), uuid.size()));
+  std::vector<std::int64_t> all(static_cast<std::size_t>(ranks.size()));
+  ranks.all_gather(Tensor(&mine, DType::int64, {1}), Tensor(all.data(), DType::int64, {ranks.size()}), Stream{});
+  std::ranges::sort(all);
+  return std::ranges::adjacent_find(all) != all.end();
+}
+
+}  // namespace
+
+Communicator& World::communicator(Device device, const std::string& transport) {
+  Communicator& host = communicator();
+  FULMEN_CHECK(!device_communicator_, "the ranks of this job have chosen their devices before");
+  const auto with_gpu = host.all_reduce(static_cast<std::int64_t>(device.kind == DeviceKind::cuda ? 1 : 0), ReduceOp::sum);
+  if (with_gpu != 0 && with_gpu != host.size())
+    throw UserError("run.device: auto", fmt::format("{} of {} ranks found a GPU", with_gpu, host.size()),
+                    "set run.device to cpu, or start ranks only where there are GPUs");
+  if (with_gpu == 0) {
+    if (transport == "nccl") throw UserError("parallel.transport", "nccl moves GPU memory only", "use auto, or set run.device to cuda");
+    return host;
+  }
+  const bool shared = host.size() > 1 && ranks_share_gpus(host, device);
+  if (shared && transport == "nccl")
+    throw UserError("parallel.transport", "nccl needs a GPU for each rank, but some share one",
+                    "start no more ranks on a node than it has GPUs, or use auto or host");
+  if (shared && rank() == 0) log_warning("some ranks share a GPU: what they exchange goes through host memory");
+  std::vector<int> all(static_cast<std::size_t>(host.size()));
+  std::iota(all.begin(), all.end(), 0);
+  const bool staged = transport == "host" || (transport == "auto" && (shared || host.size() == 1));
+  device_communicator_ = staged ? make_staged_communicator(host.subgroup(all), device) : make_nccl_communicator(host.subgroup(all), device);
+  return *device_communicator_;
 }
 
 int World::rank() const { return communicator_ ? communicator_->rank() : MpiSession::environment_rank(); }
@@ -50,7 +92,29 @@ int environment_number(const char* name) {
   return text ? std::atoi(text) : 0;
 }
 
+// This process's number among the ranks on its host, as the launcher tells it; 0 without a launcher.
+int local_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"})
+    if (std::getenv(name)) return environment_number(name);
+  return MpiSession::launched() ? environment_number("SLURM_LOCALID") : 0;
+}
+
 }  // namespace
+
+Device choose_device(const std::string& wish, const std::string& key) {
+  if (wish != "auto" && wish != "cpu" && wish != "cuda")
+    throw UserError(key, "'" + wish + "' is unknown", "use auto, cpu or cuda");
+  if (wish == "cpu") return Device::cpu();
+  const int gpus = gpu::device_count();
+  if (gpus > 0) return Device::cuda(local_rank() % gpus);
+  if (wish == "auto") return Device::cpu();
+  throw UserError(key + ": " + wish, gpu::unavailable_reason(), "set it to cpu or auto, or run where there is a GPU");
+}
+
+std::string describe_device(Device device) {
+  if (device.kind == DeviceKind::cpu) return fmt::format("CPU, {} threads", compute_threads());
+  return fmt::format("GPU {}, {}", device.index, gpu::properties(device.index).name);
+}
 
 void configure_threads(const std::optional<std::int64_t>& wanted) {
   const int given = environment_number("SLURM_CPUS_ON_NODE");   // cores of this host that the job was given

@@ -1,9 +1,10 @@
-// The ranks of this job. The only place besides test mains that names the world communicator.
+// The ranks of this job and their devices. The only place besides test mains that names the world communicator.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "framework/error.h"
 #include "parallel/mpi_communicator.h"
@@ -14,8 +15,13 @@ class World {
  public:
   World() = default;
 
-  // All ranks: MPI's when a launcher started this process, else a self communicator. Starts MPI when first called.
+  // All ranks: MPI's when a launcher started this process, else a self communicator. Starts MPI when first called. It moves
+  // host memory.
   Communicator& communicator();
+  // The same ranks for tensors on `device` (and host memory): communicator() itself on the CPU. On GPUs over NCCL or staged
+  // through the host, as `transport` says: auto (NCCL where every rank has a GPU of its own), nccl or host. Collective;
+  // called once. Throws UserError on all ranks when they chose different kinds of devices, or NCCL for GPUs that are shared.
+  Communicator& communicator(Device device, const std::string& transport);
   // This process's rank, before or after communicator().
   int rank() const;
   int size() const;
@@ -27,7 +33,14 @@ class World {
  private:
   std::unique_ptr<MpiSession> session_;
   std::unique_ptr<Communicator> communicator_;
+  std::unique_ptr<Communicator> device_communicator_;
 };
+
+// The device of this rank: `wish` is auto (a GPU where there is one), cpu or cuda. A rank gets the GPU of its number on its
+// node, in turns where there are fewer. Throws UserError naming `key` when no GPU is to be had.
+Device choose_device(const std::string& wish, const std::string& key = "run.device");
+// "GPU 0, NVIDIA H200" or "CPU, 16 threads".
+std::string describe_device(Device device);
 
 // Sets the threads of this rank: OMP_NUM_THREADS, else `wanted`, else the host's cores over its ranks, within the affinity
 // mask. Warns when the mask is smaller than the share.

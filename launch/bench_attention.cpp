@@ -1,0 +1,108 @@
+// Linear attention over shapes, against its traffic.
+#include "launch/bench_attention.h"
+
+#include "kernels/dispatch.h"
+#include "model/decay_slopes.h"
+
+namespace fulmen {
+
+namespace {
+
+constexpr std::int64_t width = 128;
+
+// batch, heads, length, width. On the CPU a few that end within seconds.
+std::vector<AttentionShape> training_shapes(bool on_gpu) {
+  if (!on_gpu) return {{4, 8, 512, width}, {1, 8, 4096, width}};
+  return {{4, 32, 4096, width}, {4, 32, 32768, width}, {8, 16, 2048, width}, {1, 16, 131072, width}};
+}
+
+std::vector<AttentionShape> decoding_shapes(bool on_gpu) {
+  if (!on_gpu) return {{4, 8, 1, width}};
+  return {{64, 16, 1, width}, {512, 16, 1, width}};
+}
+
+// Part `part` of rows that hold several of heads * width, as [batch, length, heads, width].
+Tensor heads_of(const Tensor& rows, int part, const AttentionShape& shape) {
+  const std::int64_t hidden = shape.heads * shape.width;
+  return rows.slice(1, part * hidden, (part + 1) * hidden)
+      .split_dimension(0, shape.length)
+      .split_dimension(2, shape.width);
+}
+
+LinearAttentionInputs make_inputs(BenchTensors& tensors, const AttentionShape& shape, DType dtype) {
+  const Tensor projection = tensors.random(dtype, {shape.batch * shape.length, 4 * shape.heads * shape.width});
+  LinearAttentionInputs inputs;
+  inputs.query = heads_of(projection, 0, shape);
+  inputs.key = heads_of(projection, 1, shape);
+  inputs.value = heads_of(projection, 2, shape);
+  inputs.slope = tensors.holding<double>({shape.heads}, decay_slopes(shape.heads, 0, 2));
+  std::vector<std::int64_t> starts;
+  for (std::int64_t row = 0; row <= shape.batch; ++row) starts.push_back(row * shape.length);
+  inputs.segments = tensors.holding<std::int64_t>({shape.batch + 1}, starts);
+  return inputs;
+}
+
+std::string name_of(const AttentionShape& shape, const char* pass, Activation activation) {
+  return fmt::format("{} x {} x {} {} {}", shape.batch, shape.heads, shape.length, pass,
+                     activation == Activation::none ? "none" : "silu");
+}
+
+}   // namespace
+
+AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& shape, DType dtype) {
+  const std::int64_t tokens = shape.batch * shape.length, hidden = shape.heads * shape.width;
+  AttentionProblem problem;
+  problem.inputs = make_inputs(tensors, shape, dtype);
+  problem.outputs.output = heads_of(tensors.random(dtype, {tokens, hidden}), 0, shape);
+  problem.outputs.square_sums = tensors.allocate(accumulation_dtype(dtype), {tokens, shape.heads});
+  problem.gradients.d_output = heads_of(tensors.random(dtype, {tokens, hidden}), 0, shape);
+  const Tensor d_projection = tensors.allocate(dtype, {tokens, 4 * hidden});
+  problem.gradients.d_query = heads_of(d_projection, 0, shape);
+  problem.gradients.d_key = heads_of(d_projection, 1, shape);
+  problem.gradients.d_value = heads_of(d_projection, 2, shape);
+  return problem;
+}
+
+std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype, double copy_bytes_per_second,
+                                        double seconds_each) {
+  const bool on_gpu = execution.device.kind == DeviceKind::cuda;
+  KernelTimer timer(execution, seconds_each);
+  BenchTensors tensors(execution);
+  std::vector<BenchRow> rows;
+  const auto measure = [&](const std::string& name, double bytes, const std::function<void()>& work) {
+    BenchRow row = timer.time(name, work);
+    row.bytes = bytes;
+    row.floor_seconds = bytes / copy_bytes_per_second;
+    rows.push_back(row);
+  };
+  for (const AttentionShape& shape : training_shapes(on_gpu)) {
+    AttentionProblem problem = make_attention(tensors, shape, dtype);
+    const LinearAttentionInputs& in = problem.inputs;
+    const LinearAttentionGradients& out = problem.gradients;
+    for (const Activation activation : {Activation::none, Activation::silu}) {
+      problem.inputs.query_key_activation = activation;
+      measure(name_of(shape, "forward", activation), traffic({in.query, in.key, in.value, problem.outputs.output}),
+              [&] { linear_attention_forward(execution, in, problem.outputs); });
+      measure(name_of(shape, "backward", activation),
+              traffic({in.query, in.key, in.value, out.d_output, out.d_query, out.d_key, out.d_value}),
+              [&] { linear_attention_backward(execution, in, out); });
+    }
+    tensors.clear();
+  }
+  for (const AttentionShape& shape : decoding_shapes(on_gpu)) {
+    LinearAttentionInputs inputs = make_inputs(tensors, shape, dtype);
+    inputs.segments = Tensor();
+    const Tensor state =
+        tensors.random(accumulation_dtype(dtype), {shape.batch, shape.heads, shape.width, shape.width});
+    const LinearAttentionOutputs outputs{
+        heads_of(tensors.random(dtype, {shape.batch, shape.heads * shape.width}), 0, shape),
+        tensors.allocate(accumulation_dtype(dtype), {shape.batch, shape.heads}), Tensor()};
+    measure(name_of(shape, "step", inputs.query_key_activation),
+            traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output}),
+            [&] { linear_attention_step(execution, inputs, state, outputs); });
+    tensors.clear();
+  }
+  return rows;
+}
+
+}   // namespace fulmen

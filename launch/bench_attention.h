@@ -1,0 +1,32 @@
+// Linear attention by itself, over shapes: the problem that training has, and the table of `bench kernels --attention`.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/linear_attention.h"
+#include "launch/bench_measure.h"
+
+namespace fulmen {
+
+struct AttentionShape {
+  std::int64_t batch, heads, length, width;   // width: of a head, for q, k and v
+};
+
+// q, k and v are slices of one [batch * length, 4 * heads * width] projection, as training has them, and so are their
+// gradients.
+struct AttentionProblem {
+  LinearAttentionInputs inputs;
+  LinearAttentionOutputs outputs;
+  LinearAttentionGradients gradients;
+};
+AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& shape, DType dtype);
+
+// A row for each shape, pass (forward, backward) and activation of q and k (none, silu), and rows for the decoding
+// step. The floor is the traffic alone at `copy_bytes_per_second`: forward reads q, k and v and writes the output;
+// backward reads q, k, v and the output's gradient and writes three gradients; a step reads and writes the state
+// besides.
+std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype, double copy_bytes_per_second,
+                                        double seconds_each);
+
+}   // namespace fulmen
