@@ -3,20 +3,27 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "framework/execution.h"
 #include "framework/hdf5.h"
-#include "framework/transfer.h"
 #include "model/model_config.h"
 #include "model/parameter_store.h"
+#include "model/piece_transfer.h"
 
 namespace fulmen {
 
+// tests/data: where it was when the tests were built, or FULMEN_TEST_DATA on another machine.
+inline std::string test_data_folder() {
+  const char* const given = std::getenv("FULMEN_TEST_DATA");
+  return given != nullptr ? given : FULMEN_TEST_DATA;
+}
+
 class Golden {
  public:
-  explicit Golden(const std::string& name) : file_(hdf5::File::open(std::string(FULMEN_TEST_DATA) + "/golden/" + name + ".h5")) {}
+  explicit Golden(const std::string& name) : file_(hdf5::File::open(test_data_folder() + "/golden/" + name + ".h5")) {}
 
   ModelConfig config() const {
     ModelConfig config;
@@ -44,9 +51,12 @@ class Golden {
   }
 
   // Fills this rank's part of every parameter from weights/NAME.
-  void load_weights(const ParameterStore& parameters) const {
-    for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights()))
-      file_.dataset("/weights/" + piece.tensor).read(piece.offset, piece.memory);
+  void load_weights(const ParameterStore& parameters, const Execution& execution) const {
+    for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) {
+      std::vector<std::byte> host(piece.memory.bytes());
+      file_.dataset("/weights/" + piece.tensor).read(piece.offset, Tensor(host.data(), piece.memory.dtype(), piece.memory.shape()));
+      copy_piece_from_host(execution, host.data(), piece.memory);
+    }
   }
 
  private:
@@ -54,10 +64,18 @@ class Golden {
   hdf5::File file_;
 };
 
-// The values of a contiguous fp32 or fp64 tensor in host memory.
-inline std::vector<double> host_values(const Tensor& tensor) {
-  if (tensor.dtype() == DType::fp64) return {tensor.as<double>(), tensor.as<double>() + tensor.elements()};
-  return {tensor.as<float>(), tensor.as<float>() + tensor.elements()};
+// The values of an fp32 or fp64 tensor, contiguous but for its rows.
+inline std::vector<double> host_values(const Execution& execution, const Tensor& tensor) {
+  const auto elements = static_cast<std::size_t>(tensor.elements());
+  if (tensor.dtype() == DType::fp64) {
+    std::vector<double> values(elements);
+    copy_piece_to_host(execution, tensor, values.data());
+    return values;
+  }
+  FULMEN_CHECK(tensor.dtype() == DType::fp32, "{} among golden values", tensor.describe());
+  std::vector<float> values(elements);
+  copy_piece_to_host(execution, tensor, values.data());
+  return {values.begin(), values.end()};
 }
 
 // max|a - b| / max|b|; infinite when a NaN is anywhere or the sizes differ.

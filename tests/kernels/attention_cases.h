@@ -9,21 +9,29 @@
 
 namespace fulmen::testing {
 
+// Where q, k and v lie.
+enum class Layout : std::uint8_t {
+  separate,   // each contiguous
+  ragged,     // slices of one [tokens, ...] buffer whose rows are no multiple of anything
+  aligned,    // slices of one buffer; where the widths are multiples of 8, so are rows and slices
+};
+
 struct AttentionCase {
   std::int64_t batch = 1, length = 1, heads = 1, key_width = 1, value_width = 1;
   double slope = 0.1;              // of the first head; the others' are spread below it
   bool lrpe = false;
   bool initial_state = false;
   bool documents = false;
-  bool fused = true;               // q, k and v as slices of one [tokens, ...] buffer
+  Layout layout = Layout::ragged;
   Activation query_key_activation = Activation::silu;
   Activation value_activation = Activation::none;
 
   std::string describe() const {
-    return fmt::format("batch {} length {} heads {} key {} value {} slope {} lrpe {} initial {} documents {} fused {} "
+    return fmt::format("batch {} length {} heads {} key {} value {} slope {} lrpe {} initial {} documents {} layout {} "
                        "activations {} {}",
-                       batch, length, heads, key_width, value_width, slope, lrpe, initial_state, documents, fused,
-                       static_cast<int>(query_key_activation), static_cast<int>(value_activation));
+                       batch, length, heads, key_width, value_width, slope, lrpe, initial_state, documents,
+                       static_cast<int>(layout), static_cast<int>(query_key_activation),
+                       static_cast<int>(value_activation));
   }
 };
 
@@ -63,7 +71,8 @@ inline reference::LinearAttentionProblem random_problem(const AttentionCase& c, 
   }
   p.segments = random_segments(c.batch, c.length, c.documents, random);
   if (c.initial_state)
-    p.initial_state = rounded(random.normals(c.batch * c.heads * p.state_width() * c.value_width), dtype);
+    p.initial_state = rounded(random.normals(c.batch * c.heads * p.state_width() * c.value_width),
+                              accumulation_dtype(dtype));
   return p;
 }
 
@@ -78,16 +87,31 @@ struct Triple {
   Tensor query, key, value;
 };
 
-inline Triple make_triple(Host& host, const reference::LinearAttentionProblem& p, DType dtype, bool fused) {
-  const std::int64_t keys = p.heads * p.key_width, values = p.heads * p.value_width, tokens = p.batch * p.length;
-  if (fused) {
-    const Tensor rows = host.poisoned(dtype, {tokens, 2 * keys + values + 5});
-    return {heads_of(rows, 0, p.length, p.heads, p.key_width), heads_of(rows, keys, p.length, p.heads, p.key_width),
-            heads_of(rows, 2 * keys, p.length, p.heads, p.value_width)};
-  }
-  return {host.poisoned(dtype, {p.batch, p.length, p.heads, p.key_width}),
-          host.poisoned(dtype, {p.batch, p.length, p.heads, p.key_width}),
-          host.poisoned(dtype, {p.batch, p.length, p.heads, p.value_width})};
+// Elements of a row besides those of the tensors, and where the first tensor begins.
+inline std::int64_t row_padding(Layout layout) {
+  return layout == Layout::aligned ? 8 : layout == Layout::ragged ? 5 : 0;
+}
+inline std::int64_t row_begin(Layout layout) {
+  return layout == Layout::aligned ? 8 : layout == Layout::ragged ? 2 : 0;
+}
+
+// One tensor [batch, length, heads, width], poisoned.
+inline Tensor make_heads(Host& host, const reference::LinearAttentionProblem& p, DType dtype, Layout layout,
+                         std::int64_t width) {
+  const Tensor rows = host.poisoned(dtype, {p.batch * p.length, p.heads * width + row_padding(layout)});
+  return heads_of(rows, row_begin(layout), p.length, p.heads, width);
+}
+
+inline Triple make_triple(Host& host, const reference::LinearAttentionProblem& p, DType dtype, Layout layout) {
+  if (layout == Layout::separate)
+    return {make_heads(host, p, dtype, layout, p.key_width), make_heads(host, p, dtype, layout, p.key_width),
+            make_heads(host, p, dtype, layout, p.value_width)};
+  const std::int64_t keys = p.heads * p.key_width, values = p.heads * p.value_width;
+  const std::int64_t begin = row_begin(layout);
+  const Tensor rows = host.poisoned(dtype, {p.batch * p.length, 2 * keys + values + row_padding(layout)});
+  return {heads_of(rows, begin, p.length, p.heads, p.key_width),
+          heads_of(rows, begin + keys, p.length, p.heads, p.key_width),
+          heads_of(rows, begin + 2 * keys, p.length, p.heads, p.value_width)};
 }
 
 inline Shape state_shape(const reference::LinearAttentionProblem& p) {
@@ -95,9 +119,9 @@ inline Shape state_shape(const reference::LinearAttentionProblem& p) {
 }
 
 inline LinearAttentionInputs make_inputs(Host& host, const reference::LinearAttentionProblem& p, DType dtype,
-                                         bool fused) {
+                                         Layout layout) {
   LinearAttentionInputs inputs;
-  const Triple triple = make_triple(host, p, dtype, fused);
+  const Triple triple = make_triple(host, p, dtype, layout);
   write(triple.query, p.query), write(triple.key, p.key), write(triple.value, p.value);
   inputs.query = triple.query, inputs.key = triple.key, inputs.value = triple.value;
   inputs.query_key_activation = p.query_key_activation;
@@ -108,16 +132,49 @@ inline LinearAttentionInputs make_inputs(Host& host, const reference::LinearAtte
     inputs.positions = host.integers<std::int64_t>({p.batch, p.length}, p.positions);
   }
   inputs.segments = host.integers<std::int64_t>({static_cast<std::int64_t>(p.segments.size())}, p.segments);
-  if (!p.initial_state.empty()) inputs.initial_state = host.tensor(dtype, state_shape(p), p.initial_state);
+  if (!p.initial_state.empty())
+    inputs.initial_state = host.tensor(accumulation_dtype(dtype), state_shape(p), p.initial_state);
   return inputs;
 }
 
 inline LinearAttentionOutputs make_outputs(Host& host, const reference::LinearAttentionProblem& p, DType dtype,
-                                           bool fused) {
-  const std::int64_t values = p.heads * p.value_width;
-  const Tensor rows = host.poisoned(dtype, {p.batch * p.length, values + (fused ? 7 : 0)});
-  return {heads_of(rows, 0, p.length, p.heads, p.value_width), host.poisoned(dtype, {p.batch * p.length, p.heads}),
-          host.poisoned(dtype, state_shape(p))};
+                                           Layout layout) {
+  const DType sums = accumulation_dtype(dtype);
+  return {make_heads(host, p, dtype, layout, p.value_width), host.poisoned(sums, {p.batch * p.length, p.heads}),
+          host.poisoned(sums, state_shape(p))};
+}
+
+struct Upstream {
+  Values d_output, d_final_state;
+};
+
+inline Upstream random_upstream(const reference::LinearAttentionProblem& p, DType dtype, bool final_state,
+                                Random& random) {
+  Upstream upstream;
+  upstream.d_output = rounded(random.normals(p.batch * p.length * p.heads * p.value_width), dtype);
+  if (final_state)
+    upstream.d_final_state = rounded(random.normals(elements_of(state_shape(p))), accumulation_dtype(dtype));
+  return upstream;
+}
+
+// Strided outputs, all poisoned but d_theta, which is added to.
+inline LinearAttentionGradients make_gradients(Host& host, const reference::LinearAttentionProblem& p, DType dtype,
+                                               Layout layout, const Upstream& upstream, const Values& theta_before) {
+  LinearAttentionGradients gradients;
+  gradients.d_output = make_heads(host, p, dtype, layout, p.value_width);
+  write(gradients.d_output, upstream.d_output);
+  if (!upstream.d_final_state.empty())
+    gradients.d_final_state = host.tensor(accumulation_dtype(dtype), state_shape(p), upstream.d_final_state);
+  const Triple triple = make_triple(host, p, dtype, layout);
+  gradients.d_query = triple.query, gradients.d_key = triple.key, gradients.d_value = triple.value;
+  if (!p.theta.empty()) gradients.d_theta = host.tensor(DType::fp64, {p.heads, p.key_width}, theta_before);
+  gradients.d_initial_state = host.poisoned(accumulation_dtype(dtype), state_shape(p));
+  return gradients;
+}
+
+inline Values sum_of(Values a, const Values& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+  return a;
 }
 
 // Many shapes: ragged lengths, odd widths, every option on and off.
@@ -139,7 +196,7 @@ inline std::vector<AttentionCase> attention_cases() {
       c.lrpe = variant == 1 || variant == 3;
       c.initial_state = variant >= 2;
       c.documents = i % 2 == 1;
-      c.fused = i % 3 != 0;
+      c.layout = static_cast<Layout>(i % 3);
       if (i % 7 == 0) c.query_key_activation = Activation::none;
       if (i % 5 == 0) c.value_activation = Activation::silu;
       if (i % 11 == 0) c.query_key_activation = Activation::sigmoid;

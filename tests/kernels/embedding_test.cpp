@@ -1,9 +1,12 @@
 // The embedding: split over ranks, repeated tokens, any number of threads.
 #include "kernels/embedding.h"
 
+#include <algorithm>
+
 #include "framework/threads.h"
 #include "kernels/reference/layers.h"
 #include "tests/kernels/kernel_test.h"
+#include "tests/kernels/wide_cases.h"
 
 namespace fulmen {
 namespace {
@@ -21,7 +24,7 @@ std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabul
 TEST(Embedding, EqualsTheOracleWhenSplit) {
   std::uint64_t stream = 100000;
   for (const std::int64_t width : {1, 5, 64, 130}) {
-    for (const DType dtype : {DType::fp64, DType::fp32}) {
+    for (const DType dtype : testing::test_dtypes()) {
       for (const std::int64_t first : {0, 7}) {
         Random random(++stream);
         Host host;
@@ -37,10 +40,10 @@ TEST(Embedding, EqualsTheOracleWhenSplit) {
         testing::expect_close(out, reference::embedding(tokens, weight, width, first, 8.0), tolerance, "out");
         Values expected = reference::embedding_backward(tokens, d_out, width, first, rows, 8.0);
         for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
-        for (const DType gradient_dtype : {dtype, DType::fp64}) {
+        for (const DType gradient_dtype : {accumulation_dtype(dtype), DType::fp64}) {
           const Tensor d_weight = host.tensor(gradient_dtype, {rows, width}, before);
           embedding_backward(host.execution, ids, host.strided(dtype, count, width, 2, d_out), first, 8.0, d_weight);
-          testing::expect_close(d_weight, expected, tolerance, "d_weight");
+          testing::expect_close(d_weight, expected, testing::tolerance_of(accumulation_dtype(dtype)), "d_weight");
         }
       }
     }
@@ -56,6 +59,7 @@ TEST(Embedding, BackwardDoesNotDependOnTheThreads) {
   for (const int count : {1, 2, 3, 1}) {
     set_compute_threads(count);
     Host host;
+    host.execution.deterministic = true;
     const Tensor d_weight = host.tensor(DType::fp32, {10, 200}, Values(2000, 0.0));
     embedding_backward(host.execution, host.integers<std::int32_t>({900}, tokens),
                        host.tensor(DType::fp32, {900, 200}, d_out), 0, 1.0, d_weight);
@@ -63,6 +67,107 @@ TEST(Embedding, BackwardDoesNotDependOnTheThreads) {
   }
   set_compute_threads(threads);
   for (const Values& other : results) EXPECT_EQ(other, results[0]);
+}
+
+TEST(Embedding, ForwardAtEveryWidthAndAlignment) {
+  Random random(102000);
+  for (const DType dtype : testing::test_dtypes()) {
+    for (const std::int64_t width : testing::wide_widths) {
+      for (const std::int64_t offset : testing::slice_offsets) {
+        Host host;
+        const std::int64_t count = testing::rows_for(width), rows = 7, first = 2;
+        const auto tokens = random_tokens(count, 11, random);
+        const Values weight = testing::rounded(random.normals(rows * width), dtype);
+        const testing::Sliced weights(host, dtype, width, offset, weight), out(host, dtype, count, width, offset);
+        embedding_forward(host.execution, host.integers<std::int32_t>({count}, tokens), weights, first, 4.0, out);
+        EXPECT_EQ(testing::read(out.part), reference::embedding(tokens, weight, width, first, 4.0));
+        out.expect_margins_untouched();
+      }
+    }
+    Host host;
+    const auto tokens = random_tokens(testing::many_rows, 100, random);
+    const Values weight = testing::rounded(random.normals(100 * 8), dtype);
+    const Tensor out = host.poisoned(dtype, {testing::many_rows, 8});
+    embedding_forward(host.execution, host.integers<std::int32_t>({testing::many_rows}, tokens),
+                      host.tensor(dtype, {100, 8}, weight), 0, 1.0, out);
+    EXPECT_EQ(testing::read(out), reference::embedding(tokens, weight, 8, 0, 1.0));
+  }
+}
+
+// Everything d_weight may be for a d_out of this dtype.
+std::vector<DType> gradient_dtypes(DType dtype) {
+  std::vector<DType> dtypes;
+  for (const DType wide : testing::test_dtypes())
+    if (size_of(wide) >= size_of(dtype)) dtypes.push_back(wide);
+  return dtypes;
+}
+
+// `vocabulary` tokens, of which [first, first + rows) are here; half of all are token `frequent` unless it is negative.
+void check_backward(DType dtype, std::int64_t count, std::int64_t width, std::int64_t offset, std::int64_t vocabulary,
+                    std::int64_t first, std::int64_t rows, std::int32_t frequent, Random& random) {
+  SCOPED_TRACE(fmt::format("{}, {} tokens of {}, width {} at {}", name_of(dtype), count, vocabulary, width, offset));
+  auto tokens = random_tokens(count, vocabulary, random);
+  for (auto& token : tokens)
+    if (frequent >= 0 && random.integer(0, 1) == 0) token = frequent;
+  // How large the sum of the longest run may become on its way: its rounding stays even if the terms then cancel.
+  std::vector<std::int64_t> runs(vocabulary, 0);
+  for (const std::int32_t token : tokens) ++runs[token];
+  const double magnitude = 2 * std::sqrt(static_cast<double>(*std::max_element(runs.begin(), runs.end())));
+  const Values d_out = testing::rounded(random.normals(count * width), dtype);
+  for (const DType gradient_dtype : gradient_dtypes(dtype)) {
+    Host host;
+    const Values before = testing::rounded(random.normals(rows * width), gradient_dtype);
+    Values expected = reference::embedding_backward(tokens, d_out, width, first, rows, 0.5);
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+    const Tensor ids = host.integers<std::int32_t>({count}, tokens);
+    const testing::Sliced d_outs(host, dtype, width, offset, d_out);
+    const testing::Sliced d_weight(host, gradient_dtype, width, offset, before);
+    const testing::Sliced again(host, gradient_dtype, width, offset, before);
+    embedding_backward(host.execution, ids, d_outs, first, 0.5, d_weight);
+    embedding_backward(host.execution, ids, d_outs, first, 0.5, again);
+    const Values actual = testing::read(d_weight.part);
+    testing::expect_close(actual, expected, testing::tolerance_of(gradient_dtype), "d_weight", magnitude);
+    EXPECT_EQ(testing::read(again.part), actual) << "twice the same";
+    d_weight.expect_margins_untouched();
+    // Rows without a token keep their bits.
+    std::vector<bool> seen(rows, false);
+    for (const std::int32_t token : tokens)
+      if (token >= first && token < first + rows) seen[token - first] = true;
+    for (std::int64_t i = 0; i < rows * width; ++i) {
+      if (seen[i / width]) continue;
+      ASSERT_EQ(actual[i], before[i]) << "row " << i / width;
+    }
+  }
+}
+
+TEST(Embedding, BackwardOfRunsOfEveryLength) {
+  Random random(103000);
+  for (const DType dtype : testing::test_dtypes()) {
+    // Counts around multiples of what a GPU sums together; few different tokens, then nearly all different.
+    for (const std::int64_t count : {1, 2, 31, 32, 33, 64, 65, 96, 500})
+      for (const std::int64_t vocabulary : {1, 3, 2000})
+        check_backward(dtype, count, 12, 0, vocabulary, 0, vocabulary, -1, random);
+    for (const std::int64_t width : testing::wide_widths)
+      for (const std::int64_t offset : testing::slice_offsets)
+        check_backward(dtype, 70, width, offset, 40, 5, 20, 9, random);
+  }
+}
+
+TEST(Embedding, BackwardOfOneVeryFrequentToken) {
+  Random random(104000);
+  for (const DType dtype : testing::test_dtypes()) {
+    check_backward(dtype, 40000, 12, 0, 300, 0, 300, 7, random);
+    check_backward(dtype, 40000, 8, 0, 1, 0, 1, 0, random);
+    check_backward(dtype, 70001, 1, 0, 5000, 100, 900, 123, random);
+  }
+}
+
+TEST(Embedding, BackwardOfOtherRanksTokensChangesNothing) {
+  Random random(105000);
+  for (const DType dtype : testing::test_dtypes()) {
+    check_backward(dtype, 1000, 16, 0, 50, 50, 10, -1, random);
+    check_backward(dtype, 1000, 16, 0, 50, 60, 1, 3, random);
+  }
 }
 
 }  // namespace

@@ -17,24 +17,25 @@ TEST(Gemm, EqualsTheOracle) {
   const std::int64_t shapes[][3] = {{1, 1, 1},  {1, 17, 9}, {13, 1, 5},   {5, 7, 1},    {33, 65, 17},
                                     {64, 64, 64}, {70, 3, 129}, {100, 130, 61}, {0, 4, 3}, {4, 0, 3}, {4, 3, 0}};
   for (const auto& [m, n, k] : shapes) {
-    for (int variant = 0; variant < 16; ++variant) {
-      Random random(++stream);
-      const bool transpose_a = variant & 1, transpose_b = variant & 2, accumulate = variant & 4;
-      const DType dtype = variant & 8 ? DType::fp32 : DType::fp64;
-      Host host;
-      const Values a = testing::rounded(random.normals(m * k), dtype);
-      const Values b = testing::rounded(random.normals(k * n), dtype);
-      const Values before = testing::rounded(random.normals(m * n), dtype);
-      const double alpha = variant % 3 == 0 ? 1.0 : -0.75;
-      Values expected = reference::gemm(a, transpose_a, b, transpose_b, m, n, k);
-      for (std::size_t i = 0; i < expected.size(); ++i)
-        expected[i] = alpha * expected[i] + (accumulate ? before[i] : 0.0);
-      const Tensor left = host.strided(dtype, transpose_a ? k : m, transpose_a ? m : k, variant % 5, a);
-      const Tensor right = host.strided(dtype, transpose_b ? n : k, transpose_b ? k : n, variant % 4, b);
-      const Tensor c = accumulate ? host.strided(dtype, m, n, 3, before) : host.poisoned_strided(dtype, m, n, 3);
-      gemm(host.execution, left, right, c, {transpose_a, transpose_b, accumulate, alpha});
-      testing::expect_close(c, expected, testing::tolerance_of(dtype),
-                            fmt::format("{} x {} x {}, variant {}", m, n, k, variant), 1.0);
+    for (const DType dtype : testing::test_dtypes()) {
+      for (int variant = 0; variant < 8; ++variant) {
+        Random random(++stream);
+        const bool transpose_a = variant & 1, transpose_b = variant & 2, accumulate = variant & 4;
+        Host host;
+        const Values a = testing::rounded(random.normals(m * k), dtype);
+        const Values b = testing::rounded(random.normals(k * n), dtype);
+        const Values before = testing::rounded(random.normals(m * n), dtype);
+        const double alpha = variant % 3 == 0 ? 1.0 : -0.75;
+        Values expected = reference::gemm(a, transpose_a, b, transpose_b, m, n, k);
+        for (std::size_t i = 0; i < expected.size(); ++i)
+          expected[i] = alpha * expected[i] + (accumulate ? before[i] : 0.0);
+        const Tensor left = host.strided(dtype, transpose_a ? k : m, transpose_a ? m : k, variant % 5, a);
+        const Tensor right = host.strided(dtype, transpose_b ? n : k, transpose_b ? k : n, variant % 4, b);
+        const Tensor c = accumulate ? host.strided(dtype, m, n, 3, before) : host.poisoned_strided(dtype, m, n, 3);
+        gemm(host.execution, left, right, c, {transpose_a, transpose_b, accumulate, alpha});
+        testing::expect_close(c, expected, testing::tolerance_of(dtype),
+                              fmt::format("{} {} x {} x {}, variant {}", name_of(dtype), m, n, k, variant), 1.0);
+      }
     }
   }
 }
@@ -42,7 +43,7 @@ TEST(Gemm, EqualsTheOracle) {
 TEST(Gemm, WritesNothingBetweenTheRows) {
   Host host;
   Random random(61000);
-  for (const DType dtype : {DType::fp64, DType::fp32}) {
+  for (const DType dtype : testing::test_dtypes()) {
     const Tensor whole = host.poisoned(dtype, {9, 12});
     gemm(host.execution, host.tensor(dtype, {9, 4}, random.normals(36)), host.tensor(dtype, {4, 7}, random.normals(28)),
          whole.slice(1, 2, 9));
@@ -52,20 +53,54 @@ TEST(Gemm, WritesNothingBetweenTheRows) {
   }
 }
 
-// fp32 factors, fp64 gradients.
+// fp32 factors, fp64 gradients; on a GPU also bf16 factors and gradients of fp32 or fp64.
 TEST(Gemm, AccumulatesIntoAWiderMatrix) {
   Random random(62000);
-  for (const bool accumulate : {false, true}) {
-    Host host;
-    const Values a = testing::rounded(random.normals(20 * 9), DType::fp32);
-    const Values b = testing::rounded(random.normals(20 * 11), DType::fp32), before = random.normals(9 * 11);
-    Values expected = reference::gemm(a, true, b, false, 9, 11, 20);
-    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += accumulate ? before[i] : 0.0;
-    const Tensor c = host.poisoned_strided(DType::fp64, 9, 11, 2);
-    if (accumulate) testing::write(c, before);
-    gemm(host.execution, host.tensor(DType::fp32, {20, 9}, a), host.tensor(DType::fp32, {20, 11}, b), c,
-         {.transpose_a = true, .accumulate = accumulate});
-    testing::expect_close(c, expected, 1e-6, "widening gemm");
+  std::vector<std::pair<DType, DType>> dtypes = {{DType::fp32, DType::fp64}};
+  if (testing::on_gpu()) dtypes.insert(dtypes.end(), {{DType::bf16, DType::fp32}, {DType::bf16, DType::fp64}});
+  for (const auto& [narrow, wide] : dtypes) {
+    for (const bool accumulate : {false, true}) {
+      Host host;
+      const Values a = testing::rounded(random.normals(20 * 9), narrow);
+      const Values b = testing::rounded(random.normals(20 * 11), narrow);
+      const Values before = testing::rounded(random.normals(9 * 11), wide);
+      Values expected = reference::gemm(a, true, b, false, 9, 11, 20);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        expected[i] = 0.5 * expected[i] + (accumulate ? before[i] : 0.0);
+      const Tensor c = host.poisoned_strided(wide, 9, 11, 2);
+      if (accumulate) testing::write(c, before);
+      gemm(host.execution, host.tensor(narrow, {20, 9}, a), host.tensor(narrow, {20, 11}, b), c,
+           {.transpose_a = true, .accumulate = accumulate, .alpha = 0.5});
+      testing::expect_close(c, expected, 1e-6, fmt::format("{} into {}", name_of(narrow), name_of(wide)));
+    }
+  }
+}
+
+// Large enough for a GPU to choose its algorithm by measurement: the first call must not count more than once, and the
+// same call again must give the same bits.
+TEST(Gemm, LargeProductsAddOnceAndRepeat) {
+  constexpr std::int64_t m = 192, n = 256, k = 320;
+  for (const DType dtype : testing::test_dtypes()) {
+    for (const bool deterministic : {false, true}) {
+      Random random(65000);
+      Host host;
+      host.execution.deterministic = deterministic;
+      const DType wide = accumulation_dtype(dtype);
+      const Values a = testing::rounded(random.normals(k * m), dtype);
+      const Values b = testing::rounded(random.normals(k * n), dtype);
+      const Values before = testing::rounded(random.normals(m * n), wide);
+      Values expected = reference::gemm(a, true, b, false, m, n, k);
+      const Tensor as = host.tensor(dtype, {k, m}, a), bs = host.tensor(dtype, {k, n}, b);
+      const Tensor y = host.poisoned_strided(wide, m, n, 8), first = host.strided(wide, m, n, 8, before);
+      gemm(host.execution, as, bs, y, {.transpose_a = true});
+      testing::expect_close(y, expected, testing::tolerance_of(wide), "written");
+      for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+      linear_backward_weight(host.execution, as, bs, first);
+      testing::expect_close(first, expected, testing::tolerance_of(wide), "added");
+      const Tensor second = host.strided(wide, m, n, 8, before);
+      linear_backward_weight(host.execution, as, bs, second);
+      EXPECT_EQ(testing::read(second), testing::read(first));
+    }
   }
 }
 
@@ -106,6 +141,7 @@ TEST(Gemm, RefusesShapesThatDoNotMatch) {
 }
 
 TEST(SmallProduct, TransposesAnyShape) {
+  FULMEN_CPU_ONLY("a part of the CPU backend");
   Random random(64000);
   for (const auto& [rows, columns] : {std::pair<int, int>{1, 1}, {4, 4}, {3, 9}, {64, 64}, {13, 66}, {7, 2}}) {
     const Values in = random.normals(rows * (columns + 3));

@@ -1,12 +1,16 @@
 // What the kernel tests share: tensors filled from double-precision values, outputs poisoned with NaN, comparisons that
-// NaN never passes, and finite differences.
+// NaN never passes, finite differences. With FULMEN_TEST_DEVICE=cuda the tests run on GPU 0, or are all skipped where
+// there is none.
 #pragma once
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,6 +18,7 @@
 #include <gtest/gtest.h>
 
 #include "framework/execution.h"
+#include "framework/gpu.h"
 
 namespace fulmen::testing {
 
@@ -61,44 +66,159 @@ void for_each_offset(const Tensor& x, F&& f) {
   if (x) detail::for_each_offset(x, 0, 0, f);
 }
 
+// Where the tests run: FULMEN_TEST_DEVICE is cpu (the default) or cuda, which is GPU 0.
+inline Device test_device() {
+  static const Device device = [] {
+    const char* const given = std::getenv("FULMEN_TEST_DEVICE");
+    const std::string name = given != nullptr ? given : "cpu";
+    FULMEN_CHECK(name == "cpu" || name == "cuda", "FULMEN_TEST_DEVICE is '{}', expected cpu or cuda", name);
+    return name == "cuda" ? Device::cuda(0) : Device::cpu();
+  }();
+  return device;
+}
+inline bool on_gpu() { return test_device().kind == DeviceKind::cuda; }
+
+// In a test that has nothing to say about a GPU.
+#define FULMEN_CPU_ONLY(reason) \
+  if (::fulmen::testing::on_gpu()) GTEST_SKIP() << (reason)
+
+// The dtypes in which kernels compute on the device of the tests.
+inline const std::vector<DType>& test_dtypes() {
+  static const std::vector<DType> dtypes =
+      on_gpu() ? std::vector{DType::fp64, DType::fp32, DType::bf16} : std::vector{DType::fp64, DType::fp32};
+  return dtypes;
+}
+
+// The stream, arena and ledger of all tests on the GPU. Never destroyed: the CUDA runtime may be gone by then.
+inline ExecutionResources& gpu_resources() {
+  static ExecutionResources& resources = *new ExecutionResources(test_device());
+  return resources;
+}
+
+namespace detail {
+
+// Skips all tests of the program where the GPU that they should run on is missing. CTest looks for the line it prints.
+class DeviceEnvironment final : public ::testing::Environment {
+ public:
+  void SetUp() override {
+    if (!on_gpu()) return;
+    const std::string reason = gpu::unavailable_reason();
+    if (reason.empty()) return;
+    std::printf("No test was run, no GPU: %s\n", reason.c_str());
+    GTEST_SKIP() << reason;
+  }
+};
+inline ::testing::Environment* const device_environment =
+    ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
+
+template <class F>
+decltype(auto) dispatch_floating(DType dtype, F&& f) {
+  return dtype == DType::bf16 ? f(BFloat16{}) : dispatch_fp32_fp64(dtype, f);
+}
+
+template <class T>
+T from_double(double value) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return to_bfloat16(static_cast<float>(value));
+  else
+    return static_cast<T>(value);
+}
+
+template <class T>
+double as_double(T value) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return to_float(value);
+  else
+    return static_cast<double>(value);
+}
+
+// The elements between a strided tensor's first and last, both included: what passes between host and device.
+inline std::size_t span_of(const Tensor& x) {
+  if (x.elements() == 0) return 0;
+  std::int64_t last = 0;
+  for (int i = 0; i < x.rank(); ++i) last += (x.size(i) - 1) * x.stride(i);
+  return static_cast<std::size_t>(last) + 1;
+}
+
+template <class T>
+std::vector<T> copy_of_span(const Tensor& x) {
+  std::vector<T> host(span_of(x));
+  if (x.device().kind == DeviceKind::cpu) {
+    std::copy_n(x.as<T>(), host.size(), host.data());
+  } else {
+    gpu::copy(gpu_resources().execution().stream, host.data(), x.as<T>(), host.size() * sizeof(T));
+    gpu::synchronize(gpu_resources().execution().stream);
+  }
+  return host;
+}
+
+inline void copy_bytes_to(const Tensor& x, const void* host, std::size_t bytes) {
+  if (x.device().kind == DeviceKind::cpu) {
+    if (bytes > 0) std::memcpy(x.data(), host, bytes);
+  } else {
+    gpu::copy(gpu_resources().execution().stream, x.data(), host, bytes);
+    gpu::synchronize(gpu_resources().execution().stream);
+  }
+}
+
+}  // namespace detail
+
+// Rounds to the tensor's dtype. What lies between the elements of a strided tensor stays.
 inline void write(const Tensor& x, const Values& values) {
   ASSERT_EQ(static_cast<std::size_t>(x.elements()), values.size());
-  std::size_t i = 0;
-  dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
-    for_each_offset(x, [&](std::int64_t offset) { x.as<T>()[offset] = static_cast<T>(values[i++]); });
+  if (x.elements() == 0) return;
+  detail::dispatch_floating(x.dtype(), [&]<class T>(T) {
+    std::vector<T> host = detail::copy_of_span<T>(x);
+    std::size_t i = 0;
+    for_each_offset(x, [&](std::int64_t offset) {
+      host[static_cast<std::size_t>(offset)] = detail::from_double<T>(values[i++]);
+    });
+    detail::copy_bytes_to(x, host.data(), host.size() * sizeof(T));
   });
 }
 
 inline Values read(const Tensor& x) {
   Values values;
-  dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
-    for_each_offset(x, [&](std::int64_t offset) { values.push_back(static_cast<double>(x.as<T>()[offset])); });
+  if (x.elements() == 0) return values;
+  detail::dispatch_floating(x.dtype(), [&]<class T>(T) {
+    const std::vector<T> host = detail::copy_of_span<T>(x);
+    for_each_offset(x, [&](std::int64_t offset) {
+      values.push_back(detail::as_double(host[static_cast<std::size_t>(offset)]));
+    });
   });
+  return values;
+}
+
+template <class T>
+std::vector<T> read_integers(const Tensor& x) {
+  std::vector<T> values;
+  const std::vector<T> host = detail::copy_of_span<T>(x);
+  for_each_offset(x, [&](std::int64_t offset) { values.push_back(host[static_cast<std::size_t>(offset)]); });
   return values;
 }
 
 // The values as the dtype can hold them: what a kernel really sees.
 inline Values rounded(Values values, DType dtype) {
-  if (dtype == DType::fp32)
-    for (double& value : values) value = static_cast<double>(static_cast<float>(value));
+  detail::dispatch_floating(dtype, [&]<class T>(T) {
+    for (double& value : values) value = detail::as_double(detail::from_double<T>(value));
+  });
   return values;
 }
 
-// Owns the tensors of a test and what a kernel needs to run.
+// Owns the tensors of a test and what a kernel needs to run, on the device of the tests.
 class Host {
  public:
-  Host() : arena_(Device::cpu(), MemoryKind::workspace, ledger_) {
-    execution.scratch = &arena_;
-    execution.ledger = &ledger_;
+  Host() {
+    if (!on_gpu()) own_ = std::make_unique<ExecutionResources>(Device::cpu());
+    execution = resources().execution();
   }
 
   // Contiguous, every element NaN.
   Tensor poisoned(DType dtype, const Shape& shape) {
-    tensors_.emplace_back(Device::cpu(), dtype, shape, MemoryKind::workspace, ledger_);
-    const Tensor x = tensors_.back().view();
-    dispatch_fp32_fp64(dtype, [&]<class T>(T) {
-      std::fill_n(x.as<T>(), x.elements(), std::numeric_limits<T>::quiet_NaN());
-    });
+    FULMEN_CHECK(is_floating(dtype), "{} knows no NaN", name_of(dtype));
+    const Tensor x = allocate(dtype, shape);
+    const std::vector<unsigned char> ones(x.bytes(), 0xff);   // a NaN in each of the dtypes
+    detail::copy_bytes_to(x, ones.data(), ones.size());
     return x;
   }
   Tensor tensor(DType dtype, const Shape& shape, const Values& values) {
@@ -117,17 +237,23 @@ class Host {
   }
   template <class T>
   Tensor integers(const Shape& shape, const std::vector<T>& values) {
-    tensors_.emplace_back(Device::cpu(), dtype_of<T>, shape, MemoryKind::workspace, ledger_);
-    const Tensor x = tensors_.back().view();
-    std::copy(values.begin(), values.end(), x.as<T>());
+    const Tensor x = allocate(dtype_of<T>, shape);
+    FULMEN_CHECK(static_cast<std::size_t>(x.elements()) == values.size(), "{} values for {}", values.size(),
+                 x.describe());
+    detail::copy_bytes_to(x, values.data(), x.bytes());
     return x;
   }
 
   Execution execution;
 
  private:
-  MemoryLedger ledger_;
-  Arena arena_;
+  ExecutionResources& resources() { return own_ ? *own_ : gpu_resources(); }
+  Tensor allocate(DType dtype, const Shape& shape) {
+    tensors_.emplace_back(test_device(), dtype, shape, MemoryKind::workspace, resources().ledger());
+    return tensors_.back().view();
+  }
+
+  std::unique_ptr<ExecutionResources> own_;   // on the CPU
   std::deque<OwnedTensor> tensors_;
 };
 
@@ -156,7 +282,7 @@ inline void expect_close(const Tensor& actual, const Values& expected, double to
 }
 
 // The tolerance against the reference.
-inline double tolerance_of(DType dtype) { return dtype == DType::fp64 ? 1e-12 : 1e-5; }
+inline double tolerance_of(DType dtype) { return dtype == DType::fp64 ? 1e-12 : dtype == DType::bf16 ? 1e-2 : 1e-5; }
 
 inline double weighted_sum(const Values& weights, const Values& values) {
   double sum = 0;
@@ -164,18 +290,18 @@ inline double weighted_sum(const Values& weights, const Values& values) {
   return sum;
 }
 
-// d f / d x by five-point differences, x being nudged in place.
+// d f / d x by five-point differences, x (fp64) being nudged in place.
 inline Values finite_differences(const Tensor& x, double step, const std::function<double()>& f) {
   Values gradient;
   for_each_offset(x, [&](std::int64_t offset) {
-    double& element = x.as<double>()[offset];
-    const double middle = element;
+    const Tensor element(x.as<double>() + offset, DType::fp64, {1}, x.device());
+    const double middle = read(element)[0];
     const auto at = [&](double steps) {
-      element = middle + steps * step;
+      write(element, {middle + steps * step});
       return f();
     };
     gradient.push_back((8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step));
-    element = middle;
+    write(element, {middle});
   });
   return gradient;
 }

@@ -9,19 +9,20 @@ namespace {
 
 using testing::AttentionCase;
 using testing::Host;
+using testing::Layout;
 using testing::Random;
 using testing::Values;
 
 TEST(LinearAttention, ChunkFormEqualsQuadraticForm) {
   std::uint64_t stream = 0;
   for (const AttentionCase& c : testing::attention_cases()) {
-    for (const DType dtype : {DType::fp64, DType::fp32}) {
+    for (const DType dtype : testing::test_dtypes()) {
       Random random(++stream);
       Host host;
       const auto problem = testing::random_problem(c, dtype, random);
       const auto expected = reference::linear_attention_forward(problem);
-      const auto outputs = testing::make_outputs(host, problem, dtype, c.fused);
-      linear_attention_forward(host.execution, testing::make_inputs(host, problem, dtype, c.fused), outputs);
+      const auto outputs = testing::make_outputs(host, problem, dtype, c.layout);
+      linear_attention_forward(host.execution, testing::make_inputs(host, problem, dtype, c.layout), outputs);
       const double tolerance = testing::tolerance_of(dtype);
       testing::expect_close(outputs.output, expected.output, tolerance, "output: " + c.describe());
       testing::expect_close(outputs.square_sums, expected.square_sums, tolerance, "square_sums: " + c.describe());
@@ -30,49 +31,116 @@ TEST(LinearAttention, ChunkFormEqualsQuadraticForm) {
   }
 }
 
-// Token by token; the state is cleared where a document starts.
-Values recurrent_output(Host& host, const reference::LinearAttentionProblem& p, DType dtype, const Tensor& state,
-                        const LinearAttentionInputs& inputs, Values& square_sums) {
-  const Tensor output = host.poisoned(dtype, {p.batch, p.length, p.heads, p.value_width});
-  square_sums.assign(p.batch * p.length * p.heads, 0.0);
-  for (std::int64_t row = 0; row < p.batch; ++row) {
-    for (std::int64_t t = 0; t < p.length; ++t) {
-      const auto token = [&](const Tensor& x) { return x.slice(0, row, row + 1).slice(1, t, t + 1); };
+// Token by token, all rows at once; the state is cleared where a document starts. square_sums [batch * length, heads].
+struct Recurrent {
+  Values output, square_sums;
+};
+
+Recurrent run_recurrent_form(Host& host, const reference::LinearAttentionProblem& p, DType dtype, const Tensor& state,
+                             const LinearAttentionInputs& inputs) {
+  const Tensor output = testing::make_heads(host, p, dtype, Layout::ragged, p.value_width);
+  const Tensor squares = host.poisoned(accumulation_dtype(dtype), {p.length * p.batch, p.heads});   // token by token
+  for (std::int64_t t = 0; t < p.length; ++t) {
+    const auto token = [&](const Tensor& x) { return x.slice(1, t, t + 1); };
+    for (std::int64_t row = 0; row < p.batch && t > 0; ++row) {
       const Tensor own_state = state.slice(0, row, row + 1);
-      const bool starts = std::count(p.segments.begin(), p.segments.end(), row * p.length + t) > 0;
-      if (starts && t > 0) testing::write(own_state, Values(own_state.elements(), 0.0));
-      LinearAttentionInputs step = inputs;
-      step.query = token(inputs.query), step.key = token(inputs.key), step.value = token(inputs.value);
-      if (inputs.theta) step.positions = token(inputs.positions);
-      step.initial_state = Tensor();
-      const Tensor squares = host.poisoned(dtype, {1, p.heads});
-      linear_attention_step(host.execution, step, own_state, {token(output), squares, Tensor()});
-      const Values read = testing::read(squares);
-      std::copy(read.begin(), read.end(), square_sums.begin() + (row * p.length + t) * p.heads);
+      if (std::count(p.segments.begin(), p.segments.end(), row * p.length + t) > 0)
+        testing::write(own_state, Values(own_state.elements(), 0.0));
     }
+    LinearAttentionInputs step = inputs;
+    step.query = token(inputs.query), step.key = token(inputs.key), step.value = token(inputs.value);
+    if (inputs.theta) step.positions = token(inputs.positions);
+    step.segments = Tensor(), step.initial_state = Tensor();
+    linear_attention_step(host.execution, step, state,
+                          {token(output), squares.slice(0, t * p.batch, (t + 1) * p.batch), Tensor()});
   }
-  return testing::read(output);
+  Recurrent result{testing::read(output), {}};
+  const Values by_token = testing::read(squares);
+  for (std::int64_t row = 0; row < p.batch; ++row)
+    for (std::int64_t t = 0; t < p.length; ++t)
+      for (std::int64_t h = 0; h < p.heads; ++h)
+        result.square_sums.push_back(by_token[(t * p.batch + row) * p.heads + h]);
+  return result;
+}
+
+// The state that a row starts from: the initial one, or zeros.
+Tensor make_state(Host& host, const reference::LinearAttentionProblem& p, DType dtype) {
+  const Shape shape = testing::state_shape(p);
+  return host.tensor(accumulation_dtype(dtype), shape,
+                     p.initial_state.empty() ? Values(elements_of(shape), 0.0) : p.initial_state);
 }
 
 TEST(LinearAttention, RecurrentFormEqualsQuadraticForm) {
   std::uint64_t stream = 1000;
   for (const AttentionCase& c : testing::attention_cases()) {
-    for (const DType dtype : {DType::fp64, DType::fp32}) {
+    for (const DType dtype : testing::test_dtypes()) {
       Random random(++stream);
       Host host;
       const auto problem = testing::random_problem(c, dtype, random);
       const auto expected = reference::linear_attention_forward(problem);
-      const Shape shape = testing::state_shape(problem);
-      const Tensor state = host.tensor(
-          dtype, shape, problem.initial_state.empty() ? Values(elements_of(shape), 0.0) : problem.initial_state);
-      Values square_sums;
-      const Values output = recurrent_output(host, problem, dtype, state,
-                                             testing::make_inputs(host, problem, dtype, c.fused), square_sums);
+      const Tensor state = make_state(host, problem, dtype);
+      const Recurrent actual = run_recurrent_form(host, problem, dtype, state,
+                                                  testing::make_inputs(host, problem, dtype, c.layout));
       const double tolerance = testing::tolerance_of(dtype);
-      testing::expect_close(output, expected.output, tolerance, "output: " + c.describe());
-      testing::expect_close(square_sums, expected.square_sums, tolerance, "square_sums: " + c.describe());
+      testing::expect_close(actual.output, expected.output, tolerance, "output: " + c.describe());
+      testing::expect_close(actual.square_sums, expected.square_sums, tolerance, "square_sums: " + c.describe());
       testing::expect_close(state, expected.final_state, tolerance, "state: " + c.describe());
     }
+  }
+}
+
+// Wide heads, few and many of them, and more keys than a backend would hold at a time.
+TEST(LinearAttention, RecurrentFormEqualsChunkForm) {
+  const AttentionCase cases[] = {
+      {.batch = 3, .length = 70, .heads = 4, .key_width = 128, .value_width = 128, .initial_state = true,
+       .documents = true, .layout = Layout::aligned},
+      {.batch = 1, .length = 20, .heads = 16, .key_width = 128, .value_width = 128, .lrpe = true},
+      {.batch = 80, .length = 3, .heads = 4, .key_width = 64, .value_width = 64, .initial_state = true},
+      {.batch = 20, .length = 4, .heads = 8, .key_width = 96, .value_width = 24, .lrpe = true, .initial_state = true},
+      {.batch = 2, .length = 5, .heads = 2, .key_width = 5, .value_width = 7, .initial_state = true},
+      {.batch = 1, .length = 3, .heads = 1, .key_width = 1100, .value_width = 6, .lrpe = true, .initial_state = true},
+      {.batch = 1, .length = 3, .heads = 1, .key_width = 4, .value_width = 1100, .initial_state = true,
+       .value_activation = Activation::silu},
+      {.batch = 1, .length = 3, .heads = 2, .key_width = 3, .value_width = 301},
+  };
+  std::uint64_t stream = 1500;
+  for (const AttentionCase& c : cases) {
+    for (const DType dtype : testing::test_dtypes()) {
+      Random random(++stream);
+      Host host;
+      const auto problem = testing::random_problem(c, dtype, random);
+      const auto inputs = testing::make_inputs(host, problem, dtype, c.layout);
+      const auto expected = testing::make_outputs(host, problem, dtype, c.layout);
+      linear_attention_forward(host.execution, inputs, expected);
+      const Tensor state = make_state(host, problem, dtype);
+      const Recurrent actual = run_recurrent_form(host, problem, dtype, state, inputs);
+      const double tolerance = testing::tolerance_of(dtype);
+      testing::expect_close(actual.output, testing::read(expected.output), tolerance, "output: " + c.describe());
+      testing::expect_close(actual.square_sums, testing::read(expected.square_sums), tolerance,
+                            "square_sums: " + c.describe());
+      testing::expect_close(state, testing::read(expected.final_state), tolerance, "state: " + c.describe());
+    }
+  }
+}
+
+// A step without square sums leaves the same output and state.
+TEST(LinearAttention, StepNeedsNoSquareSums) {
+  Random random(1900);
+  for (const DType dtype : testing::test_dtypes()) {
+    Host host;
+    const auto problem = testing::random_problem({.batch = 2, .heads = 3, .key_width = 20, .value_width = 40,
+                                                  .lrpe = true, .initial_state = true},
+                                                 dtype, random);
+    const auto inputs = testing::make_inputs(host, problem, dtype, Layout::ragged);
+    const auto with = testing::make_outputs(host, problem, dtype, Layout::ragged);
+    const auto without = testing::make_outputs(host, problem, dtype, Layout::ragged);
+    const Tensor state = make_state(host, problem, dtype), other_state = make_state(host, problem, dtype);
+    linear_attention_step(host.execution, inputs, state, {with.output, with.square_sums, Tensor()});
+    linear_attention_step(host.execution, inputs, other_state, {without.output, Tensor(), Tensor()});
+    const Values output = testing::read(with.output);
+    EXPECT_TRUE(std::all_of(output.begin(), output.end(), [](double x) { return std::isfinite(x); }));
+    EXPECT_EQ(output, testing::read(without.output));
+    EXPECT_EQ(testing::read(state), testing::read(other_state));
   }
 }
 
@@ -84,7 +152,7 @@ TEST(LinearAttention, StateCarriesARowAcrossCalls) {
     const AttentionCase c{.batch = 2, .length = 130, .heads = 2, .key_width = 16, .value_width = 24, .lrpe = true};
     const auto problem = testing::random_problem(c, DType::fp64, random);
     const auto expected = reference::linear_attention_forward(problem);
-    const auto whole = testing::make_inputs(host, problem, DType::fp64, true);
+    const auto whole = testing::make_inputs(host, problem, DType::fp64, Layout::ragged);
     const Tensor output = host.poisoned(DType::fp64, {2, 130, 2, 24});
     const Tensor middle = host.poisoned(DType::fp64, testing::state_shape(problem));
     const Tensor last = host.poisoned(DType::fp64, testing::state_shape(problem));
@@ -108,15 +176,15 @@ TEST(LinearAttention, StateCarriesARowAcrossCalls) {
 // Angles of positions far out, where fp32 would have lost the phase, and beyond what the fast reduction takes.
 TEST(LinearAttention, LrpeAtFarPositions) {
   for (const std::int64_t first : {131072L, 999990L, 50000000L}) {
-    for (const DType dtype : {DType::fp64, DType::fp32}) {
+    for (const DType dtype : testing::test_dtypes()) {
       Random random(3000);
       Host host;
       const AttentionCase c{.length = 70, .key_width = 8, .value_width = 8, .lrpe = true};
       auto problem = testing::random_problem(c, dtype, random);
       for (std::int64_t t = 0; t < c.length; ++t) problem.positions[t] = first + t;
       const auto expected = reference::linear_attention_forward(problem);
-      const auto outputs = testing::make_outputs(host, problem, dtype, true);
-      linear_attention_forward(host.execution, testing::make_inputs(host, problem, dtype, true), outputs);
+      const auto outputs = testing::make_outputs(host, problem, dtype, Layout::ragged);
+      linear_attention_forward(host.execution, testing::make_inputs(host, problem, dtype, Layout::ragged), outputs);
       testing::expect_close(outputs.output, expected.output, testing::tolerance_of(dtype),
                             fmt::format("positions from {}", first));
     }
@@ -124,6 +192,7 @@ TEST(LinearAttention, LrpeAtFarPositions) {
 }
 
 TEST(LinearAttention, ResultsDoNotDependOnTheThreads) {
+  FULMEN_CPU_ONLY("about threads of the CPU");
   const int threads = compute_threads();
   const AttentionCase c{.batch = 2, .length = 150, .heads = 3, .key_width = 33, .value_width = 20, .lrpe = true,
                         .initial_state = true, .documents = true};
@@ -133,8 +202,8 @@ TEST(LinearAttention, ResultsDoNotDependOnTheThreads) {
   for (const int count : {1, 2, 3, 1}) {
     set_compute_threads(count);
     Host host;
-    const auto out = testing::make_outputs(host, problem, DType::fp32, true);
-    linear_attention_forward(host.execution, testing::make_inputs(host, problem, DType::fp32, true), out);
+    const auto out = testing::make_outputs(host, problem, DType::fp32, Layout::ragged);
+    linear_attention_forward(host.execution, testing::make_inputs(host, problem, DType::fp32, Layout::ragged), out);
     Values all = testing::read(out.output);
     for (const Tensor& more : {out.square_sums, out.final_state})
       for (const double value : testing::read(more)) all.push_back(value);
@@ -145,26 +214,29 @@ TEST(LinearAttention, ResultsDoNotDependOnTheThreads) {
 }
 
 TEST(LinearAttention, RefusesSegmentsThatCrossRows) {
+  FULMEN_CPU_ONLY("segments on a GPU are not read by the host");
   Random random(5000);
   Host host;
   auto problem = testing::random_problem({.batch = 2, .length = 10}, DType::fp64, random);
-  const auto outputs = testing::make_outputs(host, problem, DType::fp64, false);
+  const auto outputs = testing::make_outputs(host, problem, DType::fp64, Layout::separate);
   for (const std::vector<std::int64_t>& wrong :
        {std::vector<std::int64_t>{0, 20}, {0, 12, 20}, {0, 10, 19}, {1, 10, 20}, {0, 10, 10, 20}, {0, 5, 3, 10, 20}}) {
     problem.segments = wrong;
-    const auto inputs = testing::make_inputs(host, problem, DType::fp64, false);
+    const auto inputs = testing::make_inputs(host, problem, DType::fp64, Layout::separate);
     EXPECT_THROW(linear_attention_forward(host.execution, inputs, outputs), InternalError);
   }
 }
 
-TEST(LinearAttention, OnAGpuTheErrorIsTheUsers) {
+TEST(LinearAttention, WithoutCudaInTheBuildTheErrorIsTheUsers) {
+  if (gpu::built) GTEST_SKIP() << "this build has CUDA";
   Random random(6000);
   Host host;
   const auto problem = testing::random_problem({.length = 10}, DType::fp64, random);
   Execution execution = host.execution;
   execution.device = Device::cuda(0);
-  EXPECT_THROW(linear_attention_forward(execution, testing::make_inputs(host, problem, DType::fp64, false),
-                                        testing::make_outputs(host, problem, DType::fp64, false)),
+  EXPECT_THROW(linear_attention_forward(execution,
+                                        testing::make_inputs(host, problem, DType::fp64, Layout::separate),
+                                        testing::make_outputs(host, problem, DType::fp64, Layout::separate)),
                UserError);
 }
 

@@ -2,20 +2,28 @@
 #include "kernels/norm.h"
 
 #include "framework/threads.h"
+#include "kernels/reference/activation.h"
 #include "kernels/reference/layers.h"
 #include "tests/kernels/kernel_test.h"
+#include "tests/kernels/wide_cases.h"
 
 namespace fulmen {
 namespace {
 
 using testing::Host;
 using testing::Random;
+using testing::Sliced;
 using testing::Values;
 
-constexpr DType dtypes[] = {DType::fp64, DType::fp32};
 constexpr double epsilon = 1e-6;
 constexpr std::int64_t widths[] = {1, 3, 16, 65, 512};
 constexpr Activation activations[] = {Activation::none, Activation::silu, Activation::sigmoid};
+
+// At width 1 the two terms of a gradient cancel to epsilon's share of them, in the dtype that they are computed in.
+double gradient_tolerance(DType dtype, std::int64_t width) {
+  const double computed = testing::tolerance_of(accumulation_dtype(dtype)) * (width == 1 ? 1e6 : 1.0);
+  return std::max(testing::tolerance_of(dtype), computed);
+}
 
 Values sum_of(const Values& a, const Values& b) {
   Values sum(a.size());
@@ -32,7 +40,7 @@ Values row_sums_of_squares(const Values& x, std::int64_t width) {
 TEST(ResidualNorm, ForwardAndBackwardEqualTheOracle) {
   std::uint64_t stream = 70000;
   for (const std::int64_t width : widths) {
-    for (const DType dtype : dtypes) {
+    for (const DType dtype : testing::test_dtypes()) {
       for (int variant = 0; variant < 4; ++variant) {
         Random random(++stream);
         Host host;
@@ -45,7 +53,7 @@ TEST(ResidualNorm, ForwardAndBackwardEqualTheOracle) {
         const Tensor residuals = host.strided(dtype, tokens, width, 3, residual);
         const Tensor sums = branch ? host.poisoned_strided(dtype, tokens, width, 5) : residuals;
         const Tensor normed = host.poisoned_strided(dtype, tokens, width, 2);
-        const Tensor inverse_rms = host.poisoned(dtype, {tokens});
+        const Tensor inverse_rms = host.poisoned(accumulation_dtype(dtype), {tokens});
         residual_norm_forward(host.execution, residuals,
                               branch ? host.strided(dtype, tokens, width, 1, added) : Tensor(), epsilon, sums, normed,
                               inverse_rms);
@@ -62,9 +70,7 @@ TEST(ResidualNorm, ForwardAndBackwardEqualTheOracle) {
         const Tensor pasts = d_residual ? host.strided(dtype, tokens, width, 1, past) : Tensor();
         const Tensor d_sum = host.poisoned_strided(dtype, tokens, width, 7);
         residual_norm_backward(host.execution, d_norms, sums, inverse_rms, pasts, d_sum);
-        // At width 1 the two terms cancel to epsilon's share of them.
-        const double scale = width == 1 ? 1e6 : 1.0;
-        testing::expect_close(d_sum, expected, scale * tolerance, fmt::format("d_sum, width {}", width));
+        testing::expect_close(d_sum, expected, gradient_tolerance(dtype, width), fmt::format("d_sum, width {}", width));
         residual_norm_backward(host.execution, d_norms, sums, inverse_rms, pasts, d_residual ? pasts : d_norms);
         EXPECT_EQ(testing::read(d_residual ? pasts : d_norms), testing::read(d_sum)) << "in place";
       }
@@ -107,7 +113,7 @@ TEST(ResidualNorm, BackwardEqualsFiniteDifferences) {
 TEST(Norm, SumRows) {
   Random random(73000);
   for (const std::int64_t width : widths) {
-    for (const DType dtype : dtypes) {
+    for (const DType dtype : {DType::fp64, DType::fp32}) {
       Host host;
       const Values values = testing::rounded(random.normals(11 * width), dtype);
       Values expected(11, 0.0);
@@ -124,15 +130,15 @@ TEST(GatedNorm, EqualsTheOracleWhenSplit) {
   std::uint64_t stream = 74000;
   for (const int ranks : {1, 2, 4}) {
     for (const std::int64_t local : {1, 5, 16, 96}) {
-      for (const DType dtype : dtypes) {
+      for (const DType dtype : testing::test_dtypes()) {
         for (const Activation activation : activations) {
           Random random(++stream);
           Host host;
           const std::int64_t tokens = random.integer(1, 40), width = ranks * local;
-          const double tolerance = testing::tolerance_of(dtype) * (width == 1 ? 1e6 : 1.0);
+          const double tolerance = gradient_tolerance(dtype, width);
           const auto values = [&] { return testing::rounded(random.normals(tokens * width), dtype); };
           const Values x = values(), gate = values(), d_y = values();
-          const Tensor squares = host.tensor(dtype, {tokens}, row_sums_of_squares(x, width));
+          const Tensor squares = host.tensor(accumulation_dtype(dtype), {tokens}, row_sums_of_squares(x, width));
           const Tensor xs = host.strided(dtype, tokens, width, 2, x);
           const Tensor gates = host.strided(dtype, tokens, width, 4, gate);
           const Tensor d_ys = host.strided(dtype, tokens, width, 1, d_y);
@@ -140,7 +146,7 @@ TEST(GatedNorm, EqualsTheOracleWhenSplit) {
           const Tensor again = host.poisoned(dtype, {tokens, width});
           const Tensor d_x = host.poisoned(dtype, {tokens, width});
           const Tensor d_gate = host.poisoned_strided(dtype, tokens, width, 9);
-          const Tensor inverse_rms = host.poisoned(dtype, {tokens});
+          const Tensor inverse_rms = host.poisoned(accumulation_dtype(dtype), {tokens});
           Values dot(tokens, 0.0);
           const auto own = [&](const Tensor& t, int rank) { return t.slice(1, rank * local, (rank + 1) * local); };
           for (int rank = 0; rank < ranks; ++rank) {
@@ -148,15 +154,15 @@ TEST(GatedNorm, EqualsTheOracleWhenSplit) {
                                own(y, rank), inverse_rms);
             gated_norm_apply(host.execution, own(xs, rank), inverse_rms, own(gates, rank), activation,
                              own(again, rank));
-            const Tensor partial = host.poisoned(dtype, {tokens});
+            const Tensor partial = host.poisoned(accumulation_dtype(dtype), {tokens});
             gated_norm_backward_dot(host.execution, own(d_ys, rank), own(xs, rank), inverse_rms, own(gates, rank),
                                     activation, partial);
             dot = sum_of(dot, testing::read(partial));
           }
           for (int rank = 0; rank < ranks; ++rank)
             gated_norm_backward(host.execution, own(d_ys, rank), own(xs, rank), inverse_rms, own(gates, rank),
-                                activation, host.tensor(dtype, {tokens}, dot), width, own(d_x, rank),
-                                own(d_gate, rank));
+                                activation, host.tensor(accumulation_dtype(dtype), {tokens}, dot), width,
+                                own(d_x, rank), own(d_gate, rank));
           const auto expected = reference::gated_norm_backward(x, gate, activation, d_y, width, epsilon);
           testing::expect_close(y, reference::gated_norm(x, gate, activation, width, epsilon), tolerance, "y");
           EXPECT_EQ(testing::read(again), testing::read(y));
@@ -199,6 +205,7 @@ TEST(Norm, ResultsDoNotDependOnTheThreads) {
   for (const int count : {1, 2, 3, 1}) {
     set_compute_threads(count);
     Host host;
+    host.execution.deterministic = true;
     const Tensor xs = host.tensor(DType::fp32, {700, 300}, x), normed = host.poisoned(DType::fp32, {700, 300});
     const Tensor inverse_rms = host.poisoned(DType::fp32, {700}), d_sum = host.poisoned(DType::fp32, {700, 300});
     const Tensor d_ys = host.tensor(DType::fp32, {700, 300}, d_y), gates = host.tensor(DType::fp32, {700, 300}, gate);
@@ -213,6 +220,183 @@ TEST(Norm, ResultsDoNotDependOnTheThreads) {
   }
   set_compute_threads(threads);
   for (const Values& other : results) EXPECT_EQ(other, results[0]);
+}
+
+// The oracle's formulas with each row's sums formed once: the oracle itself takes their square in time.
+struct WideOracle {
+  Values normed, d_sum;
+};
+
+WideOracle wide_oracle(const Values& x, const Values& d_normed, const Values& past, std::int64_t width) {
+  WideOracle result{Values(x.size()), Values(x.size())};
+  for (std::size_t row = 0; row < x.size(); row += width) {
+    double squares = 0, dot = 0;
+    for (std::int64_t j = 0; j < width; ++j) squares += x[row + j] * x[row + j];
+    const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(width) + epsilon);
+    for (std::int64_t j = 0; j < width; ++j) dot += d_normed[row + j] * x[row + j] * inverse;
+    for (std::int64_t j = 0; j < width; ++j) {
+      const double normed = x[row + j] * inverse;
+      result.normed[row + j] = normed;
+      result.d_sum[row + j] =
+          past[row + j] + inverse * (d_normed[row + j] - normed * dot / static_cast<double>(width));
+    }
+  }
+  return result;
+}
+
+void check_wide_residual_norm(DType dtype, std::int64_t rows, std::int64_t width, std::int64_t offset, bool branch,
+                              Random& random) {
+  SCOPED_TRACE(fmt::format("{} [{}, {}] at {}", name_of(dtype), rows, width, offset));
+  Host host;
+  const std::int64_t count = rows * width;
+  const double tolerance = testing::tolerance_of(dtype);
+  const auto values = [&] { return testing::rounded(random.normals(count), dtype); };
+  const Values residual = values(), d_normed = values();
+  const Values added = branch ? values() : Values(count, 0.0), past = branch ? values() : Values(count, 0.0);
+  const Values total = testing::rounded(sum_of(residual, added), dtype);
+  const WideOracle expected = wide_oracle(total, d_normed, past, width);
+  const Sliced residuals(host, dtype, width, offset, residual), branches(host, dtype, width, offset, added);
+  const Sliced sums(host, dtype, rows, width, offset), normed(host, dtype, rows, width, offset);
+  const Tensor inverse_rms = host.poisoned(accumulation_dtype(dtype), {rows});
+  residual_norm_forward(host.execution, residuals, branch ? branches.part : Tensor(), epsilon,
+                        branch ? sums.part : Tensor(), normed, inverse_rms);
+  if (branch) {
+    EXPECT_EQ(testing::read(sums.part), total);
+    sums.expect_margins_untouched();
+  }
+  normed.expect_margins_untouched();
+  testing::expect_close(normed, expected.normed, tolerance, "normed");
+  const Tensor& total_here = branch ? sums.part : residuals.part;
+  const Sliced again(host, dtype, rows, width, offset), d_sum(host, dtype, rows, width, offset);
+  norm_apply(host.execution, total_here, inverse_rms, again);
+  EXPECT_EQ(testing::read(again.part), testing::read(normed.part));
+  again.expect_margins_untouched();
+  const Sliced d_norms(host, dtype, width, offset, d_normed), pasts(host, dtype, width, offset, past);
+  residual_norm_backward(host.execution, d_norms, total_here, inverse_rms, branch ? pasts.part : Tensor(), d_sum);
+  d_sum.expect_margins_untouched();
+  testing::expect_close(d_sum, expected.d_sum, gradient_tolerance(dtype, width), "d_sum");
+  // In place: where the rows do not fit in the registers, what is read again must not be written yet.
+  const Sliced& target = branch ? pasts : d_norms;
+  residual_norm_backward(host.execution, d_norms, total_here, inverse_rms, branch ? pasts.part : Tensor(), target);
+  EXPECT_EQ(testing::read(target.part), testing::read(d_sum.part)) << "in place";
+  if (!branch) return;
+  residual_norm_forward(host.execution, residuals, branches, epsilon, branches, again, inverse_rms);
+  EXPECT_EQ(testing::read(branches.part), total) << "the sum in the branch's place";
+  EXPECT_EQ(testing::read(again.part), testing::read(normed.part)) << "the sum in the branch's place";
+}
+
+TEST(ResidualNorm, EqualsTheOracleAtEveryWidthAndAlignment) {
+  Random random(77000);
+  for (const DType dtype : testing::test_dtypes())
+    for (const std::int64_t width : testing::wide_widths)
+      for (const std::int64_t offset : testing::slice_offsets)
+        for (const bool branch : {false, true})
+          check_wide_residual_norm(dtype, testing::rows_for(width), width, offset, branch, random);
+}
+
+TEST(ResidualNorm, ManyRows) {
+  Random random(77500);
+  for (const DType dtype : testing::test_dtypes())
+    check_wide_residual_norm(dtype, testing::many_rows, 8, 0, true, random);
+}
+
+TEST(ResidualNorm, NaNStaysInItsRow) {
+  for (const DType dtype : testing::test_dtypes()) {
+    for (const std::int64_t width : {8, 2048}) {
+      Host host;
+      Values x(5 * width, 1.0);
+      x[2 * width + 3] = std::nan("");
+      const Tensor normed = host.poisoned(dtype, {5, width});
+      const Tensor inverse_rms = host.poisoned(accumulation_dtype(dtype), {5});
+      residual_norm_forward(host.execution, host.tensor(dtype, {5, width}, x), Tensor(), epsilon, Tensor(), normed,
+                            inverse_rms);
+      const Values all = testing::read(normed);
+      for (std::int64_t i = 0; i < 5 * width; ++i) ASSERT_EQ(std::isnan(all[i]), i / width == 2) << i;
+    }
+  }
+}
+
+void check_wide_gated_norm(DType dtype, std::int64_t rows, std::int64_t width, std::int64_t offset,
+                           Activation activation, Random& random) {
+  SCOPED_TRACE(fmt::format("{} [{}, {}] at {}", name_of(dtype), rows, width, offset));
+  Host host;
+  const DType sums_dtype = accumulation_dtype(dtype);
+  const auto values = [&] { return testing::rounded(random.normals(rows * width), dtype); };
+  const Values x = values(), gate = values(), d_y = values();
+  Values d_normed(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) d_normed[i] = d_y[i] * reference::activate(activation, gate[i]);
+  const WideOracle oracle = wide_oracle(x, d_normed, Values(x.size(), 0.0), width);
+  Values expected_y(x.size()), expected_d_gate(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    expected_y[i] = reference::activate(activation, gate[i]) * oracle.normed[i];
+    expected_d_gate[i] = d_y[i] * oracle.normed[i] * reference::activation_derivative(activation, gate[i]);
+  }
+  const Sliced xs(host, dtype, width, offset, x), gates(host, dtype, width, offset, gate);
+  const Sliced d_ys(host, dtype, width, offset, d_y), y(host, dtype, rows, width, offset);
+  const Sliced again(host, dtype, rows, width, offset);
+  const Sliced d_x(host, dtype, rows, width, offset), d_gate(host, dtype, rows, width, offset);
+  const Tensor squares = host.tensor(sums_dtype, {rows}, row_sums_of_squares(x, width));
+  const Tensor inverse_rms = host.poisoned(sums_dtype, {rows}), dot = host.poisoned(sums_dtype, {rows});
+  gated_norm_forward(host.execution, xs, squares, width, epsilon, gates, activation, y, inverse_rms);
+  gated_norm_apply(host.execution, xs, inverse_rms, gates, activation, again);
+  gated_norm_backward_dot(host.execution, d_ys, xs, inverse_rms, gates, activation, dot);
+  gated_norm_backward(host.execution, d_ys, xs, inverse_rms, gates, activation, dot, width, d_x, d_gate);
+  testing::expect_close(y, expected_y, testing::tolerance_of(dtype), "y");
+  EXPECT_EQ(testing::read(again.part), testing::read(y.part));
+  testing::expect_close(d_x, oracle.d_sum, gradient_tolerance(dtype, width), "d_x");
+  testing::expect_close(d_gate, expected_d_gate, testing::tolerance_of(dtype), "d_gate");
+  for (const Sliced* written : {&y, &again, &d_x, &d_gate}) written->expect_margins_untouched();
+}
+
+TEST(GatedNorm, EqualsTheOracleAtEveryWidthAndAlignment) {
+  Random random(78000);
+  std::size_t turn = 0;
+  for (const DType dtype : testing::test_dtypes())
+    for (const std::int64_t width : testing::wide_widths)
+      for (const std::int64_t offset : testing::slice_offsets)
+        check_wide_gated_norm(dtype, testing::rows_for(width), width, offset, activations[turn++ % 3], random);
+}
+
+TEST(GatedNorm, ManyRows) {
+  Random random(78500);
+  for (const DType dtype : testing::test_dtypes())
+    check_wide_gated_norm(dtype, testing::many_rows, 8, 0, Activation::silu, random);
+}
+
+TEST(Norm, SumRowsOfHeads) {
+  Random random(79000);
+  for (const DType dtype : {DType::fp64, DType::fp32}) {
+    for (const std::int64_t heads : {0, 1, 4, 8, 12, 16, 128, 5000}) {
+      Host host;
+      const std::int64_t rows = heads > 128 ? 5 : 3001;
+      const Values values = testing::rounded(random.normals(rows * heads), dtype);
+      Values expected(rows, 0.0);
+      for (std::size_t i = 0; i < values.size(); ++i) expected[i / heads] += values[i];
+      const Tensor sums = host.poisoned(dtype, {rows});
+      sum_rows(host.execution, host.tensor(dtype, {rows, heads}, values), sums);
+      testing::expect_close(sums, expected, testing::tolerance_of(dtype), fmt::format("{} heads", heads));
+    }
+  }
+}
+
+TEST(Norm, RepeatsItselfBitForBit) {
+  Random random(79500);
+  for (const DType dtype : testing::test_dtypes()) {
+    Host host;
+    const std::int64_t rows = 9, width = 5632;
+    const Tensor x = host.tensor(dtype, {rows, width}, random.normals(rows * width));
+    const Tensor d_y = host.tensor(dtype, {rows, width}, random.normals(rows * width));
+    std::vector<Values> results;
+    for (int i = 0; i < 3; ++i) {
+      const Tensor normed = host.poisoned(dtype, {rows, width}), d_sum = host.poisoned(dtype, {rows, width});
+      const Tensor inverse_rms = host.poisoned(accumulation_dtype(dtype), {rows});
+      residual_norm_forward(host.execution, x, Tensor(), epsilon, Tensor(), normed, inverse_rms);
+      residual_norm_backward(host.execution, d_y, x, inverse_rms, Tensor(), d_sum);
+      results.push_back(testing::read(d_sum));
+      EXPECT_TRUE(std::isfinite(results.back()[0]));
+      EXPECT_EQ(results.back(), results.front());
+    }
+  }
 }
 
 }  // namespace

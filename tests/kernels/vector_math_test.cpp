@@ -21,6 +21,7 @@ void expect_exponential(T low, T high, double tolerance) {
 }
 
 TEST(VectorMath, Exponential) {
+  FULMEN_CPU_ONLY("functions of the CPU backend");
   expect_exponential<float>(-87.0f, 88.3f, 1.5e-7);
   expect_exponential<float>(-1.0f, 1.0f, 1.5e-7);
   expect_exponential<double>(-700.0, 700.0, 1e-15);
@@ -52,6 +53,7 @@ void expect_sigmoid(double tolerance) {
 }
 
 TEST(VectorMath, Sigmoid) {
+  FULMEN_CPU_ONLY("functions of the CPU backend");
   expect_sigmoid<float>(4e-7);
   expect_sigmoid<double>(2e-15);
   for (const float x : {-1e4f, 1e4f, -std::numeric_limits<float>::max(), std::numeric_limits<float>::max()}) {
@@ -63,6 +65,7 @@ TEST(VectorMath, Sigmoid) {
 }
 
 TEST(VectorMath, SineCosine) {
+  FULMEN_CPU_ONLY("functions of the CPU backend");
   testing::Random random(42000);
   for (const double range : {1.0, 100.0, 1e4, 1e6}) {
     for (int i = 0; i < 50000; ++i) {

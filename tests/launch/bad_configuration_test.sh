@@ -65,11 +65,27 @@ refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
 refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
 for unbuilt in parallel.zero=1 parallel.sequence=2 parallel.recompute=full parallel.schedule=interleaved \
-  parallel.schedule=zero-bubble parallel.chunks=2 run.device=cuda checkpoint.async=true precision.parameters=bf16; do
+  parallel.schedule=zero-bubble parallel.chunks=2 checkpoint.async=true; do
   refuse_set 1 "$unbuilt" "${unbuilt%%=*}" 'not built yet'
 done
 refuse_set 4 parallel.zero=1 parallel.zero 'not built yet'
+
+# Devices and precisions. No GPU is visible here (lib.sh), whatever the build and the machine.
+refuse 1 run.device 'no CUDA support\|no CUDA driver\|no GPU' 'set it to cpu' -- train good.yaml --set run.device=cuda
+refuse 4 run.device 'no CUDA support\|no CUDA driver\|no GPU' -- train good.yaml --set run.device=cuda
+refuse 1 --device 'no CUDA support\|no CUDA driver\|no GPU' -- eval --checkpoint x --data corpus --device cuda
+refuse 1 --device "'gpu'" 'auto, cpu or cuda' -- generate --checkpoint x --prompt y --device gpu
+refuse_set 1 run.device=gpu run.device cuda
+refuse_set 1 precision.parameters=bf16 precision.parameters bf16 'needs a GPU'
+refuse_set 4 precision.parameters=bf16 precision.parameters bf16 'needs a GPU'
+refuse 1 --precision bf16 'needs a GPU' -- generate --checkpoint x --prompt y --precision bf16
+refuse 1 --precision "'fp8'" fp32 -- eval --checkpoint x --data corpus --precision fp8
+refuse_set 1 precision.master=bf16 precision.master
+refuse_set 1 precision.gradients=fp64 precision.gradients fp64 'set it to fp32'
 refuse 1 precision.master fp64 -- train good.yaml --set precision.parameters=fp32 --set precision.master=fp64
+refuse_set 1 parallel.transport=nccl parallel.transport 'GPU'
+refuse_set 4 parallel.transport=nccl parallel.transport 'GPU'
+refuse_set 1 parallel.transport=infiniband parallel.transport nccl
 
 # Keys that must be given, and those that exclude each other.
 for key in path: global_batch: micro_batch: steps:; do

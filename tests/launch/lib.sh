@@ -4,6 +4,8 @@
 # From CTest: FULMEN (the program), HELPERS (folder of make_corpus and the like), GOLDEN (tests/data/golden), MPIEXEC, SOURCE.
 set -u
 export LC_ALL=C OMP_NUM_THREADS=1
+# On the CPU, whatever the build and the machine, but for the script that tests GPUs.
+[[ ${FULMEN_TEST_DEVICE:-cpu} == cuda ]] || export CUDA_VISIBLE_DEVICES=
 : "${FULMEN:?}" "${HELPERS:?}" "${GOLDEN:?}" "${MPIEXEC:?}" "${SOURCE:?}"
 
 # Every process of this script runs a program inside this folder, so what is left over is known by its path.

@@ -40,7 +40,7 @@ TEST_P(Decode, GivesTheLogitsOfTheChunkForm) {
     chunked.stage.logits(0, expected);
     testing::Values expected_rows, decoded_rows;
     for (std::int64_t t = 0; t < shape.length; ++t) {
-      RandomBatch::Column storage;
+      testing::Host storage;
       const Tensor logits = host.poisoned(DType::fp64, {shape.batch, config.vocabulary});
       recurrent.stage.decode(batch.column(t, storage), states, logits);
       const testing::Values decoded = testing::read(logits);

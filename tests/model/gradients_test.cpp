@@ -24,15 +24,15 @@ class StageGradients : public ::testing::TestWithParam<Case> {};
 // 1e-5 rounding grows. Between them differences agree with the gradients to some 1e-9.
 constexpr double step = 3e-5;
 
-// d loss / d element of a contiguous fp64 tensor, by five-point differences.
-double finite_difference(double& element, const std::function<double()>& loss) {
-  const double middle = element;
+// d loss / d element (fp64 [1]), by five-point differences.
+double finite_difference(const Tensor& element, const std::function<double()>& loss) {
+  const double middle = testing::read(element)[0];
   const auto at = [&](double steps) {
-    element = middle + steps * step;
+    testing::write(element, {middle + steps * step});
     return loss();
   };
   const double difference = (8.0 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12.0 * step);
-  element = middle;
+  testing::write(element, {middle});
   return difference;
 }
 
@@ -47,7 +47,7 @@ void expect_gradient(const Tensor& value, const Tensor& gradient, const std::str
   const std::int64_t samples = all ? value.elements() : std::min<std::int64_t>(value.elements(), 10);
   for (std::int64_t i = 0; i < samples; ++i) {
     const std::int64_t element = all ? i : random.integer(0, value.elements() - 1);
-    const double expected = finite_difference(value.as<double>()[element], loss);
+    const double expected = finite_difference(value.flatten().slice(0, element, element + 1), loss);
     const double error = std::abs(whole_gradient[static_cast<std::size_t>(element)] - expected);
     ASSERT_TRUE(std::isfinite(error)) << name << "[" << element << "], FULMEN_TEST_SEED=" << testing::run_seed();
     difference = std::max(difference, error);
@@ -106,7 +106,7 @@ TEST(MiddleStage, PassesOnTheGradientOfItsInput) {
     loss();
     const Tensor d_input =
         host.tensor(DType::fp64, shape, testing::read(model.stage.backward(0, micro_batch, d_output)));
-    EXPECT_EQ(*model.stage.loss_sum().as<double>(), 0.0);
+    EXPECT_EQ(testing::read(model.stage.loss_sum())[0], 0.0);
     expect_gradient(input, d_input, std::string(variant) + " input", false, random, loss);
     const std::vector<ParameterPiece> values = model.parameters.pieces(model.parameters.flat_weights());
     const std::vector<ParameterPiece> gradients = model.parameters.pieces(model.parameters.flat_gradients());
@@ -121,7 +121,7 @@ TEST(MaskedTargets, GiveNeitherLossNorGradient) {
   RunningModel model(small_config("tnl1"));
   RandomBatch batch({2, 9}, model.config().vocabulary, 5, true);
   const MicroBatch micro_batch = batch.view();
-  std::fill_n(micro_batch.weights.as<float>(), micro_batch.shape.tokens(), 0.0f);
+  testing::write(micro_batch.weights, testing::Values(static_cast<std::size_t>(micro_batch.shape.tokens()), 0.0));
   model.stage.prepare(micro_batch.shape, 1);
   EXPECT_EQ(model.loss_and_gradients(micro_batch), 0.0);
   for (const testing::Values& gradient : model.gradients())

@@ -80,6 +80,7 @@ class EveryRank : public ::testing::TestWithParam<Layout> {
           std::make_unique<PlacedParameters>(config, stages[static_cast<std::size_t>(stage)], shape, rank, precision));
     }
   }
+  void SetUp() override { FULMEN_CPU_ONLY("flat storage is laid out alike on every device"); }
   const ModelConfig config = six_heads(GetParam().variant);
   const MeshShape shape = GetParam().shape;
   const Precision precision{DType::fp32, DType::fp32};

@@ -8,6 +8,7 @@
 #include "framework/text.h"
 #include "model/model_config.h"
 #include "tests/framework/expect_error.h"
+#include "tests/golden.h"
 
 namespace fulmen {
 namespace {
@@ -49,7 +50,7 @@ TEST(Presets, AnUnknownNameIsAnsweredWithTheNearest) {
 TEST(Presets, EachHasAConfigurationFileThatNamesIt) {
   for (const auto& [name, count] : published_counts) {
     SCOPED_TRACE(name);
-    const std::string path = std::string(FULMEN_TEST_DATA) + "/../../configs/" + name + ".yaml";
+    const std::string path = test_data_folder() + "/../../configs/" + name + ".yaml";
     const std::string text = read_text(path);
     const std::map<std::string, std::string> keys = flatten_yaml(text, path);
     ASSERT_TRUE(keys.contains("model.preset"));

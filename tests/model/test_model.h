@@ -61,6 +61,23 @@ class PlaceOnly final : public Communicator {
   int rank_, size_;
 };
 
+// What a model runs on, on the device of the tests: on the GPU the one stream that testing::read and testing::write work in.
+class TestExecution {
+ public:
+  TestExecution() {
+    if (!testing::on_gpu()) own_ = std::make_unique<ExecutionResources>(Device::cpu());
+    execution_ = resources().execution();
+    execution_.deterministic = true;
+  }
+  const Execution& execution() const { return execution_; }
+  MemoryLedger& ledger() { return resources().ledger(); }
+
+ private:
+  ExecutionResources& resources() { return own_ ? *own_ : testing::gpu_resources(); }
+  std::unique_ptr<ExecutionResources> own_;
+  Execution execution_;
+};
+
 // The parameters that one rank of a mesh holds.
 class PlacedParameters {
  public:
@@ -73,7 +90,7 @@ class PlacedParameters {
   const Mesh& mesh() const { return mesh_; }
 
  private:
-  ExecutionResources resources_{Device::cpu()};
+  TestExecution resources_;
   PlaceOnly place_;
   Mesh mesh_;
 
@@ -106,14 +123,18 @@ class RunningModel {
   double loss(const MicroBatch& batch) {
     fill_zero(execution(), stage.loss_sum());
     stage.forward(0, batch, {}, false);
-    return *stage.loss_sum().as<double>() * *batch.loss_scale.as<double>();
+    return scaled_loss(batch);
   }
   // The same with gradients, added to those of before.
   double loss_and_gradients(const MicroBatch& batch) {
     fill_zero(execution(), stage.loss_sum());
     stage.forward(0, batch, {}, true);
     stage.backward(0, batch, {});
-    return *stage.loss_sum().as<double>() * *batch.loss_scale.as<double>();
+    return scaled_loss(batch);
+  }
+  // Of the last forward.
+  double scaled_loss(const MicroBatch& batch) const {
+    return testing::read(stage.loss_sum())[0] * testing::read(batch.loss_scale)[0];
   }
 
   // All gradients of the group's flat buffer.
@@ -124,7 +145,7 @@ class RunningModel {
   }
 
  private:
-  ExecutionResources resources_{Device::cpu()};
+  TestExecution resources_;
   std::unique_ptr<Communicator> self_;
   Mesh mesh_;
   ModelConfig config_;
@@ -139,7 +160,7 @@ class RunningModel {
   Stage stage;
 };
 
-// A random micro-batch that owns its arrays. With `documents`, rows hold several (one of them a single token) and some
+// A random micro-batch that owns its arrays, on the device of the tests. With `documents`, rows hold several (one of them a single token) and some
 // targets do not count.
 class RandomBatch {
  public:
@@ -160,11 +181,20 @@ class RandomBatch {
     double targets = 0.0;
     for (const float weight : weights_) targets += weight;
     scale_ = targets > 0.0 ? 1.0 / targets : 0.0;
+    device_ = on_host();
+    device_.tokens = memory_.integers<std::int32_t>({shape.tokens()}, tokens_);
+    device_.targets = memory_.integers<std::int32_t>({shape.tokens()}, targets_);
+    device_.weights = memory_.tensor(DType::fp32, {shape.tokens()}, {weights_.begin(), weights_.end()});
+    device_.positions = memory_.integers<std::int64_t>({shape.batch, shape.length}, positions_);
+    device_.segments = memory_.integers<std::int64_t>({static_cast<std::int64_t>(segments_.size())}, segments_);
+    device_.loss_scale = memory_.tensor(DType::fp64, {1}, {scale_});
   }
   RandomBatch(const RandomBatch&) = delete;
   RandomBatch& operator=(const RandomBatch&) = delete;
 
-  MicroBatch view() {
+  const MicroBatch& view() const { return device_; }
+  // The same in host memory, for who computes by hand.
+  MicroBatch on_host() {
     MicroBatch batch;
     batch.shape = shape_;
     batch.tokens = Tensor(tokens_.data(), DType::int32, {shape_.tokens()});
@@ -176,20 +206,17 @@ class RandomBatch {
     return batch;
   }
   // Position t of every row alone, for decoding. `storage` keeps what the view points to.
-  struct Column {
+  MicroBatch column(std::int64_t t, testing::Host& storage) const {
     std::vector<std::int32_t> tokens;
     std::vector<std::int64_t> positions;
-  };
-  MicroBatch column(std::int64_t t, Column& storage) const {
-    storage = {};
     for (std::int64_t b = 0; b < shape_.batch; ++b) {
-      storage.tokens.push_back(tokens_[static_cast<std::size_t>(b * shape_.length + t)]);
-      storage.positions.push_back(positions_[static_cast<std::size_t>(b * shape_.length + t)]);
+      tokens.push_back(tokens_[static_cast<std::size_t>(b * shape_.length + t)]);
+      positions.push_back(positions_[static_cast<std::size_t>(b * shape_.length + t)]);
     }
     MicroBatch batch;
     batch.shape = {shape_.batch, 1};
-    batch.tokens = Tensor(storage.tokens.data(), DType::int32, {shape_.batch});
-    batch.positions = Tensor(storage.positions.data(), DType::int64, {shape_.batch, 1});
+    batch.tokens = storage.integers<std::int32_t>({shape_.batch}, tokens);
+    batch.positions = storage.integers<std::int64_t>({shape_.batch, 1}, positions);
     return batch;
   }
 
@@ -199,6 +226,8 @@ class RandomBatch {
   std::vector<float> weights_;
   std::vector<std::int64_t> positions_, segments_;
   double scale_ = 0.0;
+  testing::Host memory_;
+  MicroBatch device_;
 };
 
 }   // namespace fulmen

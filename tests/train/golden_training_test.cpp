@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "data/batch_loader.h"
+#include "tests/kernels/kernel_test.h"
 #include "train/learning_rate.h"
 #include "train/model_runner.h"
 #include "train/optimizer.h"
@@ -43,10 +44,13 @@ Batch row_of(const Batch& whole, std::int64_t row) {
   return batch;
 }
 
-class GoldenTraining : public testing::TestWithParam<std::tuple<const char*, bool>> {};
+class GoldenTraining : public ::testing::TestWithParam<std::tuple<const char*, bool, DType>> {};
 
 TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
-  const auto [file, accumulate] = GetParam();   // all rows at once, or row by row
+  const auto [file, accumulate, dtype] = GetParam();   // all rows at once, or row by row
+  const double tolerance = dtype == DType::fp64 ? 1e-10 : 1e-5;
+  // Where gradients are near zero AdamW makes steps of full size from their rounding.
+  const double weights_tolerance = dtype == DType::fp64 ? 1e-6 : 1e-3;
   const Golden golden(file);
   const ModelConfig config = golden.config();
   const Batch whole = stream_batch(golden);
@@ -55,16 +59,17 @@ TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
     batches.clear();
     for (std::int64_t row = 0; row < whole.batch; ++row) batches.push_back(row_of(whole, row));
   }
-  ExecutionResources resources(Device::cpu());
+  ExecutionResources resources(testing::test_device());
+  const Execution& execution = resources.execution();
   const auto self = make_self_communicator();
   Mesh mesh(MeshShape{}, *self);
   ModelRunnerOptions options;
-  options.precision = {DType::fp64, DType::fp64};
+  options.precision = {dtype, dtype};
   options.micro_batch = {accumulate ? 1 : whole.batch, whole.length};
   options.micro_batches = static_cast<int>(batches.size());
-  ModelRunner runner(config, options, mesh, resources.execution());
-  golden.load_weights(runner.parameters());
-  Optimizer optimizer(OptimizerConfig{}, 1.0, runner.parameters(), mesh, resources.execution());
+  ModelRunner runner(config, options, mesh, execution);
+  golden.load_weights(runner.parameters(), execution);
+  Optimizer optimizer(OptimizerConfig{}, 1.0, runner.parameters(), mesh, execution);
   LearningRateConfig schedule;
   schedule.kind = "cosine";
   schedule.warmup_steps = 2;
@@ -77,22 +82,28 @@ TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
     const double rate = learning_rate(schedule, 3e-3, t, steps);
     EXPECT_NEAR(rate, rates[i], 1e-15);
     const StepLoss loss = runner.accumulate(batches, [&] { optimizer.step(rate, t); });
-    EXPECT_NEAR(loss.loss_nats, losses[i], 1e-10 * losses[i]) << "step " << t;
-    EXPECT_NEAR(optimizer.gradient_norm(), norms[i], 1e-10 * norms[i]) << "step " << t;
+    EXPECT_NEAR(loss.loss_nats, losses[i], tolerance * losses[i]) << "step " << t;
+    EXPECT_NEAR(optimizer.gradient_norm(), norms[i], tolerance * norms[i]) << "step " << t;
   }
   const StepLoss last = runner.accumulate(batches, {});
-  EXPECT_NEAR(last.loss_nats, losses.back(), 1e-10 * losses.back());
+  EXPECT_NEAR(last.loss_nats, losses.back(), tolerance * losses.back());
   std::size_t compared = 0;
   for (const ParameterPiece& piece : runner.parameters().pieces(runner.parameters().flat_weights())) {
     if (piece.memory.size(0) != piece.global_shape[0]) continue;   // a part of a fused matrix
-    EXPECT_LE(relative_difference(host_values(piece.memory), golden.values("/train/final/" + piece.tensor)), 1e-6) << piece.tensor;
+    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/train/final/" + piece.tensor)), weights_tolerance)
+        << piece.tensor;
     ++compared;
   }
   EXPECT_EQ(compared, static_cast<std::size_t>(2 + 4 * config.layers));
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, GoldenTraining,
-                         testing::Combine(testing::Values("tnl_small", "tnl_wide"), testing::Bool()));
+                         ::testing::Combine(::testing::Values("tnl_small", "tnl_wide"), ::testing::Bool(),
+                                          ::testing::Values(DType::fp64, DType::fp32)),
+                         [](const auto& info) {
+                           return fmt::format("{}_{}_{}", std::get<0>(info.param), std::get<1>(info.param) ? "row_by_row" : "at_once",
+                                              name_of(std::get<2>(info.param)));
+                         });
 
 }  // namespace
 }  // namespace fulmen
