@@ -12,8 +12,10 @@ namespace fulmen {
 std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std::int64_t first, std::int64_t end) {
   std::vector<ParameterDeclaration> list;
   for (std::int64_t layer = first; layer < end; ++layer) {
+    const auto before = static_cast<std::ptrdiff_t>(list.size());
     std::ranges::move(GatedLinearAttention::declare(config, layer), std::back_inserter(list));
     std::ranges::move(GatedLinearUnitMixer::declare(config, layer), std::back_inserter(list));
+    for (auto added = list.begin() + before; added != list.end(); ++added) added->layer = layer;
   }
   return list;
 }

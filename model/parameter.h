@@ -43,6 +43,7 @@ struct ParameterDeclaration {
   std::array<AxisPlacement, mesh_axes> placement{};   // by Axis
   std::vector<int> shared_stages;         // pipeline coordinates that hold a copy, when placed as shared; the first owns it
   ParameterGroupKey group;
+  std::int64_t layer = -1;                // that alone uses it; -1: used at more than one place of a stage
 
   AxisPlacement along(Axis axis) const { return placement[static_cast<std::size_t>(axis)]; }
   const LogicalTensor& tensor(const std::string& tensor_name) const;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <iterator>
 #include <numeric>
+#include <ranges>
 
 #include "kernels/elementwise.h"
 #include "model/families.h"
@@ -82,15 +83,23 @@ void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input
     embedding_->forward(micro_batch, embedded_);
     residual = embedded_;
   }
-  for (const auto& sublayer : sublayers_) {
-    sublayer->forward(slot, micro_batch, residual, branch, branch_);
-    residual = sublayer->sum(slot);
-    branch = branch_;
+  for (std::int64_t layer = range_.first_layer; layer < range_.end_layer; ++layer) {
+    LayerHooks::call(context_.hooks.before_forward, layer);
+    for (const auto& sublayer : sublayers_of(layer)) {
+      sublayer->forward(slot, micro_batch, residual, branch, branch_);
+      residual = sublayer->sum(slot);
+      branch = branch_;
+    }
   }
   if (head_)
     head_->forward(slot, micro_batch, residual, branch, gradient, loss_sum_);
   else
     add(context_.execution, residual, branch, outputs_[static_cast<std::size_t>(slot)]);
+}
+
+std::span<const std::unique_ptr<Sublayer>> Stage::sublayers_of(std::int64_t layer) const {
+  const std::size_t per_layer = sublayers_.size() / static_cast<std::size_t>(range_.end_layer - range_.first_layer);
+  return std::span(sublayers_).subspan(static_cast<std::size_t>(layer - range_.first_layer) * per_layer, per_layer);
 }
 
 Tensor Stage::output(int slot) const { return head_ ? Tensor() : outputs_[static_cast<std::size_t>(slot)].view(); }
@@ -120,10 +129,13 @@ Tensor Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tens
     d = take_activation(arena);
     head_->backward_input(slot, d);
   }
-  for (auto sublayer = sublayers_.rbegin(); sublayer != sublayers_.rend(); ++sublayer) {
-    const Tensor d_in = take_activation(arena);
-    (*sublayer)->backward_input(slot, micro_batch, arena, d, d_in);
-    d = d_in;
+  for (std::int64_t layer = range_.end_layer; layer-- > range_.first_layer;) {
+    LayerHooks::call(context_.hooks.before_backward_input, layer);
+    for (const auto& sublayer : sublayers_of(layer) | std::views::reverse) {
+      const Tensor d_in = take_activation(arena);
+      sublayer->backward_input(slot, micro_batch, arena, d, d_in);
+      d = d_in;
+    }
   }
   if (!embedding_) return d;
   embedding_->backward(micro_batch, d);
@@ -133,7 +145,11 @@ Tensor Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tens
 void Stage::backward_weight(int slot) {
   const auto kept = std::ranges::find_if(kept_, [&](const auto& k) { return k->slot == slot; });
   FULMEN_CHECK(kept != kept_.end(), "backward_weight of slot {} before its backward_input", slot);
-  for (auto sublayer = sublayers_.rbegin(); sublayer != sublayers_.rend(); ++sublayer) (*sublayer)->backward_weight(slot);
+  for (std::int64_t layer = range_.end_layer; layer-- > range_.first_layer;) {
+    LayerHooks::call(context_.hooks.before_backward_weight, layer);
+    for (const auto& sublayer : sublayers_of(layer) | std::views::reverse) sublayer->backward_weight(slot);
+    LayerHooks::call(context_.hooks.after_backward_weight, layer);
+  }
   (*kept)->slot = -1;
   (*kept)->frame.reset();
 }
@@ -144,12 +160,17 @@ Tensor Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_
     d = d_odd_;
     head_->backward_input(slot, d);
   }
-  for (auto sublayer = sublayers_.rbegin(); sublayer != sublayers_.rend(); ++sublayer) {
-    const Arena::Frame frame(*context_.execution.scratch);
-    (*sublayer)->backward_input(slot, micro_batch, *context_.execution.scratch, d, d_in);
-    (*sublayer)->backward_weight(slot);
-    d = d_in;
-    d_in = d.data() == d_even_.view().data() ? d_odd_ : d_even_;
+  for (std::int64_t layer = range_.end_layer; layer-- > range_.first_layer;) {
+    LayerHooks::call(context_.hooks.before_backward_input, layer);
+    LayerHooks::call(context_.hooks.before_backward_weight, layer);
+    for (const auto& sublayer : sublayers_of(layer) | std::views::reverse) {
+      const Arena::Frame frame(*context_.execution.scratch);
+      sublayer->backward_input(slot, micro_batch, *context_.execution.scratch, d, d_in);
+      sublayer->backward_weight(slot);
+      d = d_in;
+      d_in = d.data() == d_even_.view().data() ? d_odd_ : d_even_;
+    }
+    LayerHooks::call(context_.hooks.after_backward_weight, layer);
   }
   if (!embedding_) return d;
   embedding_->backward(micro_batch, d);
@@ -181,8 +202,7 @@ void Stage::logits(int slot, const Tensor& out) const {
 }
 
 Tensor Stage::layer_input(int slot, std::int64_t layer) const {
-  const std::int64_t per_layer = static_cast<std::int64_t>(sublayers_.size()) / (range_.end_layer - range_.first_layer);
-  return sublayers_[static_cast<std::size_t>((layer - range_.first_layer) * per_layer)]->sum(slot);
+  return sublayers_of(layer).front()->sum(slot);
 }
 
 }  // namespace fulmen

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "model/language_head.h"
@@ -67,6 +68,7 @@ class Stage {
     int slot = -1;           // -1: free
   };
   Kept& keep(int slot);
+  std::span<const std::unique_ptr<Sublayer>> sublayers_of(std::int64_t layer) const;
   Tensor take_activation(Arena& arena) const;
 
   StageRange range_;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "framework/execution.h"
 #include "model/parameter_store.h"
@@ -13,11 +14,25 @@
 
 namespace fulmen {
 
+// Told what a stage is about to do with a layer's parameters, so that weights can be gathered just before they are used and
+// gradients reduced as soon as they are whole. Null ones are not called. Layers are numbered over the whole model.
+struct LayerHooks {
+  std::function<void(std::int64_t layer)> before_forward;          // reads weights
+  std::function<void(std::int64_t layer)> before_backward_input;   // reads weights; also before recomputing the layer for it
+  std::function<void(std::int64_t layer)> before_backward_weight;  // adds to gradients of matrices
+  std::function<void(std::int64_t layer)> after_backward_weight;   // both halves are done for this micro-batch
+
+  static void call(const std::function<void(std::int64_t)>& hook, std::int64_t layer) {
+    if (hook) hook(layer);
+  }
+};
+
 // What a sublayer stands on at run time. Belongs to the run and outlives the model.
 struct ModelContext {
   Execution execution;
   Communicator* tensor = nullptr;       // the tensor group
   ParameterStore* parameters = nullptr;
+  LayerHooks hooks = {};
 
   // Sums equal-shaped partial results over the tensor group.
   void sum_over_tensor(const Tensor& tensor_value) const {

@@ -118,6 +118,7 @@ class RunningModel {
   MemoryLedger& ledger() { return resources_.ledger(); }
   const ModelConfig& config() const { return config_; }
   Communicator& tensor() { return mesh_.along(Axis::tensor); }
+  LayerHooks& hooks() { return context_.hooks; }
 
   // The scaled loss of one micro-batch, forward only.
   double loss(const MicroBatch& batch) {
