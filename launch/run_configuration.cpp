@@ -58,8 +58,11 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.recompute", parallel.recompute,
              {{"none"}, {"selective", "recomputation"}, {"full", "recomputation"}},
              "What the backward pass computes again instead of keeping.");
-  schema.add("parallel.overlap", parallel.overlap, {{"auto"}, {"none"}},
-             "Communication hidden behind computation; today nothing is, whatever the value.");
+  schema.add("parallel.overlap", parallel.overlap,
+             "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
+             "pipeline, sequence, separated by commas. Today nothing is built.");
+  const std::string* overlap = &parallel.overlap;
+  schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},
              "How GPU ranks reach each other; auto: NCCL where each has a GPU of its own, else through host memory.");
 }

@@ -1,7 +1,54 @@
 // From the configured layout to the mesh.
 #include "parallel/layout.h"
 
+#include <algorithm>
+
+#include "framework/text.h"
+
 namespace fulmen {
+
+namespace {
+
+struct Overlap {
+  const char* name;
+  bool built;
+};
+constexpr Overlap overlap_kinds[] = {
+    {"gradients", false}, {"weights", false}, {"tensor", false}, {"pipeline", false}, {"sequence", false}};
+
+std::vector<std::string> overlap_words(const std::string& overlap) {
+  std::string text = overlap;
+  std::erase(text, ' ');
+  return split(text, ',');
+}
+
+std::string known_words() {
+  std::vector<std::string> words = {"auto", "none"};
+  for (const Overlap& kind : overlap_kinds)
+    if (kind.built) words.push_back(kind.name);
+  return join(words, ", ");
+}
+
+}  // namespace
+
+bool LayoutConfig::overlaps(std::string_view what) const {
+  const auto kind = std::ranges::find_if(overlap_kinds, [&](const Overlap& known) { return known.name == what; });
+  FULMEN_CHECK(kind != std::end(overlap_kinds), "no communication is called {}", what);
+  if (overlap == "none") return false;
+  if (overlap == "auto") return kind->built;
+  return std::ranges::count(overlap_words(overlap), what) > 0;
+}
+
+std::string overlap_problem(const std::string& overlap) {
+  if (overlap == "auto" || overlap == "none") return "";
+  for (const std::string& word : overlap_words(overlap)) {
+    const auto kind = std::ranges::find_if(overlap_kinds, [&](const Overlap& known) { return known.name == word; });
+    if (kind == std::end(overlap_kinds))
+      return fmt::format("'{}' is not one of {} (several are separated by commas)", word, known_words());
+    if (!kind->built) return fmt::format("overlap of '{}' is not built yet; known: {}", word, known_words());
+  }
+  return "";
+}
 
 MeshShape mesh_shape(const LayoutConfig& layout, int ranks) {
   MeshShape shape;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "parallel/mesh.h"
@@ -22,7 +23,14 @@ struct LayoutConfig {
   std::string zero_group = "all";
   std::string recompute = "none";
   std::string overlap = "auto";
+
+  // Whether communication of this kind (gradients, weights, tensor, pipeline, sequence) goes on behind computation: with auto
+  // all that are built do.
+  bool overlaps(std::string_view what) const;
 };
+
+// What is wrong with a value of parallel.overlap (auto, none, or words as overlaps() knows them, separated by commas), or "".
+std::string overlap_problem(const std::string& overlap);
 
 // The mesh of `ranks` ranks. Throws UserError when the axes do not multiply to them.
 MeshShape mesh_shape(const LayoutConfig& layout, int ranks);
