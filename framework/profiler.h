@@ -1,4 +1,5 @@
-// Where the time of a step goes: each kernel states its work, so that its time can be held against its floor.
+// Where the time of a step goes: each kernel states its work, so that its time can be held against its floor, and each
+// communication its stream, so that what is hidden behind kernels can be told from what is not.
 #pragma once
 
 #include <chrono>
@@ -22,65 +23,99 @@ struct ProfileEntry {
   double floor_seconds = 0.0;
 };
 
+// One kernel or communication: when it ran, in seconds since the profiler was cleared.
+struct ProfileInterval {
+  const char* name = nullptr;
+  int lane = 0;                 // 0: the stream of the kernels; others: streams of communication, in order of first use
+  bool communication = false;
+  double begin = 0.0, end = 0.0;
+};
+
 class Profiler {
  public:
   // Rates of this device as measured: operations and bytes per second. The stream is the one that kernels run on: on a
-  // GPU their times are taken by events in it, and read when entries() is called.
-  Profiler(double operations_per_second, double bytes_per_second, Stream stream = {})
-      : operations_per_second_(operations_per_second), bytes_per_second_(bytes_per_second), stream_(stream) {}
+  // GPU times are taken by events in the streams, and read when entries() or intervals() is called.
+  Profiler(double operations_per_second, double bytes_per_second, Stream stream = {});
 
-  void record(const char* kernel, double seconds, double operations, double bytes);
+  // Forgets everything; intervals count from now. On a GPU it waits for the work that was recorded.
   void clear();
-  // On a GPU it waits for the work that was recorded.
+  // On a GPU both wait for the work that was recorded.
   const std::map<std::string, ProfileEntry>& entries();
-  bool on_gpu() const { return stream_.device.kind == DeviceKind::cuda; }
-
-  // On a GPU: marks the beginning and the end of a kernel in the stream. Scopes may nest.
-  std::size_t begin_on_gpu();
-  void end_on_gpu(std::size_t begun, const char* kernel, double operations, double bytes);
+  const std::vector<ProfileInterval>& intervals();
 
  private:
+  friend class ProfileScope;
+  using Clock = std::chrono::steady_clock;
+
+  // What is being timed: marks in a stream on a GPU, points in time on the CPU. Read when its end has passed.
   struct Timed {
     gpu::Event start, end;
-    const char* kernel = nullptr;   // null until it has ended
+    const char* name = nullptr;   // null until it has ended
+    int lane = 0;
+    bool communication = false;
     double operations = 0.0, bytes = 0.0;
   };
 
+  bool on_gpu() const { return stream_.device.kind == DeviceKind::cuda; }
+  std::size_t begin_on_gpu(Stream stream);
+  void end_on_gpu(std::size_t begun, Stream stream, const char* name, bool communication, double operations, double bytes);
+  void record(const ProfileInterval& interval, double operations, double bytes);
+  double since_origin(Clock::time_point time) const { return std::chrono::duration<double>(time - origin_).count(); }
+  int lane_of(Stream stream);
+  void read_pending();
+
   double operations_per_second_, bytes_per_second_;
   Stream stream_;
+  Clock::time_point origin_ = Clock::now();
+  gpu::Event origin_event_;             // on a GPU
   std::map<std::string, ProfileEntry> entries_;
-  std::vector<Timed> timed_;      // the first `pending_` are to be read; the rest are kept for use again
+  std::vector<ProfileInterval> intervals_;
+  std::vector<void*> lanes_;            // streams by lane
+  std::vector<Timed> timed_;            // the first `pending_` are to be read; the rest are kept for use again
   std::size_t pending_ = 0;
 };
 
-// Times a scope into a profiler; costs a test of a pointer when there is none.
+// Times a scope into a profiler; costs a test of a pointer when there is none. Scopes may nest.
 class ProfileScope {
  public:
+  // A kernel on the profiler's own stream.
   ProfileScope(Profiler* profiler, const char* kernel, double operations, double bytes)
-      : profiler_(profiler), kernel_(kernel), operations_(operations), bytes_(bytes) {
-    if (!profiler_) return;
-    if (profiler_->on_gpu())
-      begun_ = profiler_->begin_on_gpu();
-    else
-      start_ = std::chrono::steady_clock::now();
+      : ProfileScope(profiler, profiler ? profiler->stream_ : Stream{}, kernel, false, operations, bytes) {}
+  // Communication on the profiler's own stream, which waits for it, or on another.
+  static ProfileScope communication(Profiler* profiler, const char* name) {
+    return ProfileScope(profiler, profiler ? profiler->stream_ : Stream{}, name, true, 0.0, 0.0);
+  }
+  static ProfileScope communication(Profiler* profiler, const char* name, Stream stream) {
+    return ProfileScope(profiler, stream, name, true, 0.0, 0.0);
   }
   ~ProfileScope() {
     if (!profiler_) return;
     if (profiler_->on_gpu()) {
-      profiler_->end_on_gpu(begun_, kernel_, operations_, bytes_);
+      profiler_->end_on_gpu(begun_, stream_, name_, communication_, operations_, bytes_);
       return;
     }
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
-    profiler_->record(kernel_, elapsed.count(), operations_, bytes_);
+    profiler_->record({name_, 0, communication_, profiler_->since_origin(start_), profiler_->since_origin(Profiler::Clock::now())},
+                      operations_, bytes_);
   }
   ProfileScope(const ProfileScope&) = delete;
   ProfileScope& operator=(const ProfileScope&) = delete;
 
  private:
+  ProfileScope(Profiler* profiler, Stream stream, const char* name, bool communication, double operations, double bytes)
+      : profiler_(profiler), stream_(stream), name_(name), communication_(communication), operations_(operations), bytes_(bytes) {
+    if (!profiler_) return;
+    if (profiler_->on_gpu())
+      begun_ = profiler_->begin_on_gpu(stream_);
+    else
+      start_ = Profiler::Clock::now();
+  }
+
   Profiler* profiler_;
-  const char* kernel_;
+  Stream stream_;
+  const char* name_;
+  bool communication_;
   double operations_, bytes_;
-  std::chrono::steady_clock::time_point start_;
+  Profiler::Clock::time_point start_;
   std::size_t begun_ = 0;
 };
 

@@ -7,11 +7,13 @@
 
 #include <nlohmann/json.hpp>
 
+#include "framework/files.h"
 #include "framework/gpu.h"
 #include "framework/profiler.h"
 #include "framework/random.h"
 #include "framework/text.h"
 #include "framework/threads.h"
+#include "framework/timeline.h"
 #include "launch/bench.h"
 #include "launch/bench_report.h"
 #include "launch/command_line.h"
@@ -117,6 +119,45 @@ std::string rate_text(double per_second, const char* unit) {
   return fmt::format("{:.1f} G{}/s", per_second * 1e-9, unit);
 }
 
+// Per step. What lies between steps on the device, the host's barrier, counts into none of them.
+TimelineSummary summarize_profile(Profiler& profiler, double step_seconds, std::int64_t steps) {
+  const std::vector<ProfileInterval>& intervals = profiler.intervals();
+  double end = 0.0;
+  for (const ProfileInterval& interval : intervals) end = std::max(end, interval.end);
+  TimelineSummary summary = summarize_timeline(intervals, 0.0, end);
+  const double n = static_cast<double>(steps);
+  summary.compute /= n;
+  summary.communication /= n;
+  summary.exposed_communication /= n;
+  summary.span = step_seconds;
+  summary.idle = std::max(0.0, step_seconds - summary.compute - summary.exposed_communication);
+  return summary;
+}
+
+std::string describe_timeline(const TimelineSummary& timeline, bool on_gpu) {
+  std::string text = fmt::format("{:.1f} ms: kernels {:.1f}, communication {:.1f} of which exposed {:.2f}, idle {:.2f}", 1e3 * timeline.span,
+                                 1e3 * timeline.compute, 1e3 * timeline.communication, 1e3 * timeline.exposed_communication,
+                                 1e3 * timeline.idle);
+  if (on_gpu) text += " (steps with events around every kernel, which cost some time)";
+  return text;
+}
+
+// Collective.
+void write_trace(const std::string& path, Profiler& profiler, Communicator& ranks) {
+  const std::string mine = chrome_trace_events(profiler.intervals(), ranks.rank());
+  std::vector<std::string> events;
+  for (int rank = 0; rank < ranks.size(); ++rank) events.push_back(ranks.broadcast_text(mine, rank));
+  if (ranks.rank() == 0) write_text_atomically(path, chrome_trace(events));
+}
+
+// Dense bf16 operations per second as the vendor states them; 0 for other devices and precisions.
+double data_sheet_peak(Device device, const Precision& precision) {
+  if (device.kind != DeviceKind::cuda || precision.parameters != DType::bf16) return 0.0;
+  const std::string name = gpu::properties(device.index).name;
+  if (name.find("H100") != std::string::npos || name.find("H200") != std::string::npos) return 989e12;
+  return name.find("A100") != std::string::npos ? 312e12 : 0.0;
+}
+
 RunConfiguration read_configuration(const CommandLine& line) {
   std::vector<std::string> overrides = {"data.path=none"};
   if (line.has("preset")) overrides.push_back("model.preset=" + line.text("preset"));
@@ -147,6 +188,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   line.option("device", "auto (default), cpu or cuda: run.device");
   line.option("steps", "steps to time (5), after 2 that are not; on a GPU as many again are profiled");
   line.repeatable("set", "change a key of the configuration");
+  line.option("trace", "write the profiled steps of all ranks to this file, in the Chrome trace format");
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
 
@@ -176,7 +218,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   const bool on_gpu = device.kind == DeviceKind::cuda;
   ExecutionResources resources(device, configuration.run.deterministic);
   Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
-  std::vector<double> times;
+  std::vector<double> times, profiled_times;
   {
     Steps timed(options, mesh, device, on_gpu ? nullptr : &profiler, resources);
     timed.run(warm_up);
@@ -188,10 +230,15 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   if (on_gpu) {
     Steps profiled(options, mesh, device, &profiler, resources);
     profiled.run(warm_up);
+    ranks.barrier();
     profiler.clear();
-    profiled.run(steps);
+    profiled_times = profiled.run(steps);
+  } else {
+    profiled_times = times;
   }
-  const double seconds = median_of(times), mean = mean_of(times);
+  const double seconds = median_of(times), profiled_seconds = mean_of(profiled_times);
+  const TimelineSummary timeline = summarize_profile(profiler, profiled_seconds, steps);
+  if (line.has("trace")) write_trace(line.text("trace"), profiler, ranks);
   const double tokens = static_cast<double>(options.train.global_batch * options.data.sequence_length);
   const double flops = training_flops_per_token(options.model) * tokens / seconds;
   // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
@@ -199,16 +246,15 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
       std::max(rates.gemm_operations_per_second, measure_rates(rate_resources.execution(), options.precision.parameters).gemm_operations_per_second);
   const double gemm_rate = ranks.all_reduce(best_rate, ReduceOp::sum);
   if (ranks.rank() != 0) return ExitCode::done;
+  const double peak = data_sheet_peak(device, precision) * ranks.size();
 
   std::vector<BenchRow> rows;
-  double profiled = 0.0;
   for (const auto& [name, entry] : profiler.entries()) {
     const double n = static_cast<double>(steps);
     rows.push_back({name, entry.calls / steps, entry.seconds / n, entry.floor_seconds / n, entry.operations / n, entry.bytes / n});
-    profiled += entry.seconds / n;
   }
   std::ranges::sort(rows, [](const BenchRow& a, const BenchRow& b) { return a.seconds > b.seconds; });
-  rows.push_back({on_gpu ? "idle" : "host and idle", 0, std::max(0.0, mean - profiled), 0.0, 0.0, 0.0});
+  rows.push_back({on_gpu ? "idle" : "host and idle", 0, timeline.idle, 0.0, 0.0, 0.0});
 
   if (line.has("json")) {
     nlohmann::ordered_json result = {{"parameters", parameter_count(options.model)},
@@ -222,9 +268,15 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
                                      {"model_flops_per_second", flops},
                                      {"gemm_flops_per_second", gemm_rate},
                                      {"utilisation", flops / gemm_rate},
+                                     {"data_sheet_utilisation", peak > 0.0 ? nlohmann::ordered_json(flops / peak) : nullptr},
                                      {"copy_bytes_per_second", rates.copy_bytes_per_second},
                                      {"memory_peak_bytes", peak_bytes},
-                                     {"parts", nlohmann::ordered_json::parse(format_json(rows, mean))}};
+                                     {"profiled_step_seconds", profiled_seconds},
+                                     {"compute_seconds", timeline.compute},
+                                     {"communication_seconds", timeline.communication},
+                                     {"exposed_communication_seconds", timeline.exposed_communication},
+                                     {"idle_seconds", timeline.idle},
+                                     {"parts", nlohmann::ordered_json::parse(format_json(rows, profiled_seconds))}};
     std::printf("%s\n", result.dump().c_str());
     return ExitCode::done;
   }
@@ -234,10 +286,12 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   std::printf("device       %s a rank; %s\n", describe_device(device).c_str(), describe_precision(precision).c_str());
   std::printf("rates        products %s, copy %s, measured at the start on rank 0\n",
               rate_text(rates.gemm_operations_per_second, "FLOP").c_str(), rate_text(rates.copy_bytes_per_second, "B").c_str());
-  std::printf("%s", format_table(rows, mean).c_str());
+  std::printf("%s", format_table(rows, profiled_seconds).c_str());
+  std::printf("timeline     %s\n", describe_timeline(timeline, on_gpu).c_str());
   std::printf("step         %.4f s (median of %lld), %.0f tokens/s, %s = %.1f %% of the products' rate\n", seconds,
               static_cast<long long>(steps), tokens / seconds, rate_text(flops, "FLOP").c_str(), 100.0 * flops / gemm_rate);
-  std::printf("             (6 x parameters + 12 x layers x hidden x head width operations a token)\n");
+  if (peak > 0.0) std::printf("             %.1f %% of %s, the data sheet's dense bf16\n", 100.0 * flops / peak, rate_text(peak, "FLOP").c_str());
+  std::printf("             (6 x parameters without the input embedding's look-up + 12 x layers x hidden x head width operations a token)\n");
   std::printf("memory       %s at the peak\n%s", human_bytes(static_cast<double>(peak_bytes)).c_str(), memory.c_str());
   return ExitCode::done;
 }

@@ -37,7 +37,7 @@ struct ModelContext {
   // Sums equal-shaped partial results over the tensor group.
   void sum_over_tensor(const Tensor& tensor_value) const {
     if (tensor->size() == 1) return;
-    const ProfileScope scope(execution.profiler, "tensor communication", 0.0, 0.0);
+    const ProfileScope scope = ProfileScope::communication(execution.profiler, "tensor communication");
     tensor->all_reduce(tensor_value, ReduceOp::sum, execution.stream);
   }
 };

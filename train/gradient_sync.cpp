@@ -21,13 +21,13 @@ GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, const Executi
 }
 
 void GradientSync::reduce_shared() {
-  const ProfileScope scope(execution_.profiler, "gradient communication", 0.0, 0.0);
+  const ProfileScope scope = ProfileScope::communication(execution_.profiler, "gradient communication");
   for (const Shared& shared : shared_)
     shared.stages->all_reduce(parameters_.gradient(shared.id), ReduceOp::sum, execution_.stream);
 }
 
 void GradientSync::reduce_gradients() {
-  const ProfileScope scope(execution_.profiler, "gradient communication", 0.0, 0.0);
+  const ProfileScope scope = ProfileScope::communication(execution_.profiler, "gradient communication");
   for (const ParameterId id : tensor_partial_)
     tensor_.all_reduce(parameters_.gradient(id), ReduceOp::sum, execution_.stream);
   if (replicas_.size() == 1) return;

@@ -93,7 +93,7 @@ void PipelineExecutor::transfer(std::span<const Instruction> group) {
     transfers.push_back({sends ? Transfer::Direction::send : Transfer::Direction::receive, instruction.peer,
                          transfer_buffer(instruction)});
   }
-  const ProfileScope scope(execution_.profiler, "pipeline communication", 0.0, 0.0);
+  const ProfileScope scope = ProfileScope::communication(execution_.profiler, "pipeline communication");
   pipeline_.exchange(transfers, execution_.stream);
 }
 
