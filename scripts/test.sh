@@ -20,7 +20,6 @@ cmake --preset "$preset"
 cmake --build --preset "$preset"
 # Ranks of the tests share the cores; root is who CI is.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-ctest --preset "$preset" "${selection[@]}"
 
 # The CUDA code compiles wherever there is a compiler for it; its tests need a GPU and skip themselves without one.
 if [ "$preset" = cpu ] && [ ${#selection[@]} -eq 0 ] && command -v nvcc >/dev/null; then
@@ -28,3 +27,6 @@ if [ "$preset" = cpu ] && [ ${#selection[@]} -eq 0 ] && command -v nvcc >/dev/nu
   cmake --build --preset cuda
   ctest --preset cuda -L gpu
 fi
+
+# Last, so that its summary is what a run ends with.
+ctest --preset "$preset" "${selection[@]}"
