@@ -243,9 +243,8 @@ struct Barriers {
   Barrier activated[stages];    // tile A, in place, by the states
   Barrier finished[stages];     // results lie in a tile: the outputs are done with the stage
   Barrier released[stages];     // may be loaded again
-  Barrier published[2];         // a state
-  Barrier consumed[2];          // by the outputs
-  Barrier staged, unstaged;     // a second result tile: written, stored
+  Barrier published;            // the state before a chunk
+  Barrier consumed;             // by the outputs
 
   // `store_arrivals`: 1 when a warp stores results, 0 without outputs.
   __device__ void initialize(int state_warps, int store_arrivals) {
@@ -255,14 +254,23 @@ struct Barriers {
       barrier_init(&finished[s], 4);
       barrier_init(&released[s], state_warps + store_arrivals);
     }
-    for (int s = 0; s < 2; ++s) {
-      barrier_init(&published[s], state_warps);
-      barrier_init(&consumed[s], 4);
-    }
-    barrier_init(&staged, 4);
-    barrier_init(&unstaged, 1);
+    barrier_init(&published, state_warps);
+    barrier_init(&consumed, 4);
     barrier_init_fence();
   }
+};
+
+// A block's shared memory: stages of tiles, the published state if any, powers of the decay, barriers. The state has one
+// place only: it is read early in a chunk and written late in the chunk before, and memory is better spent on a stage more,
+// for it is the latency of copies that the pipeline has to cover.
+template <int D, int tiles_of_stage, int stage_count, bool publishes = true>
+struct SharedLayout {
+  static constexpr int tiles = tiles_of_stage, stages = stage_count;
+  static constexpr int state_offset = stages * tiles * tile_bytes<D>;
+  static constexpr int powers_offset = state_offset + (publishes ? state_bytes<D> : 0);
+  static constexpr int barriers_offset = powers_offset + decay_bytes;
+  static constexpr int bytes = barriers_offset + sizeof(Barriers<stage_count>) + 1024;   // the last to align the first
+  static_assert(bytes <= 227 * 1024);
 };
 
 // The stage of a ring and the parity of its barriers as the i-th chunk has them.
@@ -281,6 +289,7 @@ __device__ __forceinline__ void run_loads(const CUtensorMap* const (&maps)[tiles
                                           char* stage_memory, Barriers<stages>& barriers) {
   Ring<stages> ring;
   const int chunks = place.chunks();
+#pragma unroll 1
   for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int token = place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
     barrier_wait(&barriers.released[ring.index], ring.parity ^ 1);
@@ -320,14 +329,13 @@ class StateRole {
     load(state);
     StateOperand a, next;
     Ring<stages> ring, ahead;
-    Ring<2> slot;
     prepare(0, ahead, a);
     ahead.advance();
-    for (int i = 0; i < chunks_; ++i, ring.advance(), slot.advance()) {
+    for (int i = 0; i < chunks_; ++i, ring.advance()) {
       if constexpr (publish) {
-        barrier_wait(&barriers_.consumed[slot.index], slot.parity ^ 1);
-        store(state, state_memory_ + slot.index * state_bytes<D>);
-        warp_arrive<true>(&barriers_.published[slot.index]);
+        barrier_wait(&barriers_.consumed, (i & 1) ^ 1);
+        store(state, state_memory_);
+        warp_arrive<true>(&barriers_.published);
       }
       const Chunk chunk = chunk_of(i);
       const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
@@ -370,12 +378,12 @@ class StateRole {
     const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
     barrier_wait(&barriers_.loaded[ring.index], ring.parity);
     const std::uint32_t tile = stage_memory_ + ring.index * tiles * tile_bytes<D> + group_ * panel_bytes;
+    // Rows of the operand are the tile's columns, the summed dimension its tokens.
+    const std::uint32_t address = element_address(tile, panel_bytes, (at_.lane / 16) * 8 + at_.lane % 8, 2 * at_.warp + (at_.lane / 8) % 2);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) load_matrices_transposed(address + k * 16 * 128, a.step[k]);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      // Rows of the operand are the tile's columns, the summed dimension its tokens.
-      const std::uint32_t address = element_address(tile, panel_bytes, 16 * k + (at_.lane / 16) * 8 + at_.lane % 8,
-                                                    2 * at_.warp + (at_.lane / 8) % 2);
-      load_matrices_transposed(address, a.step[k]);
       float value[8];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
@@ -385,7 +393,7 @@ class StateRole {
       if constexpr (publish && activation != Activation::none) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) a.step[k][r] = pack(value[2 * r], value[2 * r + 1]);
-        store_matrices_transposed(address, a.step[k]);
+        store_matrices_transposed(address + k * 16 * 128, a.step[k]);
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
@@ -454,19 +462,23 @@ class StateRole {
   int chunks_;
 };
 
-// The storing warp's lane: stores tile `result` of each finished stage, then releases it.
-template <int D, int tiles, int stages>
-__device__ __forceinline__ void run_stores(const CUtensorMap* map, int result, const Place& place, char* stage_memory,
-                                           Barriers<stages>& barriers) {
+// The storing warp's lane: stores tile results[t] of each finished stage through maps[t], then releases the stage.
+template <int D, int tiles, int stages, int count>
+__device__ __forceinline__ void run_stores(const CUtensorMap* const (&maps)[count], const int (&results)[count], const Place& place,
+                                           bool reverse, char* stage_memory, Barriers<stages>& barriers) {
   Ring<stages> ring;
   const int chunks = place.chunks();
+#pragma unroll 1
   for (int i = 0; i < chunks; ++i, ring.advance()) {
+    const int token = place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
     barrier_wait(&barriers.finished[ring.index], ring.parity);
-    const char* const tile = stage_memory + (ring.index * tiles + result) * tile_bytes<D>;
 #pragma unroll
-    for (int panel = 0; panel < D / panel_columns; ++panel)
-      store_tile(map, tile + panel * panel_bytes,
-                 {panel * panel_columns, place.head, place.begin + i * chunk_tokens, place.row});
+    for (int t = 0; t < count; ++t) {
+      const char* const tile = stage_memory + (ring.index * tiles + results[t]) * tile_bytes<D>;
+#pragma unroll
+      for (int panel = 0; panel < D / panel_columns; ++panel)
+        store_tile(maps[t], tile + panel * panel_bytes, {panel * panel_columns, place.head, token, place.row});
+    }
     commit_stores();
     wait_stores_read<0>();
     barrier_arrive(&barriers.released[ring.index]);
@@ -480,8 +492,12 @@ __device__ __forceinline__ char* aligned_shared_memory() {
   return raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
 }
 
-// How 65536 registers are dealt out among the four warpgroups of a block with D = 128.
-inline constexpr int copy_registers = 24, state_registers = 144, output_registers = 200;
+// How 65536 registers are dealt out among a block's warpgroups.
+inline constexpr int copy_registers = 24;
+template <int D>
+inline constexpr int state_registers = D == 128 ? 136 : 232;
+template <int D>
+inline constexpr int output_registers = D == 128 ? 216 : 248;
 
 template <int D>
 inline constexpr int block_threads = warpgroup_threads * (2 + state_groups<D>);

@@ -35,13 +35,7 @@ __device__ __forceinline__ void multiply(float (&results)[n], const float (&fact
 
 // Tiles of a stage: key, value, d_output, query. d_query takes the query's place.
 template <int D>
-struct QueryShared {
-  static constexpr int tiles = 4, stages = 2;
-  static constexpr int states_offset = stages * tiles * tile_bytes<D>;
-  static constexpr int powers_offset = states_offset + 2 * state_bytes<D>;
-  static constexpr int barriers_offset = powers_offset + decay_bytes;
-  static constexpr int bytes = barriers_offset + sizeof(Barriers<stages>) + 1024;
-};
+using QueryShared = SharedLayout<D, 4, D == 128 ? 3 : 6>;
 
 template <int D, Activation activation, bool documents_present, class Decay>
 __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& arguments, const Place& place, const Decay& decay,
@@ -50,14 +44,12 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
   constexpr int tiles = QueryShared<D>::tiles, state_panel = D * panel_columns * 2;
   const ThreadPlace at;
   Ring<QueryShared<D>::stages> ring;
-  Ring<2> slot;
   const int chunks = place.chunks();
-  for (int i = 0; i < chunks; ++i, ring.advance(), slot.advance()) {
+  for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int begin = place.begin + i * chunk_tokens;
     const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, min(chunk_tokens, place.end - begin));
     const std::uint32_t key = stage_memory + ring.index * tiles * tile_bytes<D>;
     const std::uint32_t value = key + tile_bytes<D>, d_output = value + tile_bytes<D>, query = d_output + tile_bytes<D>;
-    const std::uint32_t state = state_memory + slot.index * state_bytes<D>;
 
     barrier_wait(&barriers.loaded[ring.index], ring.parity);
     float scores[32];
@@ -67,12 +59,12 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
       product<Major::summed>(scores, along_rows(d_output, panel_bytes, k), along_rows(value, panel_bytes, k), k > 0);
     products_commit();
 
-    barrier_wait(&barriers.published[slot.index], slot.parity);
+    barrier_wait(&barriers.published, i & 1);
     float d_query[D / 2];
     products_begin();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(state, state_panel, k), k > 0);
+      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(state_memory, state_panel, k), k > 0);
     products_commit();
 
     products_wait<1>();
@@ -81,7 +73,7 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
     mask_scores<false>(scores, decay, documents, at, p);
     products_wait<0>();
     pin(d_query);
-    warp_arrive(&barriers.consumed[slot.index]);
+    warp_arrive(&barriers.consumed);
     scale_rows(d_query, documents.reads_state(at.row) ? decay.from_start(at.row) : 0.0f,
                documents.reads_state(at.row + 8) ? decay.from_start(at.row + 8) : 0.0f);
     pin(d_query);
@@ -107,7 +99,7 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
     backward_query_kernel(const __grid_constant__ BackwardQueryArguments arguments) {
   using Shared = QueryShared<D>;
   char* const memory = aligned_shared_memory();
-  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::states_offset;
+  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::state_offset;
   float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
   auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
   const Place place(arguments.sweep);
@@ -118,51 +110,42 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
 
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
-    if constexpr (D == 128) lower_registers<copy_registers>();
+    lower_registers<copy_registers>();
     if (threadIdx.x == 0) {
       const CUtensorMap* const maps[4] = {&arguments.key, &arguments.value, &arguments.d_output, &arguments.query};
       run_loads<D, 4, Shared::stages>(maps, place, false, memory, barriers);
     } else if (threadIdx.x == 32) {
-      run_stores<D, 4, Shared::stages>(&arguments.d_query, 3, place, memory, barriers);
+      run_stores<D, 4, Shared::stages>({&arguments.d_query}, {3}, place, false, memory, barriers);
     }
   } else if (role == 1) {
-    if constexpr (D == 128) raise_registers<output_registers>();
+    raise_registers<output_registers<D>>();
     run_query_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
   } else {
-    if constexpr (D == 128) raise_registers<state_registers>();
+    raise_registers<state_registers<D>>();
     StateRole<D, 4, Shared::stages, activation, documents_present, false, true, Decay>(
         arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
   }
 }
 
-// Tiles of a stage: query, d_output, key, value. d_key takes the key's place; d_value a tile of its own.
+// Tiles of a stage: query, d_output, key, value. d_key and d_value take the places of key and value.
 template <int D>
-struct KeyValueShared {
-  static constexpr int tiles = 4, stages = 2;
-  static constexpr int states_offset = stages * tiles * tile_bytes<D>;
-  static constexpr int staging_offset = states_offset + 2 * state_bytes<D>;
-  static constexpr int powers_offset = staging_offset + tile_bytes<D>;
-  static constexpr int barriers_offset = powers_offset + decay_bytes;
-  static constexpr int bytes = barriers_offset + sizeof(Barriers<stages>) + 1024;
-};
+using KeyValueShared = SharedLayout<D, 4, D == 128 ? 3 : 6>;
 
 template <int D, Activation activation, bool documents_present, class Decay>
 __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArguments& arguments, const Place& place,
                                                       const Decay& decay, std::uint32_t stage_memory,
-                                                      std::uint32_t state_memory, std::uint32_t staging,
+                                                      std::uint32_t state_memory,
                                                       Barriers<KeyValueShared<D>::stages>& barriers) {
   constexpr int tiles = KeyValueShared<D>::tiles, state_panel = D * panel_columns * 2;
   const ThreadPlace at;
   Ring<KeyValueShared<D>::stages> ring;
-  Ring<2> slot;
   const int chunks = place.chunks();
-  for (int i = 0; i < chunks; ++i, ring.advance(), slot.advance()) {
+  for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int begin = place.begin + (chunks - 1 - i) * chunk_tokens;
     const int tokens = min(chunk_tokens, place.end - begin);
     const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
     const std::uint32_t query = stage_memory + ring.index * tiles * tile_bytes<D>;
     const std::uint32_t d_output = query + tile_bytes<D>, key = d_output + tile_bytes<D>, value = key + tile_bytes<D>;
-    const std::uint32_t state = state_memory + slot.index * state_bytes<D>;
     const float first = documents.joins_state(at.row) ? decay.to_end(at.row, tokens) : 0.0f;
     const float second = documents.joins_state(at.row + 8) ? decay.to_end(at.row + 8, tokens) : 0.0f;
 
@@ -184,11 +167,11 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
 #pragma unroll
       for (int k = 0; k < D / 16; ++k) product<Major::summed>(scores, k_rows.step[k], along_rows(query, panel_bytes, k), k > 0);
       products_commit();
-      barrier_wait(&barriers.published[slot.index], slot.parity);
+      barrier_wait(&barriers.published, i & 1);
       products_begin();
 #pragma unroll
       for (int k = 0; k < D / 16; ++k)
-        product<Major::outer>(d_value, k_rows.step[k], along_columns(state, state_panel, k), k > 0);
+        product<Major::outer>(d_value, k_rows.step[k], along_columns(state_memory, state_panel, k), k > 0);
       products_commit();
       products_wait<2>();
       pin(d_scores);
@@ -208,25 +191,22 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     products_commit();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(state, state_panel, k), k > 0);
+      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(state_memory, state_panel, k), k > 0);
     products_commit();
-    products_wait<1>();
-    pin(d_value);
-    hold(p);
-    if (arguments.add_to != nullptr) add_previous<D>(d_value, arguments.add_to, arguments.add_strides, place, begin, tokens, at);
-    barrier_wait(&barriers.unstaged, (i & 1) ^ 1);
-    store_results<D>(d_value, staging, at);
-    warp_arrive<true>(&barriers.staged);
-
     products_wait<0>();
+    pin(d_value);
     pin(d_key);
-    warp_arrive(&barriers.consumed[slot.index]);
+    hold(p);
+    warp_arrive(&barriers.consumed);
     scale_rows(d_key, first, second);
     pin(d_key);
     products_begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k) product<Major::outer>(d_key, d_p[k], along_columns(query, panel_bytes, k), true);
     products_commit();
+    if (arguments.add_to != nullptr) add_previous<D>(d_value, arguments.add_to, arguments.add_strides, place, begin, tokens, at);
+    named_barrier(1, warpgroup_threads);   // all warps' products have read the value
+    store_results<D>(d_value, value, at);
     float factors[D / 2];
     load_derivatives<D, activation>(key, at, factors);
     products_wait<0>();
@@ -239,39 +219,12 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
   }
 }
 
-// The storing lane: d_value from its own tile, then d_key from the stage.
-template <int D>
-__device__ __forceinline__ void run_key_value_stores(const BackwardKeyValueArguments& arguments, const Place& place,
-                                                     const char* stage_memory, const char* staging,
-                                                     Barriers<KeyValueShared<D>::stages>& barriers) {
-  using Shared = KeyValueShared<D>;
-  Ring<Shared::stages> ring;
-  const int chunks = place.chunks();
-  const auto store = [&](const CUtensorMap* map, const char* tile, int token) {
-#pragma unroll
-    for (int panel = 0; panel < D / panel_columns; ++panel)
-      store_tile(map, tile + panel * panel_bytes, {panel * panel_columns, place.head, token, place.row});
-    commit_stores();
-    wait_stores_read<0>();
-  };
-  for (int i = 0; i < chunks; ++i, ring.advance()) {
-    const int token = place.begin + (chunks - 1 - i) * chunk_tokens;
-    barrier_wait(&barriers.staged, i & 1);
-    store(&arguments.d_value, staging, token);
-    barrier_arrive(&barriers.unstaged);
-    barrier_wait(&barriers.finished[ring.index], ring.parity);
-    store(&arguments.d_key, stage_memory + (ring.index * Shared::tiles + 2) * tile_bytes<D>, token);
-    barrier_arrive(&barriers.released[ring.index]);
-  }
-  wait_stores();
-}
-
 template <int D, Activation activation, bool documents_present, class Decay>
 __global__ void __launch_bounds__(block_threads<D>, 1)
     backward_key_value_kernel(const __grid_constant__ BackwardKeyValueArguments arguments) {
   using Shared = KeyValueShared<D>;
   char* const memory = aligned_shared_memory();
-  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::states_offset;
+  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::state_offset;
   float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
   auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
   const Place place(arguments.sweep);
@@ -282,19 +235,18 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
 
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
-    if constexpr (D == 128) lower_registers<copy_registers>();
+    lower_registers<copy_registers>();
     if (threadIdx.x == 0) {
       const CUtensorMap* const maps[4] = {&arguments.query, &arguments.d_output, &arguments.key, &arguments.value};
       run_loads<D, 4, Shared::stages>(maps, place, true, memory, barriers);
     } else if (threadIdx.x == 32) {
-      run_key_value_stores<D>(arguments, place, memory, memory + Shared::staging_offset, barriers);
+      run_stores<D, 4, Shared::stages>({&arguments.d_key, &arguments.d_value}, {2, 3}, place, true, memory, barriers);
     }
   } else if (role == 1) {
-    if constexpr (D == 128) raise_registers<output_registers>();
-    run_key_value_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory,
-                                         stage_memory + Shared::staging_offset, barriers);
+    raise_registers<output_registers<D>>();
+    run_key_value_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
   } else {
-    if constexpr (D == 128) raise_registers<state_registers>();
+    raise_registers<state_registers<D>>();
     StateRole<D, 4, Shared::stages, activation, documents_present, true, true, Decay>(
         arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
   }

@@ -8,13 +8,7 @@ namespace {
 
 // Tiles of a stage: key, value, query. The output takes the query's place once that is in registers.
 template <int D>
-struct ForwardShared {
-  static constexpr int tiles = 3, stages = 3;
-  static constexpr int states_offset = stages * tiles * tile_bytes<D>;
-  static constexpr int powers_offset = states_offset + 2 * state_bytes<D>;
-  static constexpr int barriers_offset = powers_offset + decay_bytes;
-  static constexpr int bytes = barriers_offset + sizeof(Barriers<stages>) + 1024;
-};
+using ForwardShared = SharedLayout<D, 3, D == 128 ? 4 : 8>;
 
 template <int D, Activation activation, bool documents_present, class Decay>
 __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, const Place& place, const Decay& decay,
@@ -23,7 +17,6 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
   constexpr int tiles = ForwardShared<D>::tiles, state_panel = D * panel_columns * 2;
   const ThreadPlace at;
   Ring<ForwardShared<D>::stages> ring, ahead;
-  Ring<2> slot;
   const int chunks = place.chunks();
   const auto tile = [&](int stage, int index) { return stage_memory + (stage * tiles + index) * tile_bytes<D>; };
   Fragments<D> q, next;
@@ -33,12 +26,11 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     ahead.advance();
   };
   load_query(q);
-  for (int i = 0; i < chunks; ++i, ring.advance(), slot.advance()) {
+  for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int begin = place.begin + i * chunk_tokens;
     const int tokens = min(chunk_tokens, place.end - begin);
     const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
     const std::uint32_t key = tile(ring.index, 0), value = tile(ring.index, 1), query = tile(ring.index, 2);
-    const std::uint32_t state = state_memory + slot.index * state_bytes<D>;
 
     if constexpr (activation != Activation::none) barrier_wait(&barriers.activated[ring.index], ring.parity);
     float scores[32];
@@ -47,11 +39,11 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     for (int k = 0; k < D / 16; ++k) product<Major::summed>(scores, q.step[k], along_rows(key, panel_bytes, k), k > 0);
     products_commit();
 
-    barrier_wait(&barriers.published[slot.index], slot.parity);
+    barrier_wait(&barriers.published, i & 1);
     float output[D / 2];
     products_begin();
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) product<Major::outer>(output, q.step[k], along_columns(state, state_panel, k), k > 0);
+    for (int k = 0; k < D / 16; ++k) product<Major::outer>(output, q.step[k], along_columns(state_memory, state_panel, k), k > 0);
     products_commit();
 
     products_wait<1>();
@@ -61,7 +53,7 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     products_wait<0>();
     pin(output);
     hold(q.step);
-    warp_arrive(&barriers.consumed[slot.index]);
+    warp_arrive(&barriers.consumed);
     scale_rows(output, documents.reads_state(at.row) ? decay.from_start(at.row) : 0.0f,
                documents.reads_state(at.row + 8) ? decay.from_start(at.row + 8) : 0.0f);
     pin(output);
@@ -103,7 +95,7 @@ template <int D, Activation activation, bool documents_present, class Decay>
 __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __grid_constant__ ForwardArguments arguments) {
   using Shared = ForwardShared<D>;
   char* const memory = aligned_shared_memory();
-  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::states_offset;
+  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::state_offset;
   float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
   auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
   const Place place(arguments.sweep);
@@ -114,18 +106,18 @@ __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __gr
 
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
-    if constexpr (D == 128) lower_registers<copy_registers>();
+    lower_registers<copy_registers>();
     if (threadIdx.x == 0) {
       const CUtensorMap* const maps[3] = {&arguments.key, &arguments.value, &arguments.query};
       run_loads<D, 3, Shared::stages>(maps, place, false, memory, barriers);
     } else if (threadIdx.x == 32) {
-      run_stores<D, 3, Shared::stages>(&arguments.output, 2, place, memory, barriers);
+      run_stores<D, 3, Shared::stages>({&arguments.output}, {2}, place, false, memory, barriers);
     }
   } else if (role == 1) {
-    if constexpr (D == 128) raise_registers<output_registers>();
+    raise_registers<output_registers<D>>();
     run_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
   } else {
-    if constexpr (D == 128) raise_registers<state_registers>();
+    raise_registers<state_registers<D>>();
     StateRole<D, 3, Shared::stages, activation, documents_present, false, true, Decay>(
         arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
   }
@@ -133,12 +125,7 @@ __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __gr
 
 // States alone: tiles A and B of a stage, no outputs.
 template <int D>
-struct StatesShared {
-  static constexpr int tiles = 2, stages = 6;
-  static constexpr int powers_offset = stages * tiles * tile_bytes<D>;
-  static constexpr int barriers_offset = powers_offset + decay_bytes;
-  static constexpr int bytes = barriers_offset + sizeof(Barriers<stages>) + 1024;
-};
+using StatesShared = SharedLayout<D, 2, 6, false>;
 
 template <int D, Activation activation, bool documents_present, bool reverse, class Decay>
 __global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
