@@ -23,8 +23,8 @@ struct LinearAttentionInputs {
   DecayKind decay = DecayKind::per_head;
   Tensor slope;              // fp64 [heads], >= 0, of this rank's heads: decay = exp(-slope)
   // LRPE (TransNormerLLM, section 3.1.1): phi(x)_m = [x cos(m theta), x sin(m theta)] on activated q and k, which doubles
-  // the state's key width. theta fp64 [heads, key width], or null for none. positions int64 [batch, length]. Angles are
-  // formed in fp64 and reduced modulo 2 pi.
+  // the state's key width. theta fp64 [heads, key width], or null for none. positions int64 [batch, length], from 0
+  // and below 2^32. Angles are formed in fp64 or in fixed point, and reduced modulo 2 pi.
   Tensor theta, positions;
   // Documents in a row: int64 [segments + 1] offsets into batch * length, increasing, the first 0, the last
   // batch * length; every multiple of length is among them. The state starts anew at each, except that a row's first

@@ -2,34 +2,22 @@
 // chunk; its warpgroups have roles:
 //   copies    one warp loads tiles ahead of their use, another stores finished ones;
 //   states    hold the state S [D, D] in registers, fp32, 64 of its rows each; publish it to shared memory in bf16 before
-//             each chunk, and update it: S = carry * S + (factor * act(A))^T B, with A and B two tiles of the chunk;
+//             each chunk, and update it: S = carry * S + (factor * phi(A))^T B, with A and B two tiles of the chunk;
 //   outputs   one warpgroup that turns tiles and the published state into the chunk's results.
 // Forward sweeps have A = key, B = value; reverse ones A = query, B = d_output.
 #pragma once
 
 #include "framework/device.h"
-#include "kernels/activation.h"
-#include "kernels/cuda/hopper/wgmma.cuh"
+#include "kernels/cuda/hopper/attention_features.cuh"
 
 namespace fulmen::cuda::hopper {
-
-inline constexpr int chunk_tokens = 64;
-inline constexpr int warpgroup_threads = 128;
-inline constexpr int panel_columns = 64;                          // columns of one swizzled panel: rows of 128 bytes
-inline constexpr int panel_bytes = chunk_tokens * panel_columns * 2;
-
-template <int D>
-inline constexpr int tile_bytes = D / panel_columns * panel_bytes;   // of a [64, D] tile, panel after panel
-template <int D>
-inline constexpr int state_bytes = D * D * 2;                        // of a published state, [D, 64] panels
-template <int D>
-inline constexpr int state_groups = D / 64;                          // warpgroups that hold the state
 
 // The problem as every sweep sees it. Pieces cut rows at multiples of a chunk when there are too few heads to fill the GPU.
 struct Sweep {
   int length = 0, heads = 0;
   int piece_tokens = 0, pieces = 1, first_piece = 0;   // the grid's second dimension counts from first_piece
   const double* slope = nullptr;            // [heads]
+  Rotation rotation;
   // Per token of [batch, length], or null when every row is one document: where in the row its document begins, -1 for a
   // row's first; and where it ends, past the row for its last.
   const int* document_begin = nullptr;
@@ -109,94 +97,6 @@ struct ChunkDocuments {
   __device__ bool reaches_start(int i) const { return !present || (first_begin < 0 && i < first_end); }
 };
 
-// Address of 8 elements of a swizzled tile: `panel` bytes lie between panels.
-__device__ __forceinline__ std::uint32_t element_address(std::uint32_t tile, int panel, int row, int eighth) {
-  return tile + (eighth >> 3) * panel + row * 128 + (((eighth ^ row) & 7) << 4);
-}
-
-// Descriptors of step k (16 summed elements) of an operand in a [64, D] tile, or in a published state.
-__device__ __forceinline__ std::uint64_t along_rows(std::uint32_t tile, int panel, int k) {      // the summed dimension is contiguous
-  return descriptor(tile + (k >> 2) * panel + (k & 3) * 32, 16);
-}
-__device__ __forceinline__ std::uint64_t along_columns(std::uint32_t tile, int panel, int k) {   // the outer one is
-  return descriptor(tile + k * 2048, panel);
-}
-
-// sigmoid of two numbers with three special-function operations. Far below zero the exponential is held at a size whose
-// products stay finite; the result, 1e-25, is zero beside anything.
-__device__ __forceinline__ void sigmoids(float a, float b, float& sigmoid_a, float& sigmoid_b) {
-  constexpr float minus_log2_e = -1.4426950408889634f, most = 57.0f;
-  float exp_a, exp_b, inverse;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exp_a) : "f"(fminf(a * minus_log2_e, most)));
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exp_b) : "f"(fminf(b * minus_log2_e, most)));
-  exp_a += 1.0f, exp_b += 1.0f;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(exp_a * exp_b));
-  sigmoid_a = inverse * exp_b, sigmoid_b = inverse * exp_a;
-}
-
-template <Activation activation>
-__device__ __forceinline__ void activate(float& a, float& b) {
-  if constexpr (activation == Activation::silu) {
-    float sigmoid_a, sigmoid_b;
-    sigmoids(a, b, sigmoid_a, sigmoid_b);
-    a *= sigmoid_a, b *= sigmoid_b;
-  }
-}
-
-// act'(x) of two elements.
-template <Activation activation>
-__device__ __forceinline__ void derivatives(float a, float b, float& d_a, float& d_b) {
-  d_a = 1.0f, d_b = 1.0f;
-  if constexpr (activation == Activation::silu) {
-    float sigmoid_a, sigmoid_b;
-    sigmoids(a, b, sigmoid_a, sigmoid_b);
-    d_a = sigmoid_a * (1.0f + a * (1.0f - sigmoid_a));
-    d_b = sigmoid_b * (1.0f + b * (1.0f - sigmoid_b));
-  }
-}
-
-template <Activation activation>
-__device__ __forceinline__ std::uint32_t activate_packed(std::uint32_t packed) {
-  if constexpr (activation == Activation::none) return packed;
-  float a = low_half(packed), b = high_half(packed);
-  activate<activation>(a, b);
-  return pack(a, b);
-}
-
-// A thread's place in the results of a product: rows `row` and `row + 8` of 64, columns 8 j + `column` and the next.
-struct ThreadPlace {
-  int warp = (threadIdx.x / 32) % 4, lane = threadIdx.x % 32;
-  int row = 16 * warp + lane / 4;
-  int column = 2 * (lane % 4);
-};
-
-template <int D>
-struct Fragments {                     // a [64, D] tile as the A operand of products, D / 16 steps
-  std::uint32_t step[D / 16][4];
-};
-
-// Reads a tile's 64 rows as operand A, activating them.
-template <int D, Activation activation>
-__device__ __forceinline__ void load_fragments(std::uint32_t tile, const ThreadPlace& at, Fragments<D>& fragments) {
-#pragma unroll
-  for (int k = 0; k < D / 16; ++k) {
-    load_matrices(element_address(tile, panel_bytes, 16 * at.warp + at.lane % 16, 2 * k + at.lane / 16), fragments.step[k]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) fragments.step[k][i] = activate_packed<activation>(fragments.step[k][i]);
-  }
-}
-
-// Writes results [64, D] to a tile in bf16.
-template <int D>
-__device__ __forceinline__ void store_results(const float (&results)[D / 2], std::uint32_t tile, const ThreadPlace& at) {
-#pragma unroll
-  for (int g = 0; g < D / 16; ++g) {
-    const float* const d = results + 8 * g;
-    const std::uint32_t r[4] = {pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7])};
-    store_matrices(element_address(tile, panel_bytes, 16 * at.warp + at.lane % 16, 2 * g + at.lane / 16), r);
-  }
-}
-
 // Scores [64, 64] of queries (rows) and keys, decayed and masked, as operand A of four steps; `transposed`: of keys (rows)
 // and queries.
 template <bool transposed, bool documents_present, class Decay>
@@ -240,7 +140,7 @@ __device__ __forceinline__ void scale_rows(float (&results)[n], float first, flo
 template <int stages>
 struct Barriers {
   Barrier loaded[stages];       // by the copy engine
-  Barrier activated[stages];    // tile A, in place, by the states
+  Barrier mapped[stages];       // tile A became its features, in place, by the states
   Barrier finished[stages];     // results lie in a tile: the outputs are done with the stage
   Barrier released[stages];     // may be loaded again
   Barrier published;            // the state before a chunk
@@ -250,7 +150,7 @@ struct Barriers {
   __device__ void initialize(int state_warps, int store_arrivals) {
     for (int s = 0; s < stages; ++s) {
       barrier_init(&loaded[s], 1);
-      barrier_init(&activated[s], state_warps);
+      barrier_init(&mapped[s], state_warps);
       barrier_init(&finished[s], 4);
       barrier_init(&released[s], state_warps + store_arrivals);
     }
@@ -260,7 +160,7 @@ struct Barriers {
   }
 };
 
-// A block's shared memory: stages of tiles, the published state if any, powers of the decay, barriers. The state has one
+// A block's shared memory: stages of tiles, the published state if any, powers of the decay, LRPE's turns, barriers. The state has one
 // place only: it is read early in a chunk and written late in the chunk before, and memory is better spent on a stage more,
 // for it is the latency of copies that the pipeline has to cover.
 template <int D, int tiles_of_stage, int stage_count, bool publishes = true>
@@ -268,7 +168,8 @@ struct SharedLayout {
   static constexpr int tiles = tiles_of_stage, stages = stage_count;
   static constexpr int state_offset = stages * tiles * tile_bytes<D>;
   static constexpr int powers_offset = state_offset + (publishes ? state_bytes<D> : 0);
-  static constexpr int barriers_offset = powers_offset + decay_bytes;
+  static constexpr int turns_offset = powers_offset + decay_bytes;
+  static constexpr int barriers_offset = turns_offset + D * static_cast<int>(sizeof(std::uint64_t));
   static constexpr int bytes = barriers_offset + sizeof(Barriers<stage_count>) + 1024;   // the last to align the first
   static_assert(bytes <= 227 * 1024);
 };
@@ -283,67 +184,118 @@ struct Ring {
   }
 };
 
+// The block's dynamic shared memory, aligned to what swizzled tiles need.
+__device__ __forceinline__ char* aligned_shared_memory() {
+  extern __shared__ char raw[];
+  return raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+}
+
+// What all roles of a block share.
+template <class Shared, int D, Feature feature, class Decay>
+struct Block {
+  static constexpr int tiles = Shared::tiles, stages = Shared::stages;
+
+  // Every thread of the block. `store_arrivals`: 1 when a warp stores results, 0 without outputs.
+  __device__ __forceinline__ Block(const Sweep& sweep, int store_arrivals)
+      : memory(aligned_shared_memory()),
+        state(shared_address(memory) + Shared::state_offset),
+        barriers(*reinterpret_cast<Barriers<stages>*>(memory + Shared::barriers_offset)),
+        place(sweep),
+        decay{reinterpret_cast<float*>(memory + Shared::powers_offset)},
+        features(sweep.rotation, reinterpret_cast<std::uint64_t*>(memory + Shared::turns_offset), place.row, place.end) {
+    if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, store_arrivals);
+    Decay::prepare(reinterpret_cast<float*>(memory + Shared::powers_offset), sweep.slope[place.head]);
+    features.template prepare<D>(sweep.rotation, place.head, reinterpret_cast<std::uint64_t*>(memory + Shared::turns_offset));
+    __syncthreads();
+  }
+  __device__ __forceinline__ std::uint32_t tile(int stage, int index) const {
+    return shared_address(memory) + (stage * tiles + index) * tile_bytes<D>;
+  }
+
+  char* memory;
+  std::uint32_t state;   // where it is published
+  Barriers<stages>& barriers;
+  Place place;
+  Decay decay;
+  FeatureMap<feature> features;
+};
+
 // The loading warp's lane: tile t of a chunk from maps[t].
-template <int D, int tiles, int stages>
-__device__ __forceinline__ void run_loads(const CUtensorMap* const (&maps)[tiles], const Place& place, bool reverse,
-                                          char* stage_memory, Barriers<stages>& barriers) {
-  Ring<stages> ring;
-  const int chunks = place.chunks();
+template <int D, class Block>
+__device__ __forceinline__ void run_loads(const Block& block, const CUtensorMap* const (&maps)[Block::tiles], bool reverse) {
+  Ring<Block::stages> ring;
+  const int chunks = block.place.chunks();
 #pragma unroll 1
   for (int i = 0; i < chunks; ++i, ring.advance()) {
-    const int token = place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
-    barrier_wait(&barriers.released[ring.index], ring.parity ^ 1);
-    barrier_expect(&barriers.loaded[ring.index], tiles * tile_bytes<D>);
-    char* const stage = stage_memory + ring.index * tiles * tile_bytes<D>;
+    const int token = block.place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
+    barrier_wait(&block.barriers.released[ring.index], ring.parity ^ 1);
+    barrier_expect(&block.barriers.loaded[ring.index], Block::tiles * tile_bytes<D>);
+    char* const stage = block.memory + ring.index * Block::tiles * tile_bytes<D>;
 #pragma unroll
-    for (int t = 0; t < tiles; ++t)
+    for (int t = 0; t < Block::tiles; ++t)
 #pragma unroll
       for (int panel = 0; panel < D / panel_columns; ++panel)
-        load_tile(maps[t], stage + t * tile_bytes<D> + panel * panel_bytes, &barriers.loaded[ring.index],
-                  {panel * panel_columns, place.head, token, place.row});
+        load_tile(maps[t], stage + t * tile_bytes<D> + panel * panel_bytes, &block.barriers.loaded[ring.index],
+                  {panel * panel_columns, block.place.head, token, block.place.row});
   }
 }
 
-// Operand A of a state's update: 64 columns of tile A, transposed, activated and scaled.
+// The storing warp's lane: stores tile results[t] of each finished stage through maps[t], then releases the stage.
+template <int D, class Block, int count>
+__device__ __forceinline__ void run_stores(const Block& block, const CUtensorMap* const (&maps)[count], const int (&results)[count],
+                                           bool reverse) {
+  Ring<Block::stages> ring;
+  const int chunks = block.place.chunks();
+#pragma unroll 1
+  for (int i = 0; i < chunks; ++i, ring.advance()) {
+    const int token = block.place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
+    barrier_wait(&block.barriers.finished[ring.index], ring.parity);
+#pragma unroll
+    for (int t = 0; t < count; ++t) {
+      const char* const tile = block.memory + (ring.index * Block::tiles + results[t]) * tile_bytes<D>;
+#pragma unroll
+      for (int panel = 0; panel < D / panel_columns; ++panel)
+        store_tile(maps[t], tile + panel * panel_bytes, {panel * panel_columns, block.place.head, token, block.place.row});
+    }
+    commit_stores();
+    wait_stores_read<0>();
+    barrier_arrive(&block.barriers.released[ring.index]);
+  }
+  wait_stores();
+}
+
+// Operand A of a state's update: 64 columns of tile A's features, transposed and scaled.
 struct StateOperand {
   std::uint32_t step[4][4];
 };
 
 // One of the warpgroups that hold the state; `group` says which 64 rows. Tiles A and B are the first two of a stage.
-template <int D, int tiles, int stages, Activation activation, bool documents_present, bool reverse, bool publish, class Decay>
+template <class Block, int D, Feature feature, bool documents_present, bool reverse, bool publish>
 class StateRole {
  public:
-  __device__ StateRole(const Sweep& sweep, const Place& place, const Decay& decay, int group, std::uint32_t stage_memory,
-                       std::uint32_t state_memory, Barriers<stages>& barriers)
-      : sweep_(sweep),
-        place_(place),
-        decay_(decay),
-        group_(group),
-        stage_memory_(stage_memory),
-        state_memory_(state_memory),
-        barriers_(barriers),
-        chunks_(place.chunks()) {}
+  __device__ StateRole(const Sweep& sweep, const Block& block, int group)
+      : sweep_(sweep), block_(block), place_(block.place), barriers_(block.barriers), group_(group), chunks_(place_.chunks()) {}
 
   __device__ __forceinline__ void run() {
     float state[D / 2];
     load(state);
     StateOperand a, next;
-    Ring<stages> ring, ahead;
+    Ring<Block::stages> ring, ahead;
     prepare(0, ahead, a);
     ahead.advance();
     for (int i = 0; i < chunks_; ++i, ring.advance()) {
       if constexpr (publish) {
         barrier_wait(&barriers_.consumed, (i & 1) ^ 1);
-        store(state, state_memory_);
+        store(state);
         warp_arrive<true>(&barriers_.published);
       }
       const Chunk chunk = chunk_of(i);
       const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
-      const float carry = documents.state_passes() ? decay_.across(chunk.tokens) : 0.0f;
+      const float carry = documents.state_passes() ? block_.decay.across(chunk.tokens) : 0.0f;
 #pragma unroll
       for (int j = 0; j < D / 2; ++j) state[j] *= carry;
       pin(state);
-      const std::uint32_t tile_b = stage_memory_ + ring.index * tiles * tile_bytes<D> + tile_bytes<D>;
+      const std::uint32_t tile_b = block_.tile(ring.index, 1);
       products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) product<Major::outer>(state, a.step[k], along_columns(tile_b, panel_bytes, k), true);
@@ -373,24 +325,37 @@ class StateRole {
 
   __device__ int token(int k, int t) const { return 16 * k + at_.column + (t & 1) + 8 * (t >> 1); }
 
-  __device__ __forceinline__ void prepare(int i, const Ring<stages>& ring, StateOperand& a) {
+  __device__ __forceinline__ void prepare(int i, const Ring<Block::stages>& ring, StateOperand& a) {
     const Chunk chunk = chunk_of(i);
     const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
     barrier_wait(&barriers_.loaded[ring.index], ring.parity);
-    const std::uint32_t tile = stage_memory_ + ring.index * tiles * tile_bytes<D> + group_ * panel_bytes;
+    const std::uint32_t tile = block_.tile(ring.index, 0) + group_ * panel_bytes;
     // Rows of the operand are the tile's columns, the summed dimension its tokens.
     const std::uint32_t address = element_address(tile, panel_bytes, (at_.lane / 16) * 8 + at_.lane % 8, 2 * at_.warp + (at_.lane / 8) % 2);
 #pragma unroll
     for (int k = 0; k < 4; ++k) load_matrices_transposed(address + k * 16 * 128, a.step[k]);
+    const int column = 64 * group_ + 16 * at_.warp + at_.lane / 4;   // and column + 8
+    std::uint64_t turns[2] = {0, 0};
+    if constexpr (block_.features.rotates) turns[0] = block_.features.turns(column), turns[1] = block_.features.turns(column + 8);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
+      std::uint32_t positions[4] = {0, 0, 0, 0};
+      if constexpr (block_.features.rotates) {
+#pragma unroll
+        for (int t = 0; t < 4; ++t) positions[t] = block_.features.position(chunk.begin + token(k, t));
+      }
       float value[8];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         value[2 * r] = low_half(a.step[k][r]), value[2 * r + 1] = high_half(a.step[k][r]);
-        activate<activation>(value[2 * r], value[2 * r + 1]);
+        block_.features.activate(value[2 * r], value[2 * r + 1]);
+        if constexpr (block_.features.rotates) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            value[2 * r + e] *= block_.features.sine(block_.features.angle(turns[r & 1], positions[e + 2 * (r >> 1)]));
+        }
       }
-      if constexpr (publish && activation != Activation::none) {
+      if constexpr (publish && feature != Feature::plain) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) a.step[k][r] = pack(value[2 * r], value[2 * r + 1]);
         store_matrices_transposed(address + k * 16 * 128, a.step[k]);
@@ -402,13 +367,13 @@ class StateRole {
         for (int e = 0; e < 2; ++e) {
           const int t = e + 2 * (r >> 1);
           const bool counts = reverse ? documents.reaches_start(token(k, t)) : documents.joins_state(token(k, t));
-          factor[e] = reverse ? decay_.from_start(token(k, t)) : decay_.to_end(token(k, t), chunk.tokens);
+          factor[e] = reverse ? block_.decay.from_start(token(k, t)) : block_.decay.to_end(token(k, t), chunk.tokens);
           if (!counts) factor[e] = 0.0f;
         }
         a.step[k][r] = pack(value[2 * r] * factor[0], value[2 * r + 1] * factor[1]);
       }
     }
-    if constexpr (publish && activation != Activation::none) warp_arrive<true>(&barriers_.activated[ring.index]);
+    if constexpr (publish && feature != Feature::plain) warp_arrive<true>(&barriers_.mapped[ring.index]);
   }
 
   __device__ std::int64_t head() const { return static_cast<std::int64_t>(place_.row) * sweep_.heads + place_.head; }
@@ -431,13 +396,12 @@ class StateRole {
   }
 
   // In bf16, for the outputs.
-  __device__ __forceinline__ void store(const float (&state)[D / 2], std::uint32_t to) const {
-    constexpr int state_panel = D * panel_columns * 2;
+  __device__ __forceinline__ void store(const float (&state)[D / 2]) const {
 #pragma unroll
     for (int g = 0; g < D / 16; ++g) {
       const float* const d = state + 8 * g;
       const std::uint32_t r[4] = {pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7])};
-      store_matrices(element_address(to, state_panel, 64 * group_ + 16 * at_.warp + at_.lane % 16, 2 * g + at_.lane / 16), r);
+      store_matrices(element_address(block_.state, state_panel<D>, 64 * group_ + 16 * at_.warp + at_.lane % 16, 2 * g + at_.lane / 16), r);
     }
   }
 
@@ -453,44 +417,12 @@ class StateRole {
   }
 
   const Sweep& sweep_;
+  const Block& block_;
   const Place& place_;
-  const Decay& decay_;
+  Barriers<Block::stages>& barriers_;
   const ThreadPlace at_;
-  int group_;
-  std::uint32_t stage_memory_, state_memory_;
-  Barriers<stages>& barriers_;
-  int chunks_;
+  int group_, chunks_;
 };
-
-// The storing warp's lane: stores tile results[t] of each finished stage through maps[t], then releases the stage.
-template <int D, int tiles, int stages, int count>
-__device__ __forceinline__ void run_stores(const CUtensorMap* const (&maps)[count], const int (&results)[count], const Place& place,
-                                           bool reverse, char* stage_memory, Barriers<stages>& barriers) {
-  Ring<stages> ring;
-  const int chunks = place.chunks();
-#pragma unroll 1
-  for (int i = 0; i < chunks; ++i, ring.advance()) {
-    const int token = place.begin + (reverse ? chunks - 1 - i : i) * chunk_tokens;
-    barrier_wait(&barriers.finished[ring.index], ring.parity);
-#pragma unroll
-    for (int t = 0; t < count; ++t) {
-      const char* const tile = stage_memory + (ring.index * tiles + results[t]) * tile_bytes<D>;
-#pragma unroll
-      for (int panel = 0; panel < D / panel_columns; ++panel)
-        store_tile(maps[t], tile + panel * panel_bytes, {panel * panel_columns, place.head, token, place.row});
-    }
-    commit_stores();
-    wait_stores_read<0>();
-    barrier_arrive(&barriers.released[ring.index]);
-  }
-  wait_stores();
-}
-
-// The block's dynamic shared memory, aligned to what swizzled tiles need.
-__device__ __forceinline__ char* aligned_shared_memory() {
-  extern __shared__ char raw[];
-  return raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
-}
 
 // How 65536 registers are dealt out among a block's warpgroups.
 inline constexpr int copy_registers = 24;

@@ -1,5 +1,5 @@
-// Queries, keys and values as the sweeps of linear attention take them, where an activation or LRPE makes other numbers, or
-// more of them, than the tensors hold: act(x), or [act(x) cos(m theta), act(x) sin(m theta)] (arXiv 2307.14995, section 3.1.1).
+// The passes beside the sweeps of linear attention: values through an activation, and what warps summed up of d_theta.
+// Queries and keys become features in the sweeps themselves.
 #pragma once
 
 #include "framework/execution.h"
@@ -7,17 +7,13 @@
 
 namespace fulmen::cuda::hopper {
 
-struct Features {
-  Tensor x;                   // bf16 [batch, length, heads, D], unit inner stride
-  Activation activation;
-  Tensor theta, positions;    // as LinearAttentionInputs has them; null for no LRPE
-  std::int64_t width() const { return x.size(3) * (theta ? 2 : 1); }
-};
+// out = act(x); bf16 [batch, length, heads, 64 or 128], rows of heads at multiples of 16 bytes.
+void activate_values(const Execution& execution, const Tensor& x, Activation activation, const Tensor& out);
+// d_x = d_out act'(x).
+void differentiate_values(const Execution& execution, const Tensor& x, Activation activation, const Tensor& d_out,
+                          const Tensor& d_x);
 
-// out: bf16 [batch, length, heads, width()], contiguous.
-void make_features(const Execution& execution, const Features& features, const Tensor& out);
-// From d_out, contiguous, d_x (strided as x may be); d_theta fp64 [heads, D] is added to, in a fixed order.
-void differentiate_features(const Execution& execution, const Features& features, const Tensor& d_out, const Tensor& d_x,
-                            const Tensor& d_theta);
+// d_theta fp64 [n] += the sum over the rows of shares, fp64 [count, n], in a fixed order.
+void add_theta_shares(const Execution& execution, const Tensor& shares, const Tensor& d_theta);
 
 }  // namespace fulmen::cuda::hopper

@@ -1,4 +1,4 @@
-// Sets up the sweeps of linear attention: features, documents, pieces of long rows, and the parts of a doubled key width.
+// Sets up the sweeps of linear attention: documents, pieces of long rows, and the halves of LRPE's features.
 #include "kernels/cuda/hopper/linear_attention.h"
 
 #include <algorithm>
@@ -72,10 +72,19 @@ class Setup {
     sweep_.piece_tokens = static_cast<int>((chunks + pieces - 1) / pieces * chunk_tokens);
     sweep_.pieces = static_cast<int>((length_ + sweep_.piece_tokens - 1) / sweep_.piece_tokens);
 
-    query_ = features(inputs.query, inputs.query_key_activation, inputs.theta);
-    key_ = features(inputs.key, inputs.query_key_activation, inputs.theta);
-    value_ = inputs.value_activation == Activation::none ? inputs.value : features_of(value_features());
-    activation_ = inputs.theta ? Activation::none : inputs.query_key_activation;
+    const bool silu = inputs.query_key_activation == Activation::silu;
+    if (inputs.theta) {
+      feature_ = silu ? Feature::rotated_silu : Feature::rotated;
+      sweep_.rotation = {inputs.theta.as<double>(), inputs.positions.as<std::int64_t>(), inputs.positions.stride(0),
+                         inputs.positions.stride(1)};
+    } else {
+      feature_ = silu ? Feature::silu : Feature::plain;
+    }
+    value_ = inputs.value;
+    if (inputs.value_activation != Activation::none) {
+      value_ = take();
+      activate_values(execution, inputs.value, inputs.value_activation, value_);
+    }
 
     const std::int64_t segments = inputs.segments ? inputs.segments.elements() - 1 : batch_;
     if (segments == batch_) return;   // every row is one document
@@ -91,20 +100,14 @@ class Setup {
   int parts() const { return inputs_.theta ? 2 : 1; }
   std::int64_t part_elements() const { return width_ * width_; }
   std::int64_t state_elements() const { return parts() * part_elements(); }
-  Tensor part_of(const Tensor& x, int part) const { return x.slice(3, part * width_, (part + 1) * width_); }
-  Tensor query(int part) const { return part_of(query_, part); }
-  Tensor key(int part) const { return part_of(key_, part); }
   const Tensor& value() const { return value_; }
   int pieces() const { return sweep_.pieces; }
-  Features query_features() const { return {inputs_.query, inputs_.query_key_activation, inputs_.theta, inputs_.positions}; }
-  Features key_features() const { return {inputs_.key, inputs_.query_key_activation, inputs_.theta, inputs_.positions}; }
-  Features value_features() const { return {inputs_.value, inputs_.value_activation, {}, {}}; }
 
-  // [batch, length, heads, width of the features], contiguous, in scratch.
-  Tensor take(std::int64_t width) const { return execution_.scratch->take(DType::bf16, {batch_, length_, heads_, width}); }
+  // As the values, contiguous, in scratch.
+  Tensor take() const { return execution_.scratch->take(DType::bf16, {batch_, length_, heads_, width_}); }
 
   SweepShape shape(int pieces) const {
-    return {static_cast<int>(width_), activation_,
+    return {static_cast<int>(width_), feature_,
             dim3(static_cast<unsigned>(heads_), static_cast<unsigned>(pieces), static_cast<unsigned>(batch_))};
   }
 
@@ -112,6 +115,7 @@ class Setup {
   // [batch, heads, parts, width, width] before the rows (after them, in reverse) or null.
   Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse) const {
     Sweep sweep = sweep_;
+    sweep.rotation.cosine = part == 0;
     const float* const first = initial ? initial.as<float>() + part * part_elements() : nullptr;
     if (pieces() == 1) {
       sweep.incoming = first;
@@ -142,24 +146,19 @@ class Setup {
   }
 
  private:
-  Tensor features_of(const Features& features) const {
-    const Tensor out = take(features.width());
-    make_features(execution_, features, out);
-    return out;
-  }
-  Tensor features(const Tensor& x, Activation activation, const Tensor& theta) const {
-    return theta ? features_of({x, activation, theta, inputs_.positions}) : x;
-  }
-
   const Execution& execution_;
   const LinearAttentionInputs& inputs_;
   std::int64_t batch_, length_, heads_, width_;
   Sweep sweep_;
-  Tensor query_, key_, value_;
-  Activation activation_;
+  Tensor value_;
+  Feature feature_;
 };
 
-HeadStrides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
+// The second half of LRPE's features adds to the first's results.
+AddTo add_to(const Tensor& x, int part) {
+  if (part == 0) return {};
+  return {static_cast<const __nv_bfloat16*>(x.data()), {x.stride(0), x.stride(1), x.stride(2)}};
+}
 
 }  // namespace
 
@@ -178,15 +177,11 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   const Setup setup(execution, inputs);
   for (int part = 0; part < setup.parts(); ++part) {
     const bool last = part + 1 == setup.parts();
-    ForwardArguments arguments{map_heads(setup.key(part)), map_heads(setup.value()), map_heads(setup.query(part)),
-                               map_heads(outputs.output),
-                               setup.sweep(part, inputs.initial_state, setup.key(part), setup.value(), false)};
+    ForwardArguments arguments{map_heads(inputs.key), map_heads(setup.value()), map_heads(inputs.query), map_heads(outputs.output),
+                               setup.sweep(part, inputs.initial_state, inputs.key, setup.value(), false)};
     setup.set_outgoing(arguments.sweep, outputs.final_state, part, false);
     if (last) arguments.square_sums = outputs.square_sums.as<float>();
-    if (part > 0) {
-      arguments.add_to = static_cast<const __nv_bfloat16*>(outputs.output.data());
-      arguments.add_strides = strides_of(outputs.output);
-    }
+    arguments.add_to = add_to(outputs.output, part);
     launch_forward(arguments, setup.shape(setup.pieces()), setup.stream());
   }
 }
@@ -195,34 +190,31 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
                                const LinearAttentionGradients& gradients) {
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
-  const bool rotated = setup.parts() > 1, value_activated = inputs.value_activation != Activation::none;
-  const std::int64_t width = inputs.query.size(3);
-  const Tensor d_query = rotated ? setup.take(2 * width) : gradients.d_query;
-  const Tensor d_key = rotated ? setup.take(2 * width) : gradients.d_key;
-  const Tensor d_value = value_activated ? setup.take(width) : gradients.d_value;
-  const CUtensorMap d_output = map_heads(gradients.d_output), value = map_heads(setup.value());
+  const bool value_activated = inputs.value_activation != Activation::none;
+  const Tensor d_value = value_activated ? setup.take() : gradients.d_value;
+  const CUtensorMap query = map_heads(inputs.query), key = map_heads(inputs.key), value = map_heads(setup.value());
+  const CUtensorMap d_output = map_heads(gradients.d_output);
+  // Every warp of every sweep leaves its share of d_theta.
+  const std::int64_t rows = inputs.query.size(0), angles = inputs.query.size(2) * inputs.query.size(3);
+  const std::int64_t shares_of_sweep = rows * setup.pieces() * 4;
+  const Tensor shares = inputs.theta ? execution.scratch->take(DType::fp64, {4 * shares_of_sweep, angles}) : Tensor();
+  const auto shares_at = [&](int sweep) { return inputs.theta ? shares.as<double>() + sweep * shares_of_sweep * angles : nullptr; };
   for (int part = 0; part < setup.parts(); ++part) {
-    const CUtensorMap query = map_heads(setup.query(part)), key = map_heads(setup.key(part));
-    const BackwardQueryArguments for_query{
-        key, value, d_output, query, map_heads(setup.part_of(d_query, part)),
-        setup.sweep(part, inputs.initial_state, setup.key(part), setup.value(), false)};
+    BackwardQueryArguments for_query{key, value, d_output, query, map_heads(gradients.d_query),
+                                     setup.sweep(part, inputs.initial_state, inputs.key, setup.value(), false),
+                                     add_to(gradients.d_query, part)};
+    for_query.sweep.rotation.d_theta = shares_at(2 * part);
     launch_backward_query(for_query, setup.shape(setup.pieces()), setup.stream());
 
-    BackwardKeyValueArguments for_keys{
-        query, d_output, key, value, map_heads(setup.part_of(d_key, part)), map_heads(d_value),
-        setup.sweep(part, gradients.d_final_state, setup.query(part), gradients.d_output, true)};
+    BackwardKeyValueArguments for_keys{query, d_output, key, value, map_heads(gradients.d_key), map_heads(d_value),
+                                       setup.sweep(part, gradients.d_final_state, inputs.query, gradients.d_output, true),
+                                       add_to(gradients.d_key, part), add_to(d_value, part)};
+    for_keys.sweep.rotation.d_theta = shares_at(2 * part + 1);
     setup.set_outgoing(for_keys.sweep, gradients.d_initial_state, part, true);
-    if (part > 0) {
-      for_keys.add_to = static_cast<const __nv_bfloat16*>(d_value.data());
-      for_keys.add_strides = strides_of(d_value);
-    }
     launch_backward_key_value(for_keys, setup.shape(setup.pieces()), setup.stream());
   }
-  if (rotated) {
-    differentiate_features(execution, setup.query_features(), d_query, gradients.d_query, gradients.d_theta);
-    differentiate_features(execution, setup.key_features(), d_key, gradients.d_key, gradients.d_theta);
-  }
-  if (value_activated) differentiate_features(execution, setup.value_features(), d_value, gradients.d_value, {});
+  if (inputs.theta) add_theta_shares(execution, shares, gradients.d_theta);
+  if (value_activated) differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
 }
 
 }  // namespace fulmen::cuda::hopper

@@ -10,46 +10,36 @@ namespace fulmen::cuda::hopper {
 
 namespace {
 
-// act'(x) of a tile of raw inputs, as products lay out their results.
-template <int D, Activation activation>
-__device__ __forceinline__ void load_derivatives(std::uint32_t tile, const ThreadPlace& at, float (&factors)[D / 2]) {
-  if constexpr (activation != Activation::none) {
-#pragma unroll
-    for (int g = 0; g < D / 16; ++g) {
-      std::uint32_t raw[4];
-      load_matrices(element_address(tile, panel_bytes, 16 * at.warp + at.lane % 16, 2 * g + at.lane / 16), raw);
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-        derivatives<activation>(low_half(raw[r]), high_half(raw[r]), factors[8 * g + 2 * r], factors[8 * g + 2 * r + 1]);
-    }
-  }
+// Where the warps of a block leave what they summed up of d_theta.
+template <int D>
+__device__ __forceinline__ double* d_theta_of(const Sweep& sweep, const Place& place) {
+  return sweep.rotation.d_theta + (static_cast<std::int64_t>(place.row) * sweep.pieces + place.piece) * 4 * sweep.heads * D;
 }
 
-template <Activation activation, int n>
+template <int n>
 __device__ __forceinline__ void multiply(float (&results)[n], const float (&factors)[n]) {
-  if constexpr (activation != Activation::none) {
 #pragma unroll
-    for (int j = 0; j < n; ++j) results[j] *= factors[j];
-  }
+  for (int j = 0; j < n; ++j) results[j] *= factors[j];
 }
 
 // Tiles of a stage: key, value, d_output, query. d_query takes the query's place.
 template <int D>
 using QueryShared = SharedLayout<D, 4, D == 128 ? 3 : 6>;
 
-template <int D, Activation activation, bool documents_present, class Decay>
-__device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& arguments, const Place& place, const Decay& decay,
-                                                  std::uint32_t stage_memory, std::uint32_t state_memory,
-                                                  Barriers<QueryShared<D>::stages>& barriers) {
-  constexpr int tiles = QueryShared<D>::tiles, state_panel = D * panel_columns * 2;
+template <class Block, int D, Feature feature, bool documents_present>
+__device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& arguments, const Block& block) {
+  const Place& place = block.place;
+  auto& barriers = block.barriers;
   const ThreadPlace at;
-  Ring<QueryShared<D>::stages> ring;
+  ThetaSums<D> theta_sums;
+  Ring<Block::stages> ring;
   const int chunks = place.chunks();
   for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int begin = place.begin + i * chunk_tokens;
-    const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, min(chunk_tokens, place.end - begin));
-    const std::uint32_t key = stage_memory + ring.index * tiles * tile_bytes<D>;
-    const std::uint32_t value = key + tile_bytes<D>, d_output = value + tile_bytes<D>, query = d_output + tile_bytes<D>;
+    const int tokens = min(chunk_tokens, place.end - begin);
+    const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
+    const std::uint32_t key = block.tile(ring.index, 0), value = block.tile(ring.index, 1);
+    const std::uint32_t d_output = block.tile(ring.index, 2), query = block.tile(ring.index, 3);
 
     barrier_wait(&barriers.loaded[ring.index], ring.parity);
     float scores[32];
@@ -64,66 +54,61 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
     products_begin();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(state_memory, state_panel, k), k > 0);
+      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(block.state, state_panel<D>, k), k > 0);
     products_commit();
 
     products_wait<1>();
     pin(scores);
     std::uint32_t p[4][4];
-    mask_scores<false>(scores, decay, documents, at, p);
+    mask_scores<false>(scores, block.decay, documents, at, p);
     products_wait<0>();
     pin(d_query);
     warp_arrive(&barriers.consumed);
-    scale_rows(d_query, documents.reads_state(at.row) ? decay.from_start(at.row) : 0.0f,
-               documents.reads_state(at.row + 8) ? decay.from_start(at.row + 8) : 0.0f);
+    scale_rows(d_query, documents.reads_state(at.row) ? block.decay.from_start(at.row) : 0.0f,
+               documents.reads_state(at.row + 8) ? block.decay.from_start(at.row + 8) : 0.0f);
     pin(d_query);
-    if constexpr (activation != Activation::none) barrier_wait(&barriers.activated[ring.index], ring.parity);
+    if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
     products_begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k) product<Major::outer>(d_query, p[k], along_columns(key, panel_bytes, k), true);
     products_commit();
     float factors[D / 2];
-    load_derivatives<D, activation>(query, at, factors);
+    if constexpr (feature == Feature::silu) load_derivatives<D>(query, at, block.features, factors);
+    Previous<D> previous;
+    if constexpr (block.features.rotates) previous.load(arguments.add_to, place, begin, tokens, at);
     products_wait<0>();
     pin(d_query);
     hold(p);
-    multiply<activation>(d_query, factors);
+    if constexpr (feature == Feature::silu) multiply(d_query, factors);
+    if constexpr (block.features.rotates) {
+      differentiate_rotation<D>(query, at, block.features, begin, d_query, theta_sums);
+      previous.add(d_query);
+    }
     __syncwarp();
     store_results<D>(d_query, query, at);
     warp_arrive<true>(&barriers.finished[ring.index]);
   }
+  if constexpr (block.features.rotates) theta_sums.store(d_theta_of<D>(arguments.sweep, place), arguments.sweep.heads, place.head, at);
 }
 
-template <int D, Activation activation, bool documents_present, class Decay>
+template <int D, Feature feature, bool documents_present, class Decay>
 __global__ void __launch_bounds__(block_threads<D>, 1)
     backward_query_kernel(const __grid_constant__ BackwardQueryArguments arguments) {
-  using Shared = QueryShared<D>;
-  char* const memory = aligned_shared_memory();
-  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::state_offset;
-  float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
-  auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
-  const Place place(arguments.sweep);
-  if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, 1);
-  Decay::prepare(powers, arguments.sweep.slope[place.head]);
-  __syncthreads();
-  const Decay decay{powers};
-
+  using Parts = Block<QueryShared<D>, D, feature, Decay>;
+  const Parts block(arguments.sweep, 1);
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
     lower_registers<copy_registers>();
-    if (threadIdx.x == 0) {
-      const CUtensorMap* const maps[4] = {&arguments.key, &arguments.value, &arguments.d_output, &arguments.query};
-      run_loads<D, 4, Shared::stages>(maps, place, false, memory, barriers);
-    } else if (threadIdx.x == 32) {
-      run_stores<D, 4, Shared::stages>({&arguments.d_query}, {3}, place, false, memory, barriers);
-    }
+    if (threadIdx.x == 0)
+      run_loads<D>(block, {&arguments.key, &arguments.value, &arguments.d_output, &arguments.query}, false);
+    else if (threadIdx.x == 32)
+      run_stores<D>(block, {&arguments.d_query}, {3}, false);
   } else if (role == 1) {
     raise_registers<output_registers<D>>();
-    run_query_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
+    run_query_outputs<Parts, D, feature, documents_present>(arguments, block);
   } else {
     raise_registers<state_registers<D>>();
-    StateRole<D, 4, Shared::stages, activation, documents_present, false, true, Decay>(
-        arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
+    StateRole<Parts, D, feature, documents_present, false, true>(arguments.sweep, block, role - 2).run();
   }
 }
 
@@ -131,23 +116,22 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
 template <int D>
 using KeyValueShared = SharedLayout<D, 4, D == 128 ? 3 : 6>;
 
-template <int D, Activation activation, bool documents_present, class Decay>
-__device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArguments& arguments, const Place& place,
-                                                      const Decay& decay, std::uint32_t stage_memory,
-                                                      std::uint32_t state_memory,
-                                                      Barriers<KeyValueShared<D>::stages>& barriers) {
-  constexpr int tiles = KeyValueShared<D>::tiles, state_panel = D * panel_columns * 2;
+template <class Block, int D, Feature feature, bool documents_present>
+__device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArguments& arguments, const Block& block) {
+  const Place& place = block.place;
+  auto& barriers = block.barriers;
   const ThreadPlace at;
-  Ring<KeyValueShared<D>::stages> ring;
+  ThetaSums<D> theta_sums;
+  Ring<Block::stages> ring;
   const int chunks = place.chunks();
   for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int begin = place.begin + (chunks - 1 - i) * chunk_tokens;
     const int tokens = min(chunk_tokens, place.end - begin);
     const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
-    const std::uint32_t query = stage_memory + ring.index * tiles * tile_bytes<D>;
-    const std::uint32_t d_output = query + tile_bytes<D>, key = d_output + tile_bytes<D>, value = key + tile_bytes<D>;
-    const float first = documents.joins_state(at.row) ? decay.to_end(at.row, tokens) : 0.0f;
-    const float second = documents.joins_state(at.row + 8) ? decay.to_end(at.row + 8, tokens) : 0.0f;
+    const std::uint32_t query = block.tile(ring.index, 0), d_output = block.tile(ring.index, 1);
+    const std::uint32_t key = block.tile(ring.index, 2), value = block.tile(ring.index, 3);
+    const float first = documents.joins_state(at.row) ? block.decay.to_end(at.row, tokens) : 0.0f;
+    const float second = documents.joins_state(at.row + 8) ? block.decay.to_end(at.row + 8, tokens) : 0.0f;
 
     barrier_wait(&barriers.loaded[ring.index], ring.parity);
     std::uint32_t p[4][4], d_p[4][4];
@@ -161,8 +145,8 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
       products_commit();
 
       Fragments<D> k_rows;
-      load_fragments<D, activation>(key, at, k_rows);
-      if constexpr (activation != Activation::none) barrier_wait(&barriers.activated[ring.index], ring.parity);
+      load_fragments<D>(key, at, block.features, begin, k_rows);
+      if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
       products_begin();
 #pragma unroll
       for (int k = 0; k < D / 16; ++k) product<Major::summed>(scores, k_rows.step[k], along_rows(query, panel_bytes, k), k > 0);
@@ -171,14 +155,14 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
       products_begin();
 #pragma unroll
       for (int k = 0; k < D / 16; ++k)
-        product<Major::outer>(d_value, k_rows.step[k], along_columns(state_memory, state_panel, k), k > 0);
+        product<Major::outer>(d_value, k_rows.step[k], along_columns(block.state, state_panel<D>, k), k > 0);
       products_commit();
       products_wait<2>();
       pin(d_scores);
-      mask_scores<true>(d_scores, decay, documents, at, d_p);
+      mask_scores<true>(d_scores, block.decay, documents, at, d_p);
       products_wait<1>();
       pin(scores);
-      mask_scores<true>(scores, decay, documents, at, p);
+      mask_scores<true>(scores, block.decay, documents, at, p);
       products_wait<0>();
       pin(d_value);
       hold(k_rows.step);
@@ -191,7 +175,7 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     products_commit();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(state_memory, state_panel, k), k > 0);
+      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(block.state, state_panel<D>, k), k > 0);
     products_commit();
     products_wait<0>();
     pin(d_value);
@@ -204,66 +188,64 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
 #pragma unroll
     for (int k = 0; k < 4; ++k) product<Major::outer>(d_key, d_p[k], along_columns(query, panel_bytes, k), true);
     products_commit();
-    if (arguments.add_to != nullptr) add_previous<D>(d_value, arguments.add_to, arguments.add_strides, place, begin, tokens, at);
+    Previous<D> previous;
+    if constexpr (block.features.rotates) {
+      previous.load(arguments.add_value_to, place, begin, tokens, at);
+      previous.add(d_value);
+    }
     named_barrier(1, warpgroup_threads);   // all warps' products have read the value
     store_results<D>(d_value, value, at);
     float factors[D / 2];
-    load_derivatives<D, activation>(key, at, factors);
+    if constexpr (feature == Feature::silu) load_derivatives<D>(key, at, block.features, factors);
+    if constexpr (block.features.rotates) previous.load(arguments.add_key_to, place, begin, tokens, at);
     products_wait<0>();
     pin(d_key);
     hold(d_p);
-    multiply<activation>(d_key, factors);
+    if constexpr (feature == Feature::silu) multiply(d_key, factors);
+    if constexpr (block.features.rotates) {
+      differentiate_rotation<D>(key, at, block.features, begin, d_key, theta_sums);
+      previous.add(d_key);
+    }
     __syncwarp();
     store_results<D>(d_key, key, at);
     warp_arrive<true>(&barriers.finished[ring.index]);
   }
+  if constexpr (block.features.rotates) theta_sums.store(d_theta_of<D>(arguments.sweep, place), arguments.sweep.heads, place.head, at);
 }
 
-template <int D, Activation activation, bool documents_present, class Decay>
+template <int D, Feature feature, bool documents_present, class Decay>
 __global__ void __launch_bounds__(block_threads<D>, 1)
     backward_key_value_kernel(const __grid_constant__ BackwardKeyValueArguments arguments) {
-  using Shared = KeyValueShared<D>;
-  char* const memory = aligned_shared_memory();
-  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::state_offset;
-  float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
-  auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
-  const Place place(arguments.sweep);
-  if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, 1);
-  Decay::prepare(powers, arguments.sweep.slope[place.head]);
-  __syncthreads();
-  const Decay decay{powers};
-
+  using Parts = Block<KeyValueShared<D>, D, feature, Decay>;
+  const Parts block(arguments.sweep, 1);
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
     lower_registers<copy_registers>();
-    if (threadIdx.x == 0) {
-      const CUtensorMap* const maps[4] = {&arguments.query, &arguments.d_output, &arguments.key, &arguments.value};
-      run_loads<D, 4, Shared::stages>(maps, place, true, memory, barriers);
-    } else if (threadIdx.x == 32) {
-      run_stores<D, 4, Shared::stages>({&arguments.d_key, &arguments.d_value}, {2, 3}, place, true, memory, barriers);
-    }
+    if (threadIdx.x == 0)
+      run_loads<D>(block, {&arguments.query, &arguments.d_output, &arguments.key, &arguments.value}, true);
+    else if (threadIdx.x == 32)
+      run_stores<D>(block, {&arguments.d_key, &arguments.d_value}, {2, 3}, true);
   } else if (role == 1) {
     raise_registers<output_registers<D>>();
-    run_key_value_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
+    run_key_value_outputs<Parts, D, feature, documents_present>(arguments, block);
   } else {
     raise_registers<state_registers<D>>();
-    StateRole<D, 4, Shared::stages, activation, documents_present, true, true, Decay>(
-        arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
+    StateRole<Parts, D, feature, documents_present, true, true>(arguments.sweep, block, role - 2).run();
   }
 }
 
 }  // namespace
 
 void launch_backward_query(const BackwardQueryArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
-  with_kind(shape, arguments.sweep, [&]<int D, Activation activation, bool documents>() {
-    launch_sweep(backward_query_kernel<D, activation, documents, ConstantDecay>, block_threads<D>, QueryShared<D>::bytes, shape.grid,
+  with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
+    launch_sweep(backward_query_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, QueryShared<D>::bytes, shape.grid,
                  stream, arguments);
   });
 }
 
 void launch_backward_key_value(const BackwardKeyValueArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
-  with_kind(shape, arguments.sweep, [&]<int D, Activation activation, bool documents>() {
-    launch_sweep(backward_key_value_kernel<D, activation, documents, ConstantDecay>, block_threads<D>, KeyValueShared<D>::bytes,
+  with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
+    launch_sweep(backward_key_value_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, KeyValueShared<D>::bytes,
                  shape.grid, stream, arguments);
   });
 }

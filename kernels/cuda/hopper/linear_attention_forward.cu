@@ -10,29 +10,27 @@ namespace {
 template <int D>
 using ForwardShared = SharedLayout<D, 3, D == 128 ? 4 : 8>;
 
-template <int D, Activation activation, bool documents_present, class Decay>
-__device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, const Place& place, const Decay& decay,
-                                            std::uint32_t stage_memory, std::uint32_t state_memory,
-                                            Barriers<ForwardShared<D>::stages>& barriers) {
-  constexpr int tiles = ForwardShared<D>::tiles, state_panel = D * panel_columns * 2;
+template <class Block, int D, Feature feature, bool documents_present>
+__device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, const Block& block) {
+  const Place& place = block.place;
+  auto& barriers = block.barriers;
   const ThreadPlace at;
-  Ring<ForwardShared<D>::stages> ring, ahead;
+  Ring<Block::stages> ring, ahead;
   const int chunks = place.chunks();
-  const auto tile = [&](int stage, int index) { return stage_memory + (stage * tiles + index) * tile_bytes<D>; };
   Fragments<D> q, next;
-  const auto load_query = [&](Fragments<D>& fragments) {
+  const auto load_query = [&](int i, Fragments<D>& fragments) {
     barrier_wait(&barriers.loaded[ahead.index], ahead.parity);
-    load_fragments<D, activation>(tile(ahead.index, 2), at, fragments);
+    load_fragments<D>(block.tile(ahead.index, 2), at, block.features, place.begin + i * chunk_tokens, fragments);
     ahead.advance();
   };
-  load_query(q);
+  load_query(0, q);
   for (int i = 0; i < chunks; ++i, ring.advance()) {
     const int begin = place.begin + i * chunk_tokens;
     const int tokens = min(chunk_tokens, place.end - begin);
     const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
-    const std::uint32_t key = tile(ring.index, 0), value = tile(ring.index, 1), query = tile(ring.index, 2);
+    const std::uint32_t key = block.tile(ring.index, 0), value = block.tile(ring.index, 1), query = block.tile(ring.index, 2);
 
-    if constexpr (activation != Activation::none) barrier_wait(&barriers.activated[ring.index], ring.parity);
+    if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
     float scores[32];
     products_begin();
 #pragma unroll
@@ -43,31 +41,34 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     float output[D / 2];
     products_begin();
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) product<Major::outer>(output, q.step[k], along_columns(state_memory, state_panel, k), k > 0);
+    for (int k = 0; k < D / 16; ++k)
+      product<Major::outer>(output, q.step[k], along_columns(block.state, state_panel<D>, k), k > 0);
     products_commit();
 
     products_wait<1>();
     pin(scores);
     std::uint32_t p[4][4];
-    mask_scores<false>(scores, decay, documents, at, p);
+    mask_scores<false>(scores, block.decay, documents, at, p);
     products_wait<0>();
     pin(output);
     hold(q.step);
     warp_arrive(&barriers.consumed);
-    scale_rows(output, documents.reads_state(at.row) ? decay.from_start(at.row) : 0.0f,
-               documents.reads_state(at.row + 8) ? decay.from_start(at.row + 8) : 0.0f);
+    scale_rows(output, documents.reads_state(at.row) ? block.decay.from_start(at.row) : 0.0f,
+               documents.reads_state(at.row + 8) ? block.decay.from_start(at.row + 8) : 0.0f);
     pin(output);
     products_begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k) product<Major::outer>(output, p[k], along_columns(value, panel_bytes, k), true);
     products_commit();
+    Previous<D> previous;
+    if constexpr (block.features.rotates) previous.load(arguments.add_to, place, begin, tokens, at);
     // The next chunk's queries are made ready while the products run.
-    if (i + 1 < chunks) load_query(next);
+    if (i + 1 < chunks) load_query(i + 1, next);
     products_wait<0>();
     pin(output);
     hold(p);
 
-    if (arguments.add_to != nullptr) add_previous<D>(output, arguments.add_to, arguments.add_strides, place, begin, tokens, at);
+    if constexpr (block.features.rotates) previous.add(output);
     if (arguments.square_sums != nullptr) {
       float sums[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -91,35 +92,23 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
   }
 }
 
-template <int D, Activation activation, bool documents_present, class Decay>
+template <int D, Feature feature, bool documents_present, class Decay>
 __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __grid_constant__ ForwardArguments arguments) {
-  using Shared = ForwardShared<D>;
-  char* const memory = aligned_shared_memory();
-  const std::uint32_t stage_memory = shared_address(memory), state_memory = stage_memory + Shared::state_offset;
-  float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
-  auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
-  const Place place(arguments.sweep);
-  if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, 1);
-  Decay::prepare(powers, arguments.sweep.slope[place.head]);
-  __syncthreads();
-  const Decay decay{powers};
-
+  using Parts = Block<ForwardShared<D>, D, feature, Decay>;
+  const Parts block(arguments.sweep, 1);
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
     lower_registers<copy_registers>();
-    if (threadIdx.x == 0) {
-      const CUtensorMap* const maps[3] = {&arguments.key, &arguments.value, &arguments.query};
-      run_loads<D, 3, Shared::stages>(maps, place, false, memory, barriers);
-    } else if (threadIdx.x == 32) {
-      run_stores<D, 3, Shared::stages>({&arguments.output}, {2}, place, false, memory, barriers);
-    }
+    if (threadIdx.x == 0)
+      run_loads<D>(block, {&arguments.key, &arguments.value, &arguments.query}, false);
+    else if (threadIdx.x == 32)
+      run_stores<D>(block, {&arguments.output}, {2}, false);
   } else if (role == 1) {
     raise_registers<output_registers<D>>();
-    run_outputs<D, activation, documents_present>(arguments, place, decay, stage_memory, state_memory, barriers);
+    run_outputs<Parts, D, feature, documents_present>(arguments, block);
   } else {
     raise_registers<state_registers<D>>();
-    StateRole<D, 3, Shared::stages, activation, documents_present, false, true, Decay>(
-        arguments.sweep, place, decay, role - 2, stage_memory, state_memory, barriers).run();
+    StateRole<Parts, D, feature, documents_present, false, true>(arguments.sweep, block, role - 2).run();
   }
 }
 
@@ -127,45 +116,34 @@ __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __gr
 template <int D>
 using StatesShared = SharedLayout<D, 2, 6, false>;
 
-template <int D, Activation activation, bool documents_present, bool reverse, class Decay>
+template <int D, Feature feature, bool documents_present, bool reverse, class Decay>
 __global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
     states_kernel(const __grid_constant__ StatesArguments arguments) {
-  using Shared = StatesShared<D>;
-  char* const memory = aligned_shared_memory();
-  float* const powers = reinterpret_cast<float*>(memory + Shared::powers_offset);
-  auto& barriers = *reinterpret_cast<Barriers<Shared::stages>*>(memory + Shared::barriers_offset);
-  Place place(arguments.sweep);
-  if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, 0);
-  Decay::prepare(powers, arguments.sweep.slope[place.head]);
-  __syncthreads();
-  const Decay decay{powers};
+  using Parts = Block<StatesShared<D>, D, feature, Decay>;
+  const Parts block(arguments.sweep, 0);
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
-    if (threadIdx.x == 0) {
-      const CUtensorMap* const maps[2] = {&arguments.a, &arguments.b};
-      run_loads<D, 2, Shared::stages>(maps, place, reverse, memory, barriers);
-    }
+    if (threadIdx.x == 0) run_loads<D>(block, {&arguments.a, &arguments.b}, reverse);
   } else {
-    StateRole<D, 2, Shared::stages, activation, documents_present, reverse, false, Decay>(
-        arguments.sweep, place, decay, role - 1, shared_address(memory), 0, barriers).run();
+    StateRole<Parts, D, feature, documents_present, reverse, false>(arguments.sweep, block, role - 1).run();
   }
 }
 
 }  // namespace
 
 void launch_forward(const ForwardArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
-  with_kind(shape, arguments.sweep, [&]<int D, Activation activation, bool documents>() {
-    launch_sweep(forward_kernel<D, activation, documents, ConstantDecay>, block_threads<D>, ForwardShared<D>::bytes, shape.grid, stream, arguments);
+  with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
+    launch_sweep(forward_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, ForwardShared<D>::bytes, shape.grid, stream, arguments);
   });
 }
 
 void launch_states(const StatesArguments& arguments, const SweepShape& shape, bool reverse, cudaStream_t stream) {
-  with_kind(shape, arguments.sweep, [&]<int D, Activation activation, bool documents>() {
+  with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
     constexpr int threads = warpgroup_threads * (1 + state_groups<D>);
     if (reverse)
-      launch_sweep(states_kernel<D, activation, documents, true, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
+      launch_sweep(states_kernel<D, feature, documents, true, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
     else
-      launch_sweep(states_kernel<D, activation, documents, false, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
+      launch_sweep(states_kernel<D, feature, documents, false, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
   });
 }
 

@@ -15,12 +15,17 @@ struct HeadStrides {
   std::int64_t row = 0, token = 0, head = 0;
 };
 
+// What results are added to, which may lie where they go; null for nothing. Only sweeps over a half of LRPE's features add.
+struct AddTo {
+  const __nv_bfloat16* data = nullptr;
+  HeadStrides strides;
+};
+
 struct ForwardArguments {
   CUtensorMap key, value, query, output;
   Sweep sweep;
   float* square_sums = nullptr;                    // [batch * length, heads], or null
-  const __nv_bfloat16* add_to = nullptr;           // what the output is added to (may be the output itself), or null
-  HeadStrides add_strides;
+  AddTo add_to;
 };
 
 struct StatesArguments {
@@ -31,13 +36,13 @@ struct StatesArguments {
 struct BackwardQueryArguments {
   CUtensorMap key, value, d_output, query, d_query;
   Sweep sweep;
+  AddTo add_to;
 };
 
 struct BackwardKeyValueArguments {
   CUtensorMap query, d_output, key, value, d_key, d_value;
   Sweep sweep;
-  const __nv_bfloat16* add_to = nullptr;           // what d_value is added to, or null
-  HeadStrides add_strides;
+  AddTo add_key_to, add_value_to;
 };
 
 // Brings each piece's incoming state: from what each piece alone makes of zero (states, fp32 [batch * heads, pieces, D * D],
@@ -52,7 +57,7 @@ struct ScanArguments {
 
 struct SweepShape {
   int width;                                       // D
-  Activation activation;                           // of query and key
+  Feature feature;                                 // of query and key
   dim3 grid;                                       // heads, pieces, rows
 };
 
@@ -66,29 +71,30 @@ void launch_backward_key_value(const BackwardKeyValueArguments& arguments, const
 void launch_documents(const std::int64_t* segments, std::int64_t count, std::int64_t batch, std::int64_t length, int* begins,
                       int* ends, cudaStream_t stream);
 
-// Calls f<D, activation, documents present>() for the kind of a sweep.
-template <bool documents, class F>
-void with_width_and_activation(const SweepShape& shape, F&& f) {
-  const bool silu = shape.activation == Activation::silu;
-  FULMEN_CHECK(silu || shape.activation == Activation::none, "no sweep for this activation");
-  switch (shape.width) {
-    case 64:
-      return silu ? f.template operator()<64, Activation::silu, documents>()
-                  : f.template operator()<64, Activation::none, documents>();
-    case 128:
-      return silu ? f.template operator()<128, Activation::silu, documents>()
-                  : f.template operator()<128, Activation::none, documents>();
-    default: break;
+// Calls f<D, feature, documents present>() for the kind of a sweep.
+template <bool documents, int D, class F>
+void with_feature(const SweepShape& shape, F&& f) {
+  switch (shape.feature) {
+    case Feature::plain: return f.template operator()<D, Feature::plain, documents>();
+    case Feature::silu: return f.template operator()<D, Feature::silu, documents>();
+    case Feature::rotated: return f.template operator()<D, Feature::rotated, documents>();
+    case Feature::rotated_silu: return f.template operator()<D, Feature::rotated_silu, documents>();
   }
-  throw InternalError(fmt::format("no sweep for heads of {}", shape.width));
+}
+
+template <bool documents, class F>
+void with_width(const SweepShape& shape, F&& f) {
+  if (shape.width == 64) return with_feature<documents, 64>(shape, f);
+  FULMEN_CHECK(shape.width == 128, "no sweep for heads of {}", shape.width);
+  with_feature<documents, 128>(shape, f);
 }
 
 template <class F>
 void with_kind(const SweepShape& shape, const Sweep& sweep, F&& f) {
   if (sweep.document_begin == nullptr)
-    with_width_and_activation<false>(shape, f);
+    with_width<false>(shape, f);
   else
-    with_width_and_activation<true>(shape, f);
+    with_width<true>(shape, f);
 }
 
 template <class Kernel, class Arguments>
@@ -99,23 +105,28 @@ void launch_sweep(Kernel kernel, int threads, int shared_bytes, dim3 grid, cudaS
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
-// results += what lies at the same places of a tensor.
+// What results are added to, fetched ahead of its use.
 template <int D>
-__device__ __forceinline__ void add_previous(float (&results)[D / 2], const __nv_bfloat16* tensor, const HeadStrides& strides,
-                                             const Place& place, int begin, int tokens, const ThreadPlace& at) {
+class Previous {
+ public:
+  __device__ __forceinline__ void load(const AddTo& from, const Place& place, int begin, int tokens, const ThreadPlace& at) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int token = at.row + 8 * half;
-    if (token >= tokens) continue;
-    const __nv_bfloat16* const row =
-        tensor + place.row * strides.row + (begin + token) * strides.token + place.head * strides.head + at.column;
+    for (int half = 0; half < 2; ++half) {
+      const int token = at.row + 8 * half;
+      const bool there = from.data != nullptr && token < tokens;
+      const __nv_bfloat16* const row =
+          from.data + place.row * from.strides.row + (begin + token) * from.strides.token + place.head * from.strides.head + at.column;
 #pragma unroll
-    for (int j = 0; j < D / 8; ++j) {
-      const std::uint32_t packed = *reinterpret_cast<const std::uint32_t*>(row + 8 * j);
-      results[4 * j + 2 * half] += low_half(packed);
-      results[4 * j + 2 * half + 1] += high_half(packed);
+      for (int j = 0; j < D / 8; ++j) pairs_[2 * j + half] = there ? *reinterpret_cast<const std::uint32_t*>(row + 8 * j) : 0;
     }
   }
-}
+  __device__ __forceinline__ void add(float (&results)[D / 2]) const {
+#pragma unroll
+    for (int i = 0; i < D / 4; ++i) results[2 * i] += low_half(pairs_[i]), results[2 * i + 1] += high_half(pairs_[i]);
+  }
+
+ private:
+  std::uint32_t pairs_[D / 4];
+};
 
 }  // namespace fulmen::cuda::hopper
