@@ -20,17 +20,18 @@ void gated_linear_unit_forward(const Execution& execution, const Tensor& a, cons
 }
 
 void gated_linear_unit_backward(const Execution& execution, const Tensor& d_y, const Tensor& a, const Tensor& b,
-                                Activation activation, const Tensor& d_a, const Tensor& d_b) {
+                                Activation activation, const Tensor& d_a, const Tensor& d_b, const Tensor& y) {
   FULMEN_CHECK(a.rank() == 2, "a is {}, expected a matrix", a.describe());
   check_matrix(a, a.dtype(), a.size(0), a.size(1), "a");
   check_matrix(b, a.dtype(), a.size(0), a.size(1), "b");
   check_matrix(d_y, a.dtype(), a.size(0), a.size(1), "d_y");
   check_matrix(d_a, a.dtype(), a.size(0), a.size(1), "d_a");
   check_matrix(d_b, a.dtype(), a.size(0), a.size(1), "d_b");
+  if (y) check_matrix(y, a.dtype(), a.size(0), a.size(1), "y");
   if (a.elements() == 0) return;
-  run_on_device(execution, {"gated unit backward", 0.0, traffic({d_y, a, b, d_a, d_b})},
-                [&] { cpu::gated_linear_unit_backward(execution, d_y, a, b, activation, d_a, d_b); },
-                [&] { cuda::gated_linear_unit_backward(execution, d_y, a, b, activation, d_a, d_b); });
+  run_on_device(execution, {"gated unit backward", 0.0, traffic({d_y, a, b, d_a, d_b, y})},
+                [&] { cpu::gated_linear_unit_backward(execution, d_y, a, b, activation, d_a, d_b, y); },
+                [&] { cuda::gated_linear_unit_backward(execution, d_y, a, b, activation, d_a, d_b, y); });
 }
 
 }  // namespace fulmen

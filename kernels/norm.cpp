@@ -28,7 +28,8 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
 }
 
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
-                            const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum) {
+                            const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum,
+                            const Tensor& normed) {
   FULMEN_CHECK(sum.rank() == 2, "sum is {}, expected a matrix", sum.describe());
   const DType dtype = sum.dtype();
   const std::int64_t tokens = sum.size(0), width = sum.size(1);
@@ -37,21 +38,11 @@ void residual_norm_backward(const Execution& execution, const Tensor& d_normed, 
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (d_residual) check_matrix(d_residual, dtype, tokens, width, "d_residual");
   check_matrix(d_sum, dtype, tokens, width, "d_sum");
+  if (normed) check_matrix(normed, dtype, tokens, width, "normed");
   if (sum.elements() == 0) return;
-  run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum})},
-                [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum); },
-                [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum); });
-}
-
-void norm_apply(const Execution& execution, const Tensor& sum, const Tensor& inverse_rms, const Tensor& normed) {
-  FULMEN_CHECK(sum.rank() == 2, "sum is {}, expected a matrix", sum.describe());
-  check_matrix(sum, sum.dtype(), sum.size(0), sum.size(1), "sum");
-  check_vector(inverse_rms, accumulation_dtype(sum.dtype()), sum.size(0), "inverse_rms");
-  check_matrix(normed, sum.dtype(), sum.size(0), sum.size(1), "normed");
-  if (sum.elements() == 0) return;
-  run_on_device(execution, {"norm again", 0.0, traffic({sum, normed})},
-                [&] { cpu::norm_apply(execution, sum, inverse_rms, normed); },
-                [&] { cuda::norm_apply(execution, sum, inverse_rms, normed); });
+  run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
+                [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); },
+                [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); });
 }
 
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums) {
@@ -59,26 +50,27 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
   check_matrix(values, values.dtype(), values.size(0), values.size(1), "values");
   check_vector(row_sums, values.dtype(), values.size(0), "row_sums");
   if (values.size(0) == 0) return;
-  run_on_device(execution, {"gated norm forward", 0.0, traffic({values, row_sums})},
+  run_on_device(execution, {"row sums", 0.0, traffic({values, row_sums})},
                 [&] { cpu::sum_rows(execution, values, row_sums); },
                 [&] { cuda::sum_rows(execution, values, row_sums); });
 }
 
-void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sum, std::int64_t width,
+void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
                         const Tensor& inverse_rms) {
   FULMEN_CHECK(x.rank() == 2 && width >= x.size(1), "x is {}, the whole width {}", x.describe(), width);
   const DType dtype = x.dtype();
   const std::int64_t tokens = x.size(0), local_width = x.size(1);
   check_matrix(x, dtype, tokens, local_width, "x");
-  check_vector(square_sum, accumulation_dtype(dtype), tokens, "square_sum");
+  FULMEN_CHECK(square_sums.rank() == 2, "square_sums is {}, expected a matrix", square_sums.describe());
+  check_matrix(square_sums, accumulation_dtype(dtype), tokens, square_sums.size(1), "square_sums");
   check_matrix(gate, dtype, tokens, local_width, "gate");
   check_matrix(y, dtype, tokens, local_width, "y");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (x.elements() == 0) return;
   run_on_device(execution, {"gated norm forward", 0.0, traffic({x, gate, y})},
-                [&] { cpu::gated_norm_forward(execution, x, square_sum, width, epsilon, gate, gate_activation, y, inverse_rms); },
-                [&] { cuda::gated_norm_forward(execution, x, square_sum, width, epsilon, gate, gate_activation, y, inverse_rms); });
+                [&] { cpu::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms); },
+                [&] { cuda::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms); });
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -92,42 +84,32 @@ void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, cons
   check_matrix(gate, dtype, tokens, local_width, "gate");
   check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   if (tokens == 0) return;
-  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate})},
+  run_on_device(execution, {"gated norm dot", 0.0, traffic({d_y, x, gate})},
                 [&] { cpu::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); },
                 [&] { cuda::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); });
 }
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate) {
-  FULMEN_CHECK(x.rank() == 2 && width >= x.size(1), "x is {}, the whole width {}", x.describe(), width);
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y) {
+  FULMEN_CHECK(x.rank() == 2 && (dot ? width >= x.size(1) : width == x.size(1)), "x is {}, the whole width {}",
+               x.describe(), width);
   const DType dtype = x.dtype();
   const std::int64_t tokens = x.size(0), local_width = x.size(1);
   check_matrix(d_y, dtype, tokens, local_width, "d_y");
   check_matrix(x, dtype, tokens, local_width, "x");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   check_matrix(gate, dtype, tokens, local_width, "gate");
-  check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
+  if (dot) check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   check_matrix(d_x, dtype, tokens, local_width, "d_x");
   check_matrix(d_gate, dtype, tokens, local_width, "d_gate");
+  if (y) check_matrix(y, dtype, tokens, local_width, "y");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate})},
-                [&] { cpu::gated_norm_backward(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate); },
-                [&] { cuda::gated_norm_backward(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate); });
-}
-
-void gated_norm_apply(const Execution& execution, const Tensor& x, const Tensor& inverse_rms, const Tensor& gate,
-                      Activation gate_activation, const Tensor& y) {
-  FULMEN_CHECK(x.rank() == 2, "x is {}, expected a matrix", x.describe());
-  const DType dtype = x.dtype();
-  check_matrix(x, dtype, x.size(0), x.size(1), "x");
-  check_vector(inverse_rms, accumulation_dtype(dtype), x.size(0), "inverse_rms");
-  check_matrix(gate, dtype, x.size(0), x.size(1), "gate");
-  check_matrix(y, dtype, x.size(0), x.size(1), "y");
-  if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm again", 0.0, traffic({x, gate, y})},
-                [&] { cpu::gated_norm_apply(execution, x, inverse_rms, gate, gate_activation, y); },
-                [&] { cuda::gated_norm_apply(execution, x, inverse_rms, gate, gate_activation, y); });
+  const auto run = [&](auto backend) {
+    backend(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y);
+  };
+  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
+                [&] { run(cpu::gated_norm_backward); }, [&] { run(cuda::gated_norm_backward); });
 }
 
 }  // namespace fulmen

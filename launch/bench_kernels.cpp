@@ -40,8 +40,15 @@ constexpr KernelShapes gpu_shapes{8, 2048, 2048, 16, 5632, 64000, 16};
 // Runs the kernels on tensors filled with numbers of the size that training has.
 class KernelBench {
  public:
-  KernelBench(const KernelShapes& shapes, DType dtype, const Execution& execution, double seconds_each)
-      : shapes_(shapes), dtype_(dtype), execution_(execution), timer_(execution, seconds_each), tensors_(execution) {}
+  // Only the kernels whose name contains `filter`.
+  KernelBench(const KernelShapes& shapes, DType dtype, const Execution& execution, double seconds_each,
+              std::string filter)
+      : shapes_(shapes),
+        dtype_(dtype),
+        execution_(execution),
+        timer_(execution, seconds_each),
+        tensors_(execution),
+        filter_(std::move(filter)) {}
 
   void run_all();
   const std::vector<BenchRow>& rows() const { return rows_; }
@@ -50,11 +57,16 @@ class KernelBench {
   Tensor matrix(std::int64_t columns) { return tensors_.random(dtype_, {shapes_.tokens(), columns}); }
   Tensor statistics() { return statistics(shapes_.tokens()); }
   Tensor statistics(std::int64_t tokens) { return tensors_.random(accumulation_dtype(dtype_), {tokens}); }
-  void measure(const std::string& name, const std::function<void()>& work) { rows_.push_back(timer_.time(name, work)); }
-  void run_products();
-  void run_layer(const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out);
+  bool wanted(const std::string& name) const { return name.find(filter_) != std::string::npos; }
+  void measure(const std::string& name, const std::function<void()>& work) {
+    if (wanted(name)) rows_.push_back(timer_.time(name, work));
+  }
+  // A part's tensors are made only if one of its kernels, whose names are given, is wanted.
+  void run_part(std::initializer_list<const char*> names, const std::function<void()>& part);
+  void run_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out);
   void run_attention();
   void run_norms();
+  void run_gated_unit();
   void run_loss();
   void run_embedding();
   void run_flat();
@@ -64,26 +76,26 @@ class KernelBench {
   Execution execution_;
   KernelTimer timer_;
   BenchTensors tensors_;
+  std::string filter_;
   std::vector<BenchRow> rows_;
 };
 
-// The linear layers of a model and its head, which works on a chunk of tokens.
-void KernelBench::run_products() {
-  run_layer("q|k|v|u", shapes_.tokens(), shapes_.hidden, 4 * shapes_.hidden);
-  run_layer("out", shapes_.tokens(), shapes_.hidden, shapes_.hidden);
-  run_layer("l1|l2", shapes_.tokens(), shapes_.hidden, 2 * shapes_.glu);
-  run_layer("l3", shapes_.tokens(), shapes_.glu, shapes_.hidden);
-  run_layer("head", shapes_.loss_tokens(), shapes_.hidden, shapes_.vocabulary);
+void KernelBench::run_part(std::initializer_list<const char*> names, const std::function<void()>& part) {
+  if (std::ranges::any_of(names, [&](const char* name) { return wanted(name); })) part();
+  tensors_.clear();
 }
 
-void KernelBench::run_layer(const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out) {
-  const Tensor x = tensors_.random(dtype_, {tokens, in}), y = tensors_.random(dtype_, {tokens, out});
-  const Tensor weight = tensors_.random(dtype_, {out, in});
-  const Tensor d_weight = tensors_.random(accumulation_dtype(dtype_), {out, in});
-  measure(fmt::format("product {} forward", name), [&] { linear_forward(execution_, x, weight, y); });
-  measure(fmt::format("product {} d_input", name), [&] { linear_backward_input(execution_, y, weight, x); });
-  measure(fmt::format("product {} d_weight", name), [&] { linear_backward_weight(execution_, y, x, d_weight); });
-  tensors_.clear();
+// A linear layer of a model, or its head, which works on a chunk of tokens.
+void KernelBench::run_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out) {
+  const std::string forward = name + " forward", d_input = name + " d_input", d_weights = name + " d_weight";
+  run_part({forward.c_str(), d_input.c_str(), d_weights.c_str()}, [&] {
+    const Tensor x = tensors_.random(dtype_, {tokens, in}), y = tensors_.random(dtype_, {tokens, out});
+    const Tensor weight = tensors_.random(dtype_, {out, in});
+    const Tensor d_weight = tensors_.random(accumulation_dtype(dtype_), {out, in});
+    measure(forward, [&] { linear_forward(execution_, x, weight, y); });
+    measure(d_input, [&] { linear_backward_input(execution_, y, weight, x); });
+    measure(d_weights, [&] { linear_backward_weight(execution_, y, x, d_weight); });
+  });
 }
 
 void KernelBench::run_attention() {
@@ -96,23 +108,33 @@ void KernelBench::run_attention() {
 
 void KernelBench::run_norms() {
   const Tensor a = matrix(shapes_.hidden), b = matrix(shapes_.hidden), c = matrix(shapes_.hidden),
-               d = matrix(shapes_.hidden);
-  const Tensor wide = matrix(2 * shapes_.glu), product = matrix(shapes_.glu), d_wide = matrix(2 * shapes_.glu);
-  const Tensor inverse_rms = statistics(), sums = statistics();
-  const auto half = [&](const Tensor& whole, int i) { return whole.slice(1, i * shapes_.glu, (i + 1) * shapes_.glu); };
+               d = matrix(shapes_.hidden), e = matrix(shapes_.hidden);
+  const Tensor inverse_rms = statistics(), dot = statistics();
+  const Tensor squares = tensors_.random(accumulation_dtype(dtype_), {shapes_.tokens(), shapes_.heads});
   measure("residual norm forward", [&] { residual_norm_forward(execution_, a, b, 1e-6, c, d, inverse_rms); });
-  measure("residual norm backward", [&] { residual_norm_backward(execution_, a, b, inverse_rms, c, d); });
-  measure("gated norm forward",
-          [&] { gated_norm_forward(execution_, a, inverse_rms, shapes_.hidden, 1e-6, b, Activation::none, c, sums); });
-  measure("gated norm backward", [&] {
-    gated_norm_backward_dot(execution_, a, b, inverse_rms, c, Activation::none, sums);
-    gated_norm_backward(execution_, a, b, inverse_rms, c, Activation::none, sums, shapes_.hidden, d, a);
+  // As a layer runs it, what its weight gradient needs written in the gradient's place; and as the head does.
+  measure("residual norm backward", [&] { residual_norm_backward(execution_, a, b, inverse_rms, c, d, a); });
+  measure("residual norm backward of the head", [&] { residual_norm_backward(execution_, a, b, inverse_rms, {}, d, {}); });
+  measure("gated norm forward", [&] {
+    gated_norm_forward(execution_, a, squares, shapes_.hidden, 1e-6, b, Activation::none, c, inverse_rms);
   });
+  measure("gated norm backward", [&] {
+    gated_norm_backward(execution_, a, b, inverse_rms, c, Activation::none, {}, shapes_.hidden, d, e, a);
+  });
+  measure("gated norm backward, split", [&] {
+    gated_norm_backward_dot(execution_, a, b, inverse_rms, c, Activation::none, dot);
+    gated_norm_backward(execution_, a, b, inverse_rms, c, Activation::none, dot, shapes_.hidden, d, e, a);
+  });
+}
+
+void KernelBench::run_gated_unit() {
+  const Tensor wide = matrix(2 * shapes_.glu), product = matrix(shapes_.glu), d_wide = matrix(2 * shapes_.glu);
+  const auto half = [&](const Tensor& whole, int i) { return whole.slice(1, i * shapes_.glu, (i + 1) * shapes_.glu); };
   measure("gated unit forward",
           [&] { gated_linear_unit_forward(execution_, half(wide, 0), half(wide, 1), Activation::none, product); });
   measure("gated unit backward", [&] {
     gated_linear_unit_backward(execution_, product, half(wide, 0), half(wide, 1), Activation::none, half(d_wide, 0),
-                               half(d_wide, 1));
+                               half(d_wide, 1), product);
   });
 }
 
@@ -155,11 +177,19 @@ void KernelBench::run_flat() {
 }
 
 void KernelBench::run_all() {
-  for (void (KernelBench::*part)() : {&KernelBench::run_products, &KernelBench::run_attention, &KernelBench::run_norms,
-                                      &KernelBench::run_loss, &KernelBench::run_embedding, &KernelBench::run_flat}) {
-    (this->*part)();
-    tensors_.clear();
-  }
+  run_layer("product q|k|v|u", shapes_.tokens(), shapes_.hidden, 4 * shapes_.hidden);
+  run_layer("product out", shapes_.tokens(), shapes_.hidden, shapes_.hidden);
+  run_layer("product l1|l2", shapes_.tokens(), shapes_.hidden, 2 * shapes_.glu);
+  run_layer("product l3", shapes_.tokens(), shapes_.glu, shapes_.hidden);
+  run_layer("product head", shapes_.loss_tokens(), shapes_.hidden, shapes_.vocabulary);
+  run_part({"linear attention forward", "linear attention backward"}, [&] { run_attention(); });
+  run_part({"residual norm forward", "residual norm backward", "residual norm backward of the head",
+            "gated norm forward", "gated norm backward", "gated norm backward, split"},
+           [&] { run_norms(); });
+  run_part({"gated unit forward", "gated unit backward"}, [&] { run_gated_unit(); });
+  run_part({"cross entropy forward", "cross entropy backward"}, [&] { run_loss(); });
+  run_part({"embedding forward", "embedding backward"}, [&] { run_embedding(); });
+  run_part({"adamw", "gradient norm", "copy"}, [&] { run_flat(); });
 }
 
 }   // namespace
@@ -181,6 +211,7 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   line.option("device", "auto (default), cpu or cuda");
   line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");
   line.option("seconds", "for each kernel (0.2)");
+  line.option("filter", "only the kernels whose name contains this text (all)");
   line.flag("attention", "linear attention alone: a table of shapes against their traffic");
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
@@ -207,9 +238,12 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   if (line.has("attention")) {
     rows = measure_attention(resources.execution(), dtype, rates.copy_bytes_per_second, seconds_each);
   } else {
-    KernelBench bench(shapes, dtype, resources.execution(), seconds_each);
+    KernelBench bench(shapes, dtype, resources.execution(), seconds_each, line.text("filter"));
     bench.run_all();
     rows = bench.rows();
+    if (rows.empty())
+      throw UserError("--filter", fmt::format("no kernel's name contains '{}'", line.text("filter")),
+                      "run without it to see the names");
   }
 
   double total = 0.0;

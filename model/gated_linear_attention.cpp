@@ -157,11 +157,15 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   else
     linear_attention_forward(execution, inputs, outputs);
 
-  const Tensor square_sum = execution.scratch->take(wide, {tokens});
-  sum_rows(execution, outputs.square_sums, square_sum);
-  context_.sum_over_tensor(square_sum);
+  Tensor square_sums = outputs.square_sums;
+  if (context_.tensor->size() > 1) {
+    const Tensor square_sum = execution.scratch->take(wide, {tokens});
+    sum_rows(execution, square_sums, square_sum);
+    context_.sum_over_tensor(square_sum);
+    square_sums = square_sum.reshape({tokens, 1});
+  }
   const Tensor gated = execution.scratch->take(type, {tokens, local_});
-  gated_norm_forward(execution, stash.attention, square_sum, hidden_, epsilon_, gate(stash), gate_activation_, gated,
+  gated_norm_forward(execution, stash.attention, square_sums, hidden_, epsilon_, gate(stash), gate_activation_, gated,
                      stash.gate_inverse_rms);
   linear_forward(execution, gated, parameters.weight(out_), branch_out);
   context_.sum_over_tensor(branch_out);
@@ -191,23 +195,30 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   stash.d_out = d_out;
   stash.d_projection = kept.take(type, {tokens, stash.projection.view().size(1)});
+  stash.gated = kept.take(type, {tokens, local_});
+  stash.normed = kept.take(type, {tokens, hidden_});
   if (low_rank_gated()) {
     stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.view().size(1)});
     stash.d_low_rank_gate = kept.take(type, {tokens, local_});
   }
   const Arena::Frame frame(*execution.scratch);
 
-  const Tensor d_gated = execution.scratch->take(type, {tokens, local_});
+  // Each is written where its gradient was read.
+  const Tensor &d_gated = stash.gated, &d_normed = stash.normed;
   linear_backward_input(execution, d_out, parameters.weight(out_), d_gated);
 
-  const Tensor dot = execution.scratch->take(accumulation_dtype(type), {tokens});
-  gated_norm_backward_dot(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, dot);
-  context_.sum_over_tensor(dot);
+  Tensor dot;   // of a split width; of a whole one the backward pass forms it itself
+  if (context_.tensor->size() > 1) {
+    dot = execution.scratch->take(accumulation_dtype(type), {tokens});
+    gated_norm_backward_dot(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_,
+                            dot);
+    context_.sum_over_tensor(dot);
+  }
   const Tensor d_attention = execution.scratch->take(type, {tokens, local_});
   const Tensor d_gate =
       low_rank_gated() ? stash.d_low_rank_gate : stash.d_projection.slice(1, 3 * local_, 4 * local_);
   gated_norm_backward(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, dot,
-                      hidden_, d_attention, d_gate);
+                      hidden_, d_attention, d_gate, stash.gated);
 
   const auto heads_of = [&](const Tensor& matrix) {
     return matrix.split_dimension(0, micro_batch.shape.length).split_dimension(2, head_width_);
@@ -220,34 +231,24 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
   if (theta_) gradients.d_theta = parameters.gradient(*theta_);
   linear_attention_backward(execution, attention_inputs(stash, micro_batch), gradients);
 
-  const Tensor d_normed = execution.scratch->take(type, {tokens, hidden_});
   linear_backward_input(execution, stash.d_projection, parameters.weight(projection_), d_normed);
   if (low_rank_gated()) {
     linear_backward_input(execution, stash.d_low_rank_gate, parameters.weight(*gate_second_), stash.d_low_rank);
     linear_backward_input(execution, stash.d_low_rank, parameters.weight(*gate_first_), d_normed, true);
   }
   context_.sum_over_tensor(d_normed);
-  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in);
+  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
 }
 
 void GatedLinearAttention::backward_weight(int slot) {
   const Execution& execution = context_.execution;
   const ParameterStore& parameters = *context_.parameters;
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  const DType type = parameters.precision().parameters;
-  const std::int64_t tokens = stash.d_out.size(0);
-  const Arena::Frame frame(*execution.scratch);
-
-  const Tensor gated = execution.scratch->take(type, {tokens, local_});
-  gated_norm_apply(execution, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, gated);
-  linear_backward_weight(execution, stash.d_out, gated, parameters.gradient(out_));
-
-  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
-  norm_apply(execution, stash.sum, stash.inverse_rms, normed);
-  linear_backward_weight(execution, stash.d_projection, normed, parameters.gradient(projection_));
+  const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  linear_backward_weight(execution, stash.d_out, stash.gated, parameters.gradient(out_));
+  linear_backward_weight(execution, stash.d_projection, stash.normed, parameters.gradient(projection_));
   if (!low_rank_gated()) return;
   linear_backward_weight(execution, stash.d_low_rank_gate, stash.low_rank, parameters.gradient(*gate_second_));
-  linear_backward_weight(execution, stash.d_low_rank, normed, parameters.gradient(*gate_first_));
+  linear_backward_weight(execution, stash.d_low_rank, stash.normed, parameters.gradient(*gate_first_));
 }
 
 }  // namespace fulmen

@@ -39,7 +39,7 @@ class GatedLinearAttention final : public Sublayer {
     OwnedTensor low_rank_gate;       // [tokens, local] (tnl3)
     OwnedTensor attention;           // [tokens, local]
     OwnedTensor gate_inverse_rms;    // [tokens], of the norm over all heads
-    Tensor d_out, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight
+    Tensor d_out, gated, normed, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight
   };
 
   bool low_rank_gated() const { return gate_first_.has_value(); }

@@ -72,32 +72,25 @@ void GatedLinearUnitMixer::backward_input(int slot, const MicroBatch& micro_batc
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   stash.d_out = d_out;
   stash.d_expansion = kept.take(type, {tokens, 2 * local_});
-  const Arena::Frame frame(*execution.scratch);
+  stash.product = kept.take(type, {tokens, local_});
+  stash.normed = kept.take(type, {tokens, hidden_});
 
-  const Tensor d_product = execution.scratch->take(type, {tokens, local_});
+  // Each is written where its gradient was read.
+  const Tensor &d_product = stash.product, &d_normed = stash.normed;
   linear_backward_input(execution, d_out, parameters.weight(contract_), d_product);
   gated_linear_unit_backward(execution, d_product, first(stash.expansion), second(stash.expansion), activation_,
-                             first(stash.d_expansion), second(stash.d_expansion));
-  const Tensor d_normed = execution.scratch->take(type, {tokens, hidden_});
+                             first(stash.d_expansion), second(stash.d_expansion), stash.product);
   linear_backward_input(execution, stash.d_expansion, parameters.weight(expand_), d_normed);
   context_.sum_over_tensor(d_normed);
-  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in);
+  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
 }
 
 void GatedLinearUnitMixer::backward_weight(int slot) {
   const Execution& execution = context_.execution;
   const ParameterStore& parameters = *context_.parameters;
-  const DType type = parameters.precision().parameters;
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  const std::int64_t tokens = stash.d_out.size(0);
-  const Arena::Frame frame(*execution.scratch);
-
-  const Tensor product = execution.scratch->take(type, {tokens, local_});
-  gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
-  linear_backward_weight(execution, stash.d_out, product, parameters.gradient(contract_));
-  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
-  norm_apply(execution, stash.sum, stash.inverse_rms, normed);
-  linear_backward_weight(execution, stash.d_expansion, normed, parameters.gradient(expand_));
+  const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  linear_backward_weight(execution, stash.d_out, stash.product, parameters.gradient(contract_));
+  linear_backward_weight(execution, stash.d_expansion, stash.normed, parameters.gradient(expand_));
 }
 
 }  // namespace fulmen

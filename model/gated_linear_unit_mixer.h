@@ -27,7 +27,7 @@ class GatedLinearUnitMixer final : public Sublayer {
     OwnedTensor sum;                  // [tokens, hidden]
     OwnedTensor inverse_rms;          // [tokens]
     OwnedTensor expansion;            // [tokens, 2 local]: l1(x) | l2(x)
-    Tensor d_out, d_expansion;        // kept for backward_weight
+    Tensor d_out, d_expansion, product, normed;   // kept for backward_weight
   };
 
   // The two halves of an expansion.

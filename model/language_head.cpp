@@ -103,7 +103,7 @@ void LanguageHead::chunk(Stash& stash, const MicroBatch& micro_batch, std::int64
 void LanguageHead::backward_input(int slot, const Tensor& d_in) {
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   context_.sum_over_tensor(stash.d_normed);
-  residual_norm_backward(context_.execution, stash.d_normed, stash.sum, stash.inverse_rms, {}, d_in);
+  residual_norm_backward(context_.execution, stash.d_normed, stash.sum, stash.inverse_rms, {}, d_in, {});
 }
 
 void LanguageHead::logits(int slot, const Tensor& out) const {

@@ -57,17 +57,15 @@ FULMEN_VECTORIZED T sum_row(const T* x, std::int64_t width) {
   return sum;
 }
 
-// d_sum = d_residual + inverse_rms * d_normed - coefficient * sum. d_residual may be null.
-template <class T>
+// d_sum = d_residual + inverse_rms * d_normed - coefficient * sum, and normed = sum * inverse_rms.
+template <bool past_the_norm, bool again, class T>
 FULMEN_VECTORIZED void norm_gradient_row(const T* d_normed, const T* sum, const T* d_residual, T inverse_rms,
-                                         T coefficient, T* d_sum, std::int64_t width) {
-  if (d_residual == nullptr) {
+                                         T coefficient, T* d_sum, T* normed, std::int64_t width) {
 #pragma omp simd
-    for (std::int64_t j = 0; j < width; ++j) d_sum[j] = inverse_rms * d_normed[j] - coefficient * sum[j];
-  } else {
-#pragma omp simd
-    for (std::int64_t j = 0; j < width; ++j)
-      d_sum[j] = d_residual[j] + (inverse_rms * d_normed[j] - coefficient * sum[j]);
+  for (std::int64_t j = 0; j < width; ++j) {
+    const T total = sum[j], gradient = inverse_rms * d_normed[j] - coefficient * total;
+    d_sum[j] = past_the_norm ? d_residual[j] + gradient : gradient;
+    if constexpr (again) normed[j] = total * inverse_rms;
   }
 }
 
@@ -85,10 +83,10 @@ FULMEN_VECTORIZED T gated_dot_row(const T* d_y, const T* x, const T* gate, std::
   return dot;
 }
 
-// With n = x * inverse_rms: d_x = inverse_rms * (d_y act(gate) - n mean_dot), d_gate = d_y n act'(gate).
-template <Activation activation, class T>
+// With n = x * inverse_rms: d_x = inverse_rms * (d_y act(gate) - n mean_dot), d_gate = d_y n act'(gate), y = act(gate) n.
+template <Activation activation, bool again, class T>
 FULMEN_VECTORIZED void gated_norm_gradient_row(const T* d_y, const T* x, const T* gate, T inverse_rms, T mean_dot,
-                                               T* d_x, T* d_gate, std::int64_t width) {
+                                               T* d_x, T* d_gate, T* y, std::int64_t width) {
 #pragma omp simd
   for (std::int64_t j = 0; j < width; ++j) {
     const T normed = x[j] * inverse_rms;
@@ -96,6 +94,7 @@ FULMEN_VECTORIZED void gated_norm_gradient_row(const T* d_y, const T* x, const T
     const Activated<T> activated = activate_with_derivative<activation>(gate[j]);
     d_x[j] = inverse_rms * (upstream * activated.value - normed * mean_dot);
     d_gate[j] = upstream * normed * activated.derivative;
+    if constexpr (again) y[j] = activated.value * normed;
   }
 }
 
@@ -130,27 +129,24 @@ void residual_norm_forward(const Execution&, const Tensor& residual, const Tenso
 }
 
 void residual_norm_backward(const Execution&, const Tensor& d_normed, const Tensor& sum, const Tensor& inverse_rms,
-                            const Tensor& d_residual, const Tensor& d_sum) {
+                            const Tensor& d_residual, const Tensor& d_sum, const Tensor& normed) {
   const std::int64_t width = sum.size(1);
   dispatch_fp32_fp64(sum.dtype(), [&]<class T>(T) {
     parallel_rows(sum.size(0), width, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t row = first; row < last; ++row) {
         const T inverse = inverse_rms.as<T>()[row];
         const T dot = dot_row(row_of<T>(d_normed, row), row_of<T>(sum, row), width) * inverse;
-        norm_gradient_row(row_of<T>(d_normed, row), row_of<T>(sum, row),
-                          d_residual ? row_of<T>(d_residual, row) : static_cast<const T*>(nullptr), inverse,
-                          inverse * inverse * dot / static_cast<T>(width), row_of<T>(d_sum, row), width);
+        const auto gradient = [&]<bool past_the_norm, bool again>() {
+          norm_gradient_row<past_the_norm, again>(
+              row_of<T>(d_normed, row), row_of<T>(sum, row), past_the_norm ? row_of<T>(d_residual, row) : nullptr,
+              inverse, inverse * inverse * dot / static_cast<T>(width), row_of<T>(d_sum, row),
+              again ? row_of<T>(normed, row) : nullptr, width);
+        };
+        if (d_residual && normed) gradient.template operator()<true, true>();
+        else if (d_residual) gradient.template operator()<true, false>();
+        else if (normed) gradient.template operator()<false, true>();
+        else gradient.template operator()<false, false>();
       }
-    });
-  });
-}
-
-void norm_apply(const Execution&, const Tensor& sum, const Tensor& inverse_rms, const Tensor& normed) {
-  const std::int64_t width = sum.size(1);
-  dispatch_fp32_fp64(sum.dtype(), [&]<class T>(T) {
-    parallel_rows(sum.size(0), width, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t row = first; row < last; ++row)
-        multiply_row(row_of<T>(sum, row), inverse_rms.as<T>()[row], row_of<T>(normed, row), width);
     });
   });
 }
@@ -165,14 +161,14 @@ void sum_rows(const Execution&, const Tensor& values, const Tensor& row_sums) {
   });
 }
 
-void gated_norm_forward(const Execution&, const Tensor& x, const Tensor& square_sum, std::int64_t width, double epsilon,
+void gated_norm_forward(const Execution&, const Tensor& x, const Tensor& square_sums, std::int64_t width, double epsilon,
                         const Tensor& gate, Activation gate_activation, const Tensor& y, const Tensor& inverse_rms) {
   const std::int64_t local_width = x.size(1);
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     dispatch_activation(gate_activation, [&]<Activation activation>() {
       parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t row = first; row < last; ++row) {
-          const T inverse = inverse_root(square_sum.as<T>()[row], width, epsilon);
+          const T inverse = inverse_root(sum_row(row_of<T>(square_sums, row), square_sums.size(1)), width, epsilon);
           inverse_rms.as<T>()[row] = inverse;
           gate_row<activation>(row_of<T>(x, row), row_of<T>(gate, row), inverse, row_of<T>(y, row), local_width);
         }
@@ -199,29 +195,26 @@ void gated_norm_backward_dot(const Execution&, const Tensor& d_y, const Tensor& 
 
 void gated_norm_backward(const Execution&, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate) {
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y) {
   const std::int64_t local_width = x.size(1);
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     dispatch_activation(gate_activation, [&]<Activation activation>() {
       parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t row = first; row < last; ++row)
-          gated_norm_gradient_row<activation>(row_of<T>(d_y, row), row_of<T>(x, row), row_of<T>(gate, row),
-                                              inverse_rms.as<T>()[row], dot.as<T>()[row] / static_cast<T>(width),
-                                              row_of<T>(d_x, row), row_of<T>(d_gate, row), local_width);
-      });
-    });
-  });
-}
-
-void gated_norm_apply(const Execution&, const Tensor& x, const Tensor& inverse_rms, const Tensor& gate,
-                      Activation gate_activation, const Tensor& y) {
-  const std::int64_t local_width = x.size(1);
-  dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
-    dispatch_activation(gate_activation, [&]<Activation activation>() {
-      parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t row = first; row < last; ++row)
-          gate_row<activation>(row_of<T>(x, row), row_of<T>(gate, row), inverse_rms.as<T>()[row], row_of<T>(y, row),
-                               local_width);
+        for (std::int64_t row = first; row < last; ++row) {
+          const T* const upstream = row_of<T>(d_y, row);
+          const T* const values = row_of<T>(x, row);
+          const T* const gates = row_of<T>(gate, row);
+          const T inverse = inverse_rms.as<T>()[row];
+          const T sum =
+              dot ? dot.as<T>()[row] : inverse * gated_dot_row<activation>(upstream, values, gates, local_width);
+          const auto gradient = [&]<bool again>() {
+            gated_norm_gradient_row<activation, again>(upstream, values, gates, inverse, sum / static_cast<T>(width),
+                                                       row_of<T>(d_x, row), row_of<T>(d_gate, row),
+                                                       again ? row_of<T>(y, row) : nullptr, local_width);
+          };
+          if (y) gradient.template operator()<true>();
+          else gradient.template operator()<false>();
+        }
       });
     });
   });

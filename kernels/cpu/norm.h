@@ -9,18 +9,16 @@ namespace fulmen::cpu {
 void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch, double epsilon,
                            const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms);
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
-                            const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum);
-void norm_apply(const Execution& execution, const Tensor& sum, const Tensor& inverse_rms, const Tensor& normed);
+                            const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum,
+                            const Tensor& normed);
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums);
-void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sum, std::int64_t width,
+void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
                         const Tensor& inverse_rms);
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                              const Tensor& gate, Activation gate_activation, const Tensor& dot);
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate);
-void gated_norm_apply(const Execution& execution, const Tensor& x, const Tensor& inverse_rms, const Tensor& gate,
-                      Activation gate_activation, const Tensor& y);
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y);
 
 }  // namespace fulmen::cpu

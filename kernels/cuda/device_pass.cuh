@@ -14,6 +14,7 @@ namespace fulmen::cuda {
 
 inline constexpr int pass_threads = 256;          // of a block, where rows are narrow enough
 inline constexpr int reduction_threads = 512;     // at most, of a row that is reduced
+inline constexpr int reduction_block = 128;       // of a block of rows that are reduced, where they are narrow enough
 inline constexpr int lanes_of_warp = 32;
 
 // Packets that a thread has in flight of each of `tensors` that are read: enough to hide the memory's latency, few
@@ -47,14 +48,14 @@ Rows<T> rows_of(const Tensor& x) {
   return x ? Rows<T>{pointer_to<T>(x), x.stride(0)} : Rows<T>{};
 }
 
-// How rows are spread: blockDim.x threads over each row, blockDim.y rows in a block.
+// How rows are spread: blockDim.x threads over each row, blockDim.y rows in a block of `block_threads` at most.
 struct PassGrid {
   dim3 block;
   unsigned blocks = 0;
 };
 
-inline PassGrid make_grid(int threads, std::int64_t rows, std::int64_t chunks) {
-  const int rows_of_block = std::max(1, pass_threads / threads);
+inline PassGrid make_grid(int threads, std::int64_t rows, std::int64_t chunks, int block_threads) {
+  const int rows_of_block = std::max(1, block_threads / threads);
   const std::int64_t blocks = divide_up(rows, rows_of_block) * chunks;
   FULMEN_CHECK(blocks <= 0x7fffffff, "{} rows in {} chunks are too many for one launch", rows, chunks);
   return {dim3(threads, rows_of_block), static_cast<unsigned>(blocks)};
@@ -108,77 +109,106 @@ void launch_pass(const Execution& execution, const Operation& operation, std::in
   const std::int64_t packets = std::max<std::int64_t>(width / length, 1);
   const std::int64_t chunks = divide_up(packets, pass_threads * Operation::items);
   const int threads = round_threads(divide_up(packets, chunks * Operation::items), pass_threads);
-  const PassGrid grid = make_grid(threads, rows, chunks);
+  const PassGrid grid = make_grid(threads, rows, chunks, pass_threads);
   pass_kernel<length><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, width,
                                                                             static_cast<unsigned>(chunks));
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
-// An operation with one sum per row. Besides `items`, `Loaded` and `load` it has
+// Makes the compiler forget what it has converted of packets, so that it keeps them as they were loaded, in half the
+// registers, and converts them again.
+template <class Loaded>
+__device__ __forceinline__ void keep_packed(Loaded& loaded) {
+  if constexpr (sizeof(Loaded) % sizeof(std::uint32_t) == 0) {
+    struct Words {
+      std::uint32_t words[sizeof(Loaded) / sizeof(std::uint32_t)];
+    };
+    Words all = __builtin_bit_cast(Words, loaded);
+#pragma unroll
+    for (std::uint32_t& word : all.words) asm volatile("" : "+r"(word));
+    loaded = __builtin_bit_cast(Loaded, all);
+  }
+}
+
+// An operation with one sum per row. Besides `Loaded` and `load` it has
 //   using Sum                                                 float or double
+//   struct Row                                                what is known of a row besides its packets
+//   void begin(row, thread, threads, Row&, Sum& sum) const    loads it; may add a thread's share to the row's sum
 //   Sum contribution<length>(const Loaded<length>&, row, column) const    a packet's share; may store
-//   Sum combine(row, sum, writes) const                       what `finish` needs of the sum; `writes` for one thread
+//   void combine(row, sum, Row&, writes) const                what `finish` needs of the sum; `writes` for one thread
 // and, where `finishes` is true,
-//   void finish<length>(const Loaded<length>&, Sum, row, column) const
+//   void finish<length>(const Loaded<length>&, const Row&, row, column) const
 //   Loaded<length> reload<length>(row, column) const          for rows that do not fit in the registers
 // `width` is a multiple of `length`. A row's packets stay in registers between the sum and `finish`; of a row that is
-// too wide, the last items * blockDim.x packets do, and the others are loaded again, last ones first.
-template <int length, class Operation>
+// too wide, the last items * blockDim.x packets do, and the others are loaded again, last ones first. Where a warp or
+// less has the row, nothing waits for another warp.
+// `whole`: a warp has each row, which fills its registers.
+template <int length, int items, bool whole, class Operation>
 __global__ void __launch_bounds__(reduction_threads)
     reduce_rows_kernel(const Operation operation, std::int64_t rows, int width) {
   using Sum = typename Operation::Sum;
-  constexpr int items = Operation::items;
   __shared__ Sum shared[reduction_threads / lanes_of_warp];
+  const int threads = whole ? lanes_of_warp : static_cast<int>(blockDim.x);
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-  // Threads without a row stay for the barrier.
-  const int packets = row < rows ? width / length : 0;
-  const int stride = blockDim.x * items;
-  typename Operation::template Loaded<length> loaded[items];
-  Sum sum = 0;
+  if (whole && row >= rows) return;
+  // Otherwise threads without a row stay for the barrier.
+  const int packets = row < rows ? width / length : 0, stride = threads * items;
   int base = threadIdx.x;
+  const auto has = [&](int i) { return whole || base + i * threads < packets; };
+  const auto column = [&](int i) { return std::int64_t{base} * length + i * threads * length; };
+  typename Operation::template Loaded<length> loaded[items];
+  typename Operation::Row of_row{};
+  Sum sum = 0;
   while (true) {
 #pragma unroll
-    for (int i = 0; i < items; ++i) {
-      const int packet = base + i * blockDim.x;
-      if (packet < packets) loaded[i] = operation.template load<length>(row, packet * length);
-    }
+    for (int i = 0; i < items; ++i)
+      if (has(i)) loaded[i] = operation.template load<length>(row, column(i));
+    if (base < stride && row < rows) operation.begin(row, base, threads, of_row, sum);
 #pragma unroll
-    for (int i = 0; i < items; ++i) {
-      const int packet = base + i * blockDim.x;
-      if (packet < packets) sum += operation.template contribution<length>(loaded[i], row, packet * length);
-    }
-    if (base + stride >= packets) break;
+    for (int i = 0; i < items; ++i)
+      if (has(i)) sum += operation.template contribution<length>(loaded[i], row, column(i));
+    if (whole || base + stride >= packets) break;
     base += stride;
   }
-  sum = sum_of_row(sum, shared);
+  sum = whole ? sum_of_lanes(sum) : sum_of_row(sum, shared);
   if (row >= rows) return;
-  const Sum combined = operation.combine(row, sum, threadIdx.x == 0);
+  operation.combine(row, sum, of_row, threadIdx.x == 0);
   if constexpr (Operation::finishes) {
     while (true) {
 #pragma unroll
       for (int i = 0; i < items; ++i) {
-        const int packet = base + i * blockDim.x;
-        if (packet < packets) operation.template finish<length>(loaded[i], combined, row, packet * length);
+        keep_packed(loaded[i]);
+        if (has(i)) operation.template finish<length>(loaded[i], of_row, row, column(i));
       }
       base -= stride;
-      if (base < 0) break;
+      if (whole || base < 0) break;
 #pragma unroll
-      for (int i = 0; i < items; ++i) {
-        const int packet = base + i * blockDim.x;
-        if (packet < packets) loaded[i] = operation.template reload<length>(row, packet * length);
-      }
+      for (int i = 0; i < items; ++i)
+        if (has(i)) loaded[i] = operation.template reload<length>(row, column(i));
     }
   }
 }
 
+// A warp for each row, if its threads can hold it: that many rows are under way at once that no thread need load ahead.
 template <int length, class Operation>
 void launch_reduce_rows(const Execution& execution, const Operation& operation, std::int64_t rows, std::int64_t width) {
   FULMEN_CHECK(width < (std::int64_t{1} << 30), "rows of {} columns are too wide", width);
-  const int threads = round_threads(divide_up(width / length, Operation::items), reduction_threads);
-  const PassGrid grid = make_grid(threads, rows, 1);
-  reduce_rows_kernel<length><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows,
-                                                                                   static_cast<int>(width));
-  FULMEN_CUDA_CHECK_LAUNCH();
+  const std::int64_t packets = width / length;
+  const auto launch = [&](auto items) {
+    const int threads = round_threads(divide_up(packets, items.value), reduction_threads);
+    const PassGrid grid = make_grid(threads, rows, 1, reduction_block);
+    const auto kernel = packets == lanes_of_warp * items.value ? reduce_rows_kernel<length, items.value, true, Operation>
+                                                               : reduce_rows_kernel<length, items.value, false, Operation>;
+    kernel<<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, static_cast<int>(width));
+    FULMEN_CUDA_CHECK_LAUNCH();
+  };
+  if constexpr (length == 1) {
+    launch(std::integral_constant<int, 4>{});
+  } else {
+    if (packets <= 2 * lanes_of_warp) return launch(std::integral_constant<int, 2>{});
+    if (packets <= 4 * lanes_of_warp) return launch(std::integral_constant<int, 4>{});
+    launch(std::integral_constant<int, 8>{});
+  }
 }
 
 }  // namespace fulmen::cuda

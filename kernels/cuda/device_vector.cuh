@@ -42,6 +42,17 @@ struct alignas(length * sizeof(T) < 16 ? length * sizeof(T) : 16) Packet {
   __device__ __forceinline__ Accumulated<T> operator[](int i) const { return to_accumulated(values[i]); }
 };
 
+// Two bf16 a register: as single ones the compiler would keep each in a register of its own.
+template <int length>
+  requires(length % 2 == 0)
+struct alignas(length < 8 ? 2 * length : 16) Packet<__nv_bfloat16, length> {
+  std::uint32_t pairs[length / 2];
+
+  __device__ __forceinline__ float operator[](int i) const {
+    return __uint_as_float(i % 2 == 0 ? pairs[i / 2] << 16 : pairs[i / 2] & 0xffff0000u);
+  }
+};
+
 // One access of 16, 8 or 4 bytes, written out: the compiler splits some of those that it could join.
 __device__ __forceinline__ void load_words(const void* from, std::uint32_t (&words)[4]) {
   asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -108,11 +119,12 @@ __device__ __forceinline__ void store_packet(T* to, const Packet<T, length>& pac
 template <class T, int length, class Value>
 __device__ __forceinline__ Packet<T, length> make_packet(Value&& value) {
   Packet<T, length> packet;
-  using Result = std::remove_cvref_t<decltype(value(0))>;
-  if constexpr (std::is_same_v<T, __nv_bfloat16> && std::is_same_v<Result, float> && length % 2 == 0) {
-    auto* const pairs = reinterpret_cast<__nv_bfloat162*>(packet.values);   // two are rounded by one instruction
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && length % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < length; i += 2) pairs[i / 2] = __floats2bfloat162_rn(value(i), value(i + 1));
+    for (int i = 0; i < length; i += 2) {   // two are rounded by one instruction
+      const auto even = static_cast<float>(value(i)), odd = static_cast<float>(value(i + 1));
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packet.pairs[i / 2]) : "f"(odd), "f"(even));
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < length; ++i) packet.values[i] = round_to<T>(value(i));

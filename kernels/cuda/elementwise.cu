@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(sum_threads)
   __shared__ double shared[sum_threads / lanes_of_warp];
   const std::int64_t packets = count / length, threads = static_cast<std::int64_t>(gridDim.x) * sum_threads;
   const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * sum_threads + threadIdx.x;
-  const auto term = [](T element) {
+  const auto term = [](auto element) {
     const double value = to_accumulated(element);
     return squares ? value * value : value;
   };
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(sum_threads)
     for (int i = 0; i < sum_items; ++i) {
       if (first + i * threads >= packets) break;
 #pragma unroll
-      for (int j = 0; j < length; ++j) sum += term(loaded[i].values[j]);
+      for (int j = 0; j < length; ++j) sum += term(loaded[i][j]);
     }
   }
   if (packets * length + thread < count) sum += term(x[packets * length + thread]);

@@ -9,6 +9,6 @@ namespace fulmen::cuda {
 void gated_linear_unit_forward(const Execution& execution, const Tensor& a, const Tensor& b, Activation activation,
                                const Tensor& y);
 void gated_linear_unit_backward(const Execution& execution, const Tensor& d_y, const Tensor& a, const Tensor& b,
-                                Activation activation, const Tensor& d_a, const Tensor& d_b);
+                                Activation activation, const Tensor& d_a, const Tensor& d_b, const Tensor& y);
 
 }  // namespace fulmen::cuda

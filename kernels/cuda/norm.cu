@@ -19,25 +19,28 @@ template <class T>
 struct ResidualNormForward {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = true;
-  static constexpr int items = items_for(2);
   template <int length>
   struct Loaded {
     Packet<T, length> residual, branch;
+  };
+  struct Row {
+    Sum inverse;
   };
   Rows<T> residual, branch, sum, normed;
   Sum* inverse_rms;
   Sum width, epsilon;
 
   template <int length>
-  __device__ __forceinline__ Loaded<length> load(std::int64_t row, int column) const {
+  __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
     Loaded<length> loaded;
     loaded.residual = load_packet<length>(residual.at(row, column));
     if (branch.data != nullptr) loaded.branch = load_packet<length>(branch.at(row, column));
     return loaded;
   }
+  __device__ __forceinline__ void begin(std::int64_t, int, int, Row&, Sum&) const {}
   // Leaves the sum in `residual`.
   template <int length>
-  __device__ __forceinline__ Sum contribution(Loaded<length>& loaded, std::int64_t row, int column) const {
+  __device__ __forceinline__ Sum contribution(Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
     if (branch.data != nullptr) {
       const Packet<T, length> a = loaded.residual, b = loaded.branch;
       loaded.residual = make_packet<T, length>([&](int i) { return a[i] + b[i]; });
@@ -48,21 +51,21 @@ struct ResidualNormForward {
     for (int i = 0; i < length; ++i) squares += loaded.residual[i] * loaded.residual[i];
     return squares;
   }
-  __device__ __forceinline__ Sum combine(std::int64_t row, Sum squares, bool writes) const {
-    const Sum inverse = inverse_root(squares, width, epsilon);
-    if (writes) inverse_rms[row] = inverse;
-    return inverse;
+  __device__ __forceinline__ void combine(std::int64_t row, Sum squares, Row& of_row, bool writes) const {
+    of_row.inverse = inverse_root(squares, width, epsilon);
+    if (writes) inverse_rms[row] = of_row.inverse;
   }
   template <int length>
-  __device__ __forceinline__ Loaded<length> reload(std::int64_t row, int column) const {
+  __device__ __forceinline__ Loaded<length> reload(std::int64_t row, std::int64_t column) const {
     Loaded<length> loaded;
     loaded.residual = load_packet<length>((branch.data != nullptr ? sum : residual).at(row, column));
     return loaded;
   }
   template <int length>
-  __device__ __forceinline__ void finish(const Loaded<length>& loaded, Sum inverse, std::int64_t row,
-                                         int column) const {
-    store_packet(normed.at(row, column), make_packet<T, length>([&](int i) { return loaded.residual[i] * inverse; }));
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, const Row& of_row, std::int64_t row,
+                                         std::int64_t column) const {
+    store_packet(normed.at(row, column),
+                 make_packet<T, length>([&](int i) { return loaded.residual[i] * of_row.inverse; }));
   }
 };
 
@@ -70,69 +73,54 @@ template <class T>
 struct ResidualNormBackward {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = true;
-  static constexpr int items = items_for(3);
   template <int length>
   struct Loaded {
     Packet<T, length> d_normed, sum, d_residual;
   };
-  Rows<T> d_normed, sum, d_residual, d_sum;
+  struct Row {
+    Sum inverse, coefficient;   // the factors of d_normed and of `sum` in the gradient
+  };
+  Rows<T> d_normed, sum, d_residual, d_sum, normed;   // d_residual and normed may be none
   const Sum* inverse_rms;
   Sum width;
 
   template <int length>
-  __device__ __forceinline__ Loaded<length> load(std::int64_t row, int column) const {
+  __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
     Loaded<length> loaded;
     loaded.d_normed = load_packet<length>(d_normed.at(row, column));
     loaded.sum = load_packet<length>(sum.at(row, column));
     if (d_residual.data != nullptr) loaded.d_residual = load_packet<length>(d_residual.at(row, column));
     return loaded;
   }
+  __device__ __forceinline__ void begin(std::int64_t row, int, int, Row& of_row, Sum&) const {
+    of_row.inverse = inverse_rms[row];
+  }
   template <int length>
-  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, int) const {
+  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t) const {
     Sum dot = 0;
 #pragma unroll
     for (int i = 0; i < length; ++i) dot += loaded.d_normed[i] * loaded.sum[i];
     return dot;
   }
-  // The factor of `sum` in the gradient.
-  __device__ __forceinline__ Sum combine(std::int64_t row, Sum dot, bool) const {
-    const Sum inverse = inverse_rms[row];
-    return inverse * inverse * (dot * inverse) / width;
+  __device__ __forceinline__ void combine(std::int64_t, Sum dot, Row& of_row, bool) const {
+    const Sum inverse = of_row.inverse;
+    of_row.coefficient = inverse * inverse * (dot * inverse) / width;
   }
   template <int length>
-  __device__ __forceinline__ Loaded<length> reload(std::int64_t row, int column) const {
+  __device__ __forceinline__ Loaded<length> reload(std::int64_t row, std::int64_t column) const {
     return load<length>(row, column);
   }
   template <int length>
-  __device__ __forceinline__ void finish(const Loaded<length>& loaded, Sum coefficient, std::int64_t row,
-                                         int column) const {
-    const Sum inverse = inverse_rms[row];
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, const Row& of_row, std::int64_t row,
+                                         std::int64_t column) const {
+    const Sum inverse = of_row.inverse;
     const bool past_the_norm = d_residual.data != nullptr;
     store_packet(d_sum.at(row, column), make_packet<T, length>([&](int i) {
-                   const Sum gradient = inverse * loaded.d_normed[i] - coefficient * loaded.sum[i];
+                   const Sum gradient = inverse * loaded.d_normed[i] - of_row.coefficient * loaded.sum[i];
                    return past_the_norm ? loaded.d_residual[i] + gradient : gradient;
                  }));
-  }
-};
-
-template <class T>
-struct NormApply {
-  static constexpr int items = items_for(1);
-  template <int length>
-  struct Loaded {
-    Packet<T, length> sum;
-    Accumulated<T> inverse;
-  };
-  Rows<T> sum, normed;
-  const Accumulated<T>* inverse_rms;
-
-  template <int length>
-  __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
-    return {load_packet<length>(sum.at(row, column)), inverse_rms[row]};
-  }
-  template <int length>
-  __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
-    store_packet(normed.at(row, column), make_packet<T, length>([&](int i) { return loaded.sum[i] * loaded.inverse; }));
+    if (normed.data != nullptr)
+      store_packet(normed.at(row, column), make_packet<T, length>([&](int i) { return loaded.sum[i] * inverse; }));
   }
 };
 
@@ -140,60 +128,73 @@ template <class T>
 struct SumRows {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = false;
-  static constexpr int items = items_for(1);
   template <int length>
   struct Loaded {
     Packet<T, length> values;
   };
+  struct Row {};
   Rows<T> values;
   T* row_sums;
 
   template <int length>
-  __device__ __forceinline__ Loaded<length> load(std::int64_t row, int column) const {
+  __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
     return {load_packet<length>(values.at(row, column))};
   }
+  __device__ __forceinline__ void begin(std::int64_t, int, int, Row&, Sum&) const {}
   template <int length>
-  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, int) const {
+  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t) const {
     Sum sum = 0;
 #pragma unroll
     for (int i = 0; i < length; ++i) sum += loaded.values[i];
     return sum;
   }
-  __device__ __forceinline__ Sum combine(std::int64_t row, Sum sum, bool writes) const {
+  __device__ __forceinline__ void combine(std::int64_t row, Sum sum, Row&, bool writes) const {
     if (writes) row_sums[row] = round_to<T>(sum);
-    return sum;
   }
 };
 
-// y = act(gate) * x * inverse_rms. With square_sum the inverse is computed and written, else it is read.
+// y = act(gate) * x * inverse_rms: a sum per row, but of the squares that are given.
 template <class T, Activation activation>
 struct GatedNorm {
-  using A = Accumulated<T>;
-  static constexpr int items = items_for(2);
+  using Sum = Accumulated<T>;
+  static constexpr bool finishes = true;
   template <int length>
   struct Loaded {
     Packet<T, length> x, gate;
-    A statistic;
+  };
+  struct Row {
+    Sum inverse;
   };
   Rows<T> x, gate, y;
-  const A* square_sum;   // null: inverse_rms is given
-  A* inverse_rms;
-  A width, epsilon;
+  Rows<Sum> square_sums;
+  int parts;   // of the squares' sum
+  Sum* inverse_rms;
+  Sum width, epsilon;
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
-    return {load_packet<length>(x.at(row, column)), load_packet<length>(gate.at(row, column)),
-            square_sum != nullptr ? square_sum[row] : inverse_rms[row]};
+    return {load_packet<length>(x.at(row, column)), load_packet<length>(gate.at(row, column))};
+  }
+  __device__ __forceinline__ void begin(std::int64_t row, int thread, int threads, Row&, Sum& sum) const {
+    for (int part = thread; part < parts; part += threads) sum += *square_sums.at(row, part);
   }
   template <int length>
-  __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
-    A inverse = loaded.statistic;
-    if (square_sum != nullptr) {
-      inverse = inverse_root(loaded.statistic, width, epsilon);
-      if (column == 0) inverse_rms[row] = inverse;
-    }
+  __device__ __forceinline__ Sum contribution(const Loaded<length>&, std::int64_t, std::int64_t) const {
+    return 0;
+  }
+  __device__ __forceinline__ void combine(std::int64_t row, Sum squares, Row& of_row, bool writes) const {
+    of_row.inverse = inverse_root(squares, width, epsilon);
+    if (writes) inverse_rms[row] = of_row.inverse;
+  }
+  template <int length>
+  __device__ __forceinline__ Loaded<length> reload(std::int64_t row, std::int64_t column) const {
+    return load<length>(row, column);
+  }
+  template <int length>
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, const Row& of_row, std::int64_t row,
+                                         std::int64_t column) const {
     store_packet(y.at(row, column), make_packet<T, length>([&](int i) {
-                   return activate<activation>(loaded.gate[i]) * (loaded.x[i] * inverse);
+                   return activate<activation>(loaded.gate[i]) * (loaded.x[i] * of_row.inverse);
                  }));
   }
 };
@@ -202,63 +203,92 @@ template <class T, Activation activation>
 struct GatedNormDot {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = false;
-  static constexpr int items = items_for(3);
   template <int length>
   struct Loaded {
     Packet<T, length> d_y, x, gate;
+  };
+  struct Row {
+    Sum inverse;
   };
   Rows<T> d_y, x, gate;
   const Sum* inverse_rms;
   Sum* dot;
 
   template <int length>
-  __device__ __forceinline__ Loaded<length> load(std::int64_t row, int column) const {
+  __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
     return {load_packet<length>(d_y.at(row, column)), load_packet<length>(x.at(row, column)),
             load_packet<length>(gate.at(row, column))};
   }
+  __device__ __forceinline__ void begin(std::int64_t row, int, int, Row& of_row, Sum&) const {
+    of_row.inverse = inverse_rms[row];
+  }
   template <int length>
-  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, int) const {
+  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t) const {
     Sum sum = 0;
 #pragma unroll
     for (int i = 0; i < length; ++i) sum += loaded.d_y[i] * activate<activation>(loaded.gate[i]) * loaded.x[i];
     return sum;
   }
-  __device__ __forceinline__ Sum combine(std::int64_t row, Sum sum, bool writes) const {
-    if (writes) dot[row] = inverse_rms[row] * sum;
-    return sum;
+  __device__ __forceinline__ void combine(std::int64_t row, Sum sum, Row& of_row, bool writes) const {
+    if (writes) dot[row] = of_row.inverse * sum;
   }
 };
 
+// With a dot the sum over the row is given, else it is formed here.
 template <class T, Activation activation>
 struct GatedNormBackward {
-  using A = Accumulated<T>;
-  static constexpr int items = items_for(3);
+  using Sum = Accumulated<T>;
+  static constexpr bool finishes = true;
   template <int length>
   struct Loaded {
     Packet<T, length> d_y, x, gate;
-    A inverse, dot;
   };
-  Rows<T> d_y, x, gate, d_x, d_gate;
-  const A* inverse_rms;
-  const A* dot;
-  A width;
+  struct Row {
+    Sum inverse, dot;   // dot: divided by the width once combined
+  };
+  Rows<T> d_y, x, gate, d_x, d_gate, y;   // y may be none
+  const Sum* inverse_rms;
+  const Sum* dot;
+  Sum width;
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
     return {load_packet<length>(d_y.at(row, column)), load_packet<length>(x.at(row, column)),
-            load_packet<length>(gate.at(row, column)), inverse_rms[row], dot[row]};
+            load_packet<length>(gate.at(row, column))};
+  }
+  __device__ __forceinline__ void begin(std::int64_t row, int, int, Row& of_row, Sum&) const {
+    of_row.inverse = inverse_rms[row];
+    if (dot != nullptr) of_row.dot = dot[row];
   }
   template <int length>
-  __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
-    const A inverse = loaded.inverse, mean_dot = loaded.dot / width;
-    A d_gates[length];
+  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t) const {
+    Sum sum = 0;
+    if (dot != nullptr) return sum;
+#pragma unroll
+    for (int i = 0; i < length; ++i) sum += loaded.d_y[i] * activate<activation>(loaded.gate[i]) * loaded.x[i];
+    return sum;
+  }
+  __device__ __forceinline__ void combine(std::int64_t, Sum sum, Row& of_row, bool) const {
+    of_row.dot = (dot != nullptr ? of_row.dot : of_row.inverse * sum) / width;
+  }
+  template <int length>
+  __device__ __forceinline__ Loaded<length> reload(std::int64_t row, std::int64_t column) const {
+    return load<length>(row, column);
+  }
+  template <int length>
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, const Row& of_row, std::int64_t row,
+                                         std::int64_t column) const {
+    const Sum inverse = of_row.inverse;
+    Sum d_gates[length], ys[length];
     store_packet(d_x.at(row, column), make_packet<T, length>([&](int i) {
-                   const A normed = loaded.x[i] * inverse, upstream = loaded.d_y[i];
-                   const Activated<A> activated = activate_with_derivative<activation>(loaded.gate[i]);
+                   const Sum normed = loaded.x[i] * inverse, upstream = loaded.d_y[i];
+                   const Activated<Sum> activated = activate_with_derivative<activation>(loaded.gate[i]);
                    d_gates[i] = upstream * normed * activated.derivative;
-                   return inverse * (upstream * activated.value - normed * mean_dot);
+                   ys[i] = activated.value * normed;
+                   return inverse * (upstream * activated.value - normed * of_row.dot);
                  }));
     store_packet(d_gate.at(row, column), make_packet<T, length>([&](int i) { return d_gates[i]; }));
+    if (y.data != nullptr) store_packet(y.at(row, column), make_packet<T, length>([&](int i) { return ys[i]; }));
   }
 };
 
@@ -281,25 +311,18 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
 }
 
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
-                            const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum) {
+                            const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum,
+                            const Tensor& normed) {
   const std::int64_t tokens = sum.size(0), width = sum.size(1);
   dispatch_floating(sum.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
     const ResidualNormBackward<T> operation{rows_of<T>(d_normed), rows_of<T>(sum), rows_of<T>(d_residual),
-                                            rows_of<T>(d_sum), pointer_to<A>(inverse_rms), static_cast<A>(width)};
+                                            rows_of<T>(d_sum),    rows_of<T>(normed), pointer_to<A>(inverse_rms),
+                                            static_cast<A>(width)};
     const bool packets =
-        width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_normed, sum, d_residual, d_sum});
+        width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_normed, sum, d_residual, d_sum, normed});
     dispatch_length<row_packet<T>>(packets, [&](auto length) {
       launch_reduce_rows<length.value>(execution, operation, tokens, width);
-    });
-  });
-}
-
-void norm_apply(const Execution& execution, const Tensor& sum, const Tensor& inverse_rms, const Tensor& normed) {
-  dispatch_floating(sum.dtype(), [&]<class T>(T) {
-    const NormApply<T> operation{rows_of<T>(sum), rows_of<T>(normed), pointer_to<Accumulated<T>>(inverse_rms)};
-    dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {sum, normed}), [&](auto length) {
-      launch_pass<length.value>(execution, operation, sum.size(0), sum.size(1));
     });
   });
 }
@@ -315,36 +338,27 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
   });
 }
 
-namespace {
-
-// Both ways to y: with square_sum, inverse_rms is written; without, it is read.
-void gate_and_normalize(const Execution& execution, const Tensor& x, const Tensor& square_sum, std::int64_t width,
+void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
                         const Tensor& inverse_rms) {
+  const std::int64_t local_width = x.size(1);
   dispatch_floating(x.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
     dispatch_activation(gate_activation, [&]<Activation activation>() {
-      const GatedNorm<T, activation> operation{rows_of<T>(x), rows_of<T>(gate), rows_of<T>(y),
-                                               pointer_to<A>(square_sum), pointer_to<A>(inverse_rms),
-                                               static_cast<A>(width), static_cast<A>(epsilon)};
-      dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {x, gate, y}), [&](auto length) {
-        launch_pass<length.value>(execution, operation, x.size(0), x.size(1));
+      const GatedNorm<T, activation> operation{rows_of<T>(x),
+                                               rows_of<T>(gate),
+                                               rows_of<T>(y),
+                                               rows_of<A>(square_sums),
+                                               static_cast<int>(square_sums.size(1)),
+                                               pointer_to<A>(inverse_rms),
+                                               static_cast<A>(width),
+                                               static_cast<A>(epsilon)};
+      const bool packets = local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {x, gate, y});
+      dispatch_length<row_packet<T>>(packets, [&](auto length) {
+        launch_reduce_rows<length.value>(execution, operation, x.size(0), local_width);
       });
     });
   });
-}
-
-}  // namespace
-
-void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sum, std::int64_t width,
-                        double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
-                        const Tensor& inverse_rms) {
-  gate_and_normalize(execution, x, square_sum, width, epsilon, gate, gate_activation, y, inverse_rms);
-}
-
-void gated_norm_apply(const Execution& execution, const Tensor& x, const Tensor& inverse_rms, const Tensor& gate,
-                      Activation gate_activation, const Tensor& y) {
-  gate_and_normalize(execution, x, Tensor(), x.size(1), 0.0, gate, gate_activation, y, inverse_rms);
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -365,16 +379,24 @@ void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, cons
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate) {
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y) {
+  const std::int64_t local_width = x.size(1);
   dispatch_floating(x.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
     dispatch_activation(gate_activation, [&]<Activation activation>() {
-      const GatedNormBackward<T, activation> operation{rows_of<T>(d_y),       rows_of<T>(x),
-                                                       rows_of<T>(gate),      rows_of<T>(d_x),
-                                                       rows_of<T>(d_gate),    pointer_to<A>(inverse_rms),
-                                                       pointer_to<A>(dot),    static_cast<A>(width)};
-      dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {d_y, x, gate, d_x, d_gate}), [&](auto length) {
-        launch_pass<length.value>(execution, operation, x.size(0), x.size(1));
+      const GatedNormBackward<T, activation> operation{rows_of<T>(d_y),
+                                                       rows_of<T>(x),
+                                                       rows_of<T>(gate),
+                                                       rows_of<T>(d_x),
+                                                       rows_of<T>(d_gate),
+                                                       rows_of<T>(y),
+                                                       pointer_to<A>(inverse_rms),
+                                                       dot ? pointer_to<A>(dot) : nullptr,
+                                                       static_cast<A>(width)};
+      const bool packets =
+          local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_y, x, gate, d_x, d_gate, y});
+      dispatch_length<row_packet<T>>(packets, [&](auto length) {
+        launch_reduce_rows<length.value>(execution, operation, x.size(0), local_width);
       });
     });
   });

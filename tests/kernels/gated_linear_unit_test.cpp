@@ -36,12 +36,13 @@ TEST(GatedLinearUnit, EqualsTheOracle) {
         const auto expected = reference::gated_linear_unit_backward(a, b, activation, d_y);
         const Tensor d_a = host.poisoned_strided(dtype, tokens, width, 2);
         const Tensor d_b = host.poisoned_strided(dtype, tokens, width, 5);
-        gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, d_a, d_b);
+        gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, d_a, d_b, {});
         testing::expect_close(d_a, expected.d_a, tolerance, "d_a");
         testing::expect_close(d_b, expected.d_b, tolerance, "d_b");
-        gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, as, bs);
+        gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, as, bs, d_ys);
         EXPECT_EQ(testing::read(as), testing::read(d_a)) << "in place";
         EXPECT_EQ(testing::read(bs), testing::read(d_b)) << "in place";
+        EXPECT_EQ(testing::read(d_ys), testing::read(y)) << "in place";
       }
     }
   }
@@ -60,7 +61,7 @@ TEST(GatedLinearUnit, BackwardEqualsFiniteDifferences) {
       gated_linear_unit_forward(host.execution, a, b, activation, y);
       return testing::weighted_sum(d_y, testing::read(y));
     };
-    gated_linear_unit_backward(host.execution, host.tensor(DType::fp64, {5, 7}, d_y), a, b, activation, d_a, d_b);
+    gated_linear_unit_backward(host.execution, host.tensor(DType::fp64, {5, 7}, d_y), a, b, activation, d_a, d_b, {});
     testing::expect_close(d_a, testing::finite_differences(a, 1e-3, loss), 1e-8, "d_a");
     testing::expect_close(d_b, testing::finite_differences(b, 1e-3, loss), 1e-8, "d_b");
   }
@@ -79,13 +80,16 @@ void check_wide(DType dtype, std::int64_t rows, std::int64_t width, std::int64_t
   gated_linear_unit_forward(host.execution, as, bs, activation, y);
   testing::expect_close(y, reference::gated_linear_unit(a, b, activation), tolerance, "y");
   const auto expected = reference::gated_linear_unit_backward(a, b, activation, d_y);
-  gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, d_a, d_b);
+  const Sliced again(host, dtype, rows, width, offset);
+  gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, d_a, d_b, again);
   testing::expect_close(d_a, expected.d_a, tolerance, "d_a");
   testing::expect_close(d_b, expected.d_b, tolerance, "d_b");
-  gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, as, bs);
+  EXPECT_EQ(testing::read(again.part), testing::read(y.part));
+  gated_linear_unit_backward(host.execution, d_ys, as, bs, activation, as, bs, d_ys);
   EXPECT_EQ(testing::read(as.part), testing::read(d_a.part)) << "in place";
   EXPECT_EQ(testing::read(bs.part), testing::read(d_b.part)) << "in place";
-  for (const Sliced* written : {&y, &d_a, &d_b, &as, &bs}) written->expect_margins_untouched();
+  EXPECT_EQ(testing::read(d_ys.part), testing::read(y.part)) << "in place";
+  for (const Sliced* written : {&y, &d_a, &d_b, &again, &as, &bs, &d_ys}) written->expect_margins_untouched();
 }
 
 TEST(GatedLinearUnit, EqualsTheOracleAtEveryWidthAndAlignment) {
@@ -114,7 +118,7 @@ TEST(GatedLinearUnit, ExtremeGatesStayFiniteAndNaNPasses) {
       const Tensor y = host.poisoned(dtype, {1, count});
       const Tensor d_a = host.poisoned(dtype, {1, count}), d_b = host.poisoned(dtype, {1, count});
       gated_linear_unit_forward(host.execution, as, bs, activation, y);
-      gated_linear_unit_backward(host.execution, bs, as, bs, activation, d_a, d_b);
+      gated_linear_unit_backward(host.execution, bs, as, bs, activation, d_a, d_b, {});
       const auto expected = reference::gated_linear_unit_backward(a, ones, activation, ones);
       testing::expect_close(y, reference::gated_linear_unit(a, ones, activation), testing::tolerance_of(dtype), "y");
       testing::expect_close(d_a, expected.d_a, testing::tolerance_of(dtype), "d_a");

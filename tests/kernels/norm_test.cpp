@@ -31,9 +31,10 @@ Values sum_of(const Values& a, const Values& b) {
   return sum;
 }
 
-Values row_sums_of_squares(const Values& x, std::int64_t width) {
-  Values sums(x.size() / width, 0.0);
-  for (std::size_t i = 0; i < x.size(); ++i) sums[i / width] += x[i] * x[i];
+// The square sum of each row in `parts` of them, [rows, parts].
+Values sums_of_squares(const Values& x, std::int64_t width, std::int64_t parts) {
+  Values sums(x.size() / width * parts, 0.0);
+  for (std::size_t i = 0; i < x.size(); ++i) sums[i / width * parts + i % width % parts] += x[i] * x[i];
   return sums;
 }
 
@@ -59,20 +60,18 @@ TEST(ResidualNorm, ForwardAndBackwardEqualTheOracle) {
                               inverse_rms);
         testing::expect_close(sums, total, tolerance, "sum");
         testing::expect_close(normed, reference::simple_rms_norm(total, width, epsilon), tolerance, "normed");
-        const Tensor again = host.poisoned_strided(dtype, tokens, width, 4);
-        norm_apply(host.execution, sums, inverse_rms, again);
-        EXPECT_EQ(testing::read(again), testing::read(normed));
-
         const Values d_normed = testing::rounded(random.normals(count), dtype);
         const Values past = testing::rounded(d_residual ? random.normals(count) : Values(count, 0.0), dtype);
         const Values expected = sum_of(past, reference::simple_rms_norm_backward(total, d_normed, width, epsilon));
         const Tensor d_norms = host.strided(dtype, tokens, width, 1, d_normed);
         const Tensor pasts = d_residual ? host.strided(dtype, tokens, width, 1, past) : Tensor();
         const Tensor d_sum = host.poisoned_strided(dtype, tokens, width, 7);
-        residual_norm_backward(host.execution, d_norms, sums, inverse_rms, pasts, d_sum);
+        residual_norm_backward(host.execution, d_norms, sums, inverse_rms, pasts, d_sum, {});
         testing::expect_close(d_sum, expected, gradient_tolerance(dtype, width), fmt::format("d_sum, width {}", width));
-        residual_norm_backward(host.execution, d_norms, sums, inverse_rms, pasts, d_residual ? pasts : d_norms);
-        EXPECT_EQ(testing::read(d_residual ? pasts : d_norms), testing::read(d_sum)) << "in place";
+        const Tensor in_place = d_residual ? pasts : d_norms, again = d_residual ? d_norms : sums;
+        residual_norm_backward(host.execution, d_norms, sums, inverse_rms, pasts, in_place, again);
+        EXPECT_EQ(testing::read(in_place), testing::read(d_sum)) << "in place";
+        EXPECT_EQ(testing::read(again), testing::read(normed)) << "in place";
       }
     }
   }
@@ -105,7 +104,7 @@ TEST(ResidualNorm, BackwardEqualsFiniteDifferences) {
   };
   loss();
   residual_norm_backward(host.execution, host.tensor(DType::fp64, {4, 9}, d_normed), sum, inverse_rms,
-                         host.tensor(DType::fp64, {4, 9}, d_residual), d_sum);
+                         host.tensor(DType::fp64, {4, 9}, d_residual), d_sum, {});
   testing::expect_close(d_sum, testing::finite_differences(residual, 1e-3, loss), 1e-8, "d_residual");
   testing::expect_close(d_sum, testing::finite_differences(branch, 1e-3, loss), 1e-8, "d_branch");
 }
@@ -134,11 +133,12 @@ TEST(GatedNorm, EqualsTheOracleWhenSplit) {
         for (const Activation activation : activations) {
           Random random(++stream);
           Host host;
-          const std::int64_t tokens = random.integer(1, 40), width = ranks * local;
+          const std::int64_t tokens = random.integer(1, 40), width = ranks * local, parts = random.integer(1, 40);
           const double tolerance = gradient_tolerance(dtype, width);
           const auto values = [&] { return testing::rounded(random.normals(tokens * width), dtype); };
           const Values x = values(), gate = values(), d_y = values();
-          const Tensor squares = host.tensor(accumulation_dtype(dtype), {tokens}, row_sums_of_squares(x, width));
+          const Tensor squares =
+              host.strided(accumulation_dtype(dtype), tokens, parts, 3, sums_of_squares(x, width, parts));
           const Tensor xs = host.strided(dtype, tokens, width, 2, x);
           const Tensor gates = host.strided(dtype, tokens, width, 4, gate);
           const Tensor d_ys = host.strided(dtype, tokens, width, 1, d_y);
@@ -152,8 +152,6 @@ TEST(GatedNorm, EqualsTheOracleWhenSplit) {
           for (int rank = 0; rank < ranks; ++rank) {
             gated_norm_forward(host.execution, own(xs, rank), squares, width, epsilon, own(gates, rank), activation,
                                own(y, rank), inverse_rms);
-            gated_norm_apply(host.execution, own(xs, rank), inverse_rms, own(gates, rank), activation,
-                             own(again, rank));
             const Tensor partial = host.poisoned(accumulation_dtype(dtype), {tokens});
             gated_norm_backward_dot(host.execution, own(d_ys, rank), own(xs, rank), inverse_rms, own(gates, rank),
                                     activation, partial);
@@ -162,12 +160,18 @@ TEST(GatedNorm, EqualsTheOracleWhenSplit) {
           for (int rank = 0; rank < ranks; ++rank)
             gated_norm_backward(host.execution, own(d_ys, rank), own(xs, rank), inverse_rms, own(gates, rank),
                                 activation, host.tensor(accumulation_dtype(dtype), {tokens}, dot), width,
-                                own(d_x, rank), own(d_gate, rank));
+                                own(d_x, rank), own(d_gate, rank), own(again, rank));
           const auto expected = reference::gated_norm_backward(x, gate, activation, d_y, width, epsilon);
           testing::expect_close(y, reference::gated_norm(x, gate, activation, width, epsilon), tolerance, "y");
           EXPECT_EQ(testing::read(again), testing::read(y));
           testing::expect_close(d_x, expected.d_x, tolerance, fmt::format("d_x, width {}", width));
           testing::expect_close(d_gate, expected.d_gate, tolerance, "d_gate");
+          if (ranks > 1) continue;
+          // Whole: the pass forms the dot itself, and leaves each result where an argument was.
+          gated_norm_backward(host.execution, d_ys, xs, inverse_rms, gates, activation, {}, width, xs, gates, d_ys);
+          testing::expect_close(xs, expected.d_x, tolerance, fmt::format("d_x in one pass, width {}", width));
+          EXPECT_EQ(testing::read(gates), testing::read(d_gate)) << "in one pass";
+          EXPECT_EQ(testing::read(d_ys), testing::read(y)) << "in one pass";
         }
       }
     }
@@ -182,16 +186,15 @@ TEST(GatedNorm, BackwardEqualsFiniteDifferences) {
     const Tensor x = host.tensor(DType::fp64, {3, 10}, random.normals(30));
     const Tensor gate = host.tensor(DType::fp64, {3, 10}, random.normals(30));
     const Tensor y = host.poisoned(DType::fp64, {3, 10}), inverse_rms = host.poisoned(DType::fp64, {3});
-    const Tensor d_ys = host.tensor(DType::fp64, {3, 10}, d_y), dot = host.poisoned(DType::fp64, {3});
+    const Tensor d_ys = host.tensor(DType::fp64, {3, 10}, d_y);
     const Tensor d_x = host.poisoned(DType::fp64, {3, 10}), d_gate = host.poisoned(DType::fp64, {3, 10});
     const auto loss = [&] {
-      const Tensor squares = host.tensor(DType::fp64, {3}, row_sums_of_squares(testing::read(x), 10));
+      const Tensor squares = host.tensor(DType::fp64, {3, 2}, sums_of_squares(testing::read(x), 10, 2));
       gated_norm_forward(host.execution, x, squares, 10, epsilon, gate, activation, y, inverse_rms);
       return testing::weighted_sum(d_y, testing::read(y));
     };
     loss();
-    gated_norm_backward_dot(host.execution, d_ys, x, inverse_rms, gate, activation, dot);
-    gated_norm_backward(host.execution, d_ys, x, inverse_rms, gate, activation, dot, 10, d_x, d_gate);
+    gated_norm_backward(host.execution, d_ys, x, inverse_rms, gate, activation, {}, 10, d_x, d_gate, {});
     testing::expect_close(d_x, testing::finite_differences(x, 1e-3, loss), 1e-8, "d_x");
     testing::expect_close(d_gate, testing::finite_differences(gate, 1e-3, loss), 1e-8, "d_gate");
   }
@@ -209,12 +212,13 @@ TEST(Norm, ResultsDoNotDependOnTheThreads) {
     const Tensor xs = host.tensor(DType::fp32, {700, 300}, x), normed = host.poisoned(DType::fp32, {700, 300});
     const Tensor inverse_rms = host.poisoned(DType::fp32, {700}), d_sum = host.poisoned(DType::fp32, {700, 300});
     const Tensor d_ys = host.tensor(DType::fp32, {700, 300}, d_y), gates = host.tensor(DType::fp32, {700, 300}, gate);
-    const Tensor dot = host.poisoned(DType::fp32, {700});
+    const Tensor dot = host.poisoned(DType::fp32, {700}), d_gated = host.poisoned(DType::fp32, {700, 300});
     residual_norm_forward(host.execution, xs, Tensor(), epsilon, Tensor(), normed, inverse_rms);
-    residual_norm_backward(host.execution, d_ys, xs, inverse_rms, Tensor(), d_sum);
+    residual_norm_backward(host.execution, d_ys, xs, inverse_rms, Tensor(), d_sum, {});
     gated_norm_backward_dot(host.execution, d_ys, xs, inverse_rms, gates, Activation::silu, dot);
+    gated_norm_backward(host.execution, d_ys, xs, inverse_rms, gates, Activation::silu, {}, 300, d_gated, gates, {});
     Values all;
-    for (const Tensor& t : {normed, inverse_rms, d_sum, dot})
+    for (const Tensor& t : {normed, inverse_rms, d_sum, dot, d_gated})
       for (const double value : testing::read(t)) all.push_back(value);
     results.push_back(all);
   }
@@ -268,17 +272,18 @@ void check_wide_residual_norm(DType dtype, std::int64_t rows, std::int64_t width
   testing::expect_close(normed, expected.normed, tolerance, "normed");
   const Tensor& total_here = branch ? sums.part : residuals.part;
   const Sliced again(host, dtype, rows, width, offset), d_sum(host, dtype, rows, width, offset);
-  norm_apply(host.execution, total_here, inverse_rms, again);
-  EXPECT_EQ(testing::read(again.part), testing::read(normed.part));
-  again.expect_margins_untouched();
   const Sliced d_norms(host, dtype, width, offset, d_normed), pasts(host, dtype, width, offset, past);
-  residual_norm_backward(host.execution, d_norms, total_here, inverse_rms, branch ? pasts.part : Tensor(), d_sum);
-  d_sum.expect_margins_untouched();
+  residual_norm_backward(host.execution, d_norms, total_here, inverse_rms, branch ? pasts.part : Tensor(), d_sum,
+                         again);
+  EXPECT_EQ(testing::read(again.part), testing::read(normed.part));
+  for (const Sliced* written : {&d_sum, &again}) written->expect_margins_untouched();
   testing::expect_close(d_sum, expected.d_sum, gradient_tolerance(dtype, width), "d_sum");
   // In place: where the rows do not fit in the registers, what is read again must not be written yet.
-  const Sliced& target = branch ? pasts : d_norms;
-  residual_norm_backward(host.execution, d_norms, total_here, inverse_rms, branch ? pasts.part : Tensor(), target);
+  const Sliced &target = branch ? pasts : d_norms, &normed_again = branch ? d_norms : again;
+  residual_norm_backward(host.execution, d_norms, total_here, inverse_rms, branch ? pasts.part : Tensor(), target,
+                         normed_again);
   EXPECT_EQ(testing::read(target.part), testing::read(d_sum.part)) << "in place";
+  EXPECT_EQ(testing::read(normed_again.part), testing::read(normed.part)) << "in place";
   if (!branch) return;
   residual_norm_forward(host.execution, residuals, branches, epsilon, branches, again, inverse_rms);
   EXPECT_EQ(testing::read(branches.part), total) << "the sum in the branch's place";
@@ -335,17 +340,22 @@ void check_wide_gated_norm(DType dtype, std::int64_t rows, std::int64_t width, s
   const Sliced d_ys(host, dtype, width, offset, d_y), y(host, dtype, rows, width, offset);
   const Sliced again(host, dtype, rows, width, offset);
   const Sliced d_x(host, dtype, rows, width, offset), d_gate(host, dtype, rows, width, offset);
-  const Tensor squares = host.tensor(sums_dtype, {rows}, row_sums_of_squares(x, width));
+  const Tensor squares = host.tensor(sums_dtype, {rows, 16}, sums_of_squares(x, width, 16));
   const Tensor inverse_rms = host.poisoned(sums_dtype, {rows}), dot = host.poisoned(sums_dtype, {rows});
   gated_norm_forward(host.execution, xs, squares, width, epsilon, gates, activation, y, inverse_rms);
-  gated_norm_apply(host.execution, xs, inverse_rms, gates, activation, again);
   gated_norm_backward_dot(host.execution, d_ys, xs, inverse_rms, gates, activation, dot);
-  gated_norm_backward(host.execution, d_ys, xs, inverse_rms, gates, activation, dot, width, d_x, d_gate);
+  gated_norm_backward(host.execution, d_ys, xs, inverse_rms, gates, activation, dot, width, d_x, d_gate, again);
   testing::expect_close(y, expected_y, testing::tolerance_of(dtype), "y");
   EXPECT_EQ(testing::read(again.part), testing::read(y.part));
   testing::expect_close(d_x, oracle.d_sum, gradient_tolerance(dtype, width), "d_x");
   testing::expect_close(d_gate, expected_d_gate, testing::tolerance_of(dtype), "d_gate");
   for (const Sliced* written : {&y, &again, &d_x, &d_gate}) written->expect_margins_untouched();
+  // In one pass and in place: where the rows do not fit in the registers, what is read again must not be written yet.
+  gated_norm_backward(host.execution, d_ys, xs, inverse_rms, gates, activation, {}, width, d_ys, gates, xs);
+  testing::expect_close(d_ys, oracle.d_sum, gradient_tolerance(dtype, width), "d_x in one pass");
+  EXPECT_EQ(testing::read(gates.part), testing::read(d_gate.part)) << "in one pass";
+  EXPECT_EQ(testing::read(xs.part), testing::read(y.part)) << "in one pass";
+  for (const Sliced* written : {&d_ys, &gates, &xs}) written->expect_margins_untouched();
 }
 
 TEST(GatedNorm, EqualsTheOracleAtEveryWidthAndAlignment) {
@@ -391,7 +401,7 @@ TEST(Norm, RepeatsItselfBitForBit) {
       const Tensor normed = host.poisoned(dtype, {rows, width}), d_sum = host.poisoned(dtype, {rows, width});
       const Tensor inverse_rms = host.poisoned(accumulation_dtype(dtype), {rows});
       residual_norm_forward(host.execution, x, Tensor(), epsilon, Tensor(), normed, inverse_rms);
-      residual_norm_backward(host.execution, d_y, x, inverse_rms, Tensor(), d_sum);
+      residual_norm_backward(host.execution, d_y, x, inverse_rms, Tensor(), d_sum, {});
       results.push_back(testing::read(d_sum));
       EXPECT_TRUE(std::isfinite(results.back()[0]));
       EXPECT_EQ(results.back(), results.front());
