@@ -174,41 +174,45 @@ __global__ void __launch_bounds__(reduction_threads)
   if (row >= rows) return;
   operation.combine(row, sum, of_row, threadIdx.x == 0);
   if constexpr (Operation::finishes) {
-    while (true) {
+    const auto finish = [&] {
 #pragma unroll
       for (int i = 0; i < items; ++i) {
         keep_packed(loaded[i]);
         if (has(i)) operation.template finish<length>(loaded[i], of_row, row, column(i));
       }
-      base -= stride;
-      if (whole || base < 0) break;
+    };
+    finish();
+    if constexpr (!whole) {
+      while (base >= stride) {
+        base -= stride;
 #pragma unroll
-      for (int i = 0; i < items; ++i)
-        if (has(i)) loaded[i] = operation.template reload<length>(row, column(i));
+        for (int i = 0; i < items; ++i)
+          if (has(i)) loaded[i] = operation.template reload<length>(row, column(i));
+        finish();
+      }
     }
   }
 }
 
-// A warp for each row, if its threads can hold it: that many rows are under way at once that no thread need load ahead.
+// A warp for each row that fills its registers: so many rows are under way at once that no thread need load ahead. Others
+// are spread over as many threads as they need.
 template <int length, class Operation>
 void launch_reduce_rows(const Execution& execution, const Operation& operation, std::int64_t rows, std::int64_t width) {
   FULMEN_CHECK(width < (std::int64_t{1} << 30), "rows of {} columns are too wide", width);
-  const std::int64_t packets = width / length;
-  const auto launch = [&](auto items) {
-    const int threads = round_threads(divide_up(packets, items.value), reduction_threads);
+  const auto launch = [&]<int items, bool whole>() {
+    const int threads = round_threads(divide_up(width / length, items), reduction_threads);
     const PassGrid grid = make_grid(threads, rows, 1, reduction_block);
-    const auto kernel = packets == lanes_of_warp * items.value ? reduce_rows_kernel<length, items.value, true, Operation>
-                                                               : reduce_rows_kernel<length, items.value, false, Operation>;
-    kernel<<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, static_cast<int>(width));
+    reduce_rows_kernel<length, items, whole><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(
+        operation, rows, static_cast<int>(width));
     FULMEN_CUDA_CHECK_LAUNCH();
   };
-  if constexpr (length == 1) {
-    launch(std::integral_constant<int, 4>{});
-  } else {
-    if (packets <= 2 * lanes_of_warp) return launch(std::integral_constant<int, 2>{});
-    if (packets <= 4 * lanes_of_warp) return launch(std::integral_constant<int, 4>{});
-    launch(std::integral_constant<int, 8>{});
+  if constexpr (length > 1) {
+    constexpr int of_warp = lanes_of_warp * length;
+    if (width == 2 * of_warp) return launch.template operator()<2, true>();
+    if (width == 4 * of_warp) return launch.template operator()<4, true>();
+    if (width == 8 * of_warp) return launch.template operator()<8, true>();
   }
+  launch.template operator()<4, false>();
 }
 
 }  // namespace fulmen::cuda
