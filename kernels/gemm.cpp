@@ -40,8 +40,9 @@ void linear_backward_input(const Execution& execution, const Tensor& d_y, const 
   run_gemm(execution, "product backward input", d_y, weight, d_x, {.accumulate = accumulate});
 }
 
-void linear_backward_weight(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& d_weight) {
-  run_gemm(execution, "product backward weight", d_y, x, d_weight, {.transpose_a = true, .accumulate = true});
+void linear_backward_weight(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& d_weight,
+                            bool accumulate) {
+  run_gemm(execution, "product backward weight", d_y, x, d_weight, {.transpose_a = true, .accumulate = accumulate});
 }
 
 }  // namespace fulmen

@@ -21,7 +21,8 @@ void linear_forward(const Execution& execution, const Tensor& x, const Tensor& w
 // d_x = d_y W (+ d_x).
 void linear_backward_input(const Execution& execution, const Tensor& d_y, const Tensor& weight, const Tensor& d_x,
                            bool accumulate = false);
-// d_weight += d_y^T x.
-void linear_backward_weight(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& d_weight);
+// d_weight += d_y^T x, or the product alone.
+void linear_backward_weight(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& d_weight,
+                            bool accumulate = true);
 
 }  // namespace fulmen

@@ -241,14 +241,12 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
 }
 
 void GatedLinearAttention::backward_weight(int slot) {
-  const Execution& execution = context_.execution;
-  const ParameterStore& parameters = *context_.parameters;
   const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  linear_backward_weight(execution, stash.d_out, stash.gated, parameters.gradient(out_));
-  linear_backward_weight(execution, stash.d_projection, stash.normed, parameters.gradient(projection_));
+  add_weight_gradient(context_, out_, stash.d_out, stash.gated);
+  add_weight_gradient(context_, projection_, stash.d_projection, stash.normed);
   if (!low_rank_gated()) return;
-  linear_backward_weight(execution, stash.d_low_rank_gate, stash.low_rank, parameters.gradient(*gate_second_));
-  linear_backward_weight(execution, stash.d_low_rank, stash.normed, parameters.gradient(*gate_first_));
+  add_weight_gradient(context_, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
+  add_weight_gradient(context_, *gate_first_, stash.d_low_rank, stash.normed);
 }
 
 }  // namespace fulmen

@@ -86,11 +86,9 @@ void GatedLinearUnitMixer::backward_input(int slot, const MicroBatch& micro_batc
 }
 
 void GatedLinearUnitMixer::backward_weight(int slot) {
-  const Execution& execution = context_.execution;
-  const ParameterStore& parameters = *context_.parameters;
   const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  linear_backward_weight(execution, stash.d_out, stash.product, parameters.gradient(contract_));
-  linear_backward_weight(execution, stash.d_expansion, stash.normed, parameters.gradient(expand_));
+  add_weight_gradient(context_, contract_, stash.d_out, stash.product);
+  add_weight_gradient(context_, expand_, stash.d_expansion, stash.normed);
 }
 
 }  // namespace fulmen

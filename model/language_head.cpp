@@ -97,7 +97,7 @@ void LanguageHead::chunk(Stash& stash, const MicroBatch& micro_batch, std::int64
   cross_entropy_backward(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.begin, rows_.size(),
                          global_maximum, exp_sum, micro_batch.loss_scale, logits);
   linear_backward_input(execution, logits, parameters.weight(projection_), part(stash.d_normed));
-  linear_backward_weight(execution, logits, part(stash.normed), parameters.gradient(projection_));
+  add_weight_gradient(context_, projection_, logits, part(stash.normed));
 }
 
 void LanguageHead::backward_input(int slot, const Tensor& d_in) {

@@ -98,6 +98,7 @@ ParameterStore::ParameterStore(std::vector<ParameterDeclaration> declarations, c
     group.weights = OwnedTensor(execution.device, weights, {group.elements}, MemoryKind::weights, *execution.ledger);
     group.gradients = OwnedTensor(execution.device, gradients, {group.elements}, MemoryKind::gradients, *execution.ledger);
   }
+  unwritten_.assign(declarations_.size(), false);
 }
 
 ParameterId ParameterStore::id(const std::string& name) const {
@@ -134,7 +135,9 @@ void ParameterStore::initialize(std::uint64_t seed, const Execution& execution, 
 }
 
 void ParameterStore::zero_gradients(const Execution& execution) {
-  for (ParameterGroup& group : groups_) fill_zero(execution, group.gradients);
+  for (ParameterGroup& group : groups_)
+    if (group.key.wide) fill_zero(execution, group.gradients);
+  for (ParameterId id = 0; id < declarations_.size(); ++id) unwritten_[id] = !declarations_[id].group.wide;
 }
 
 std::vector<ParameterPiece> ParameterStore::pieces(const std::vector<Tensor>& flat) const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/execution.h"
@@ -71,7 +72,11 @@ class ParameterStore {
   void initialize(std::uint64_t seed, const Execution& execution) { initialize(seed, execution, flat_weights()); }
   // The same into `flat`, one flat tensor per group: another copy of the weights.
   void initialize(std::uint64_t seed, const Execution& execution, const std::vector<Tensor>& flat) const;
+  // Gradients count as zero from here on. Those of matrices are not written: what comes first, as first_accumulation says,
+  // must overwrite what is left of the step before. A step forms the gradient of every matrix.
   void zero_gradients(const Execution& execution);
+  // Whether nothing was added to this gradient since zero_gradients. True once.
+  bool first_accumulation(ParameterId id) { return std::exchange(unwritten_[id], false); }
 
   // The local pieces of every logical tensor as they lie in `flat`, one flat tensor per group (weights, gradients or
   // moments alike). Padding belongs to no piece. Ownership is dealt out over equal copies along data and sequence.
@@ -95,6 +100,7 @@ class ParameterStore {
   std::vector<Place> places_;
   std::map<std::string, ParameterId> ids_;
   std::vector<ParameterGroup> groups_;
+  std::vector<char> unwritten_;   // by parameter: the next to add to its gradient is the first
   Precision precision_;
   int tensor_coordinate_ = 0;
   int pipeline_coordinate_ = 0;

@@ -2,6 +2,7 @@
 #include "model/sublayer.h"
 
 #include "kernels/elementwise.h"
+#include "kernels/gemm.h"
 #include "kernels/norm.h"
 
 namespace fulmen {
@@ -14,6 +15,11 @@ void add_and_normalize(const ModelContext& context, const Tensor& residual, cons
   }
   copy(context.execution, residual, sum);
   residual_norm_forward(context.execution, sum, {}, epsilon, sum, normed, inverse_rms);
+}
+
+void add_weight_gradient(const ModelContext& context, ParameterId weight, const Tensor& d_y, const Tensor& x) {
+  const bool first = context.parameters->first_accumulation(weight);
+  linear_backward_weight(context.execution, d_y, x, context.parameters->gradient(weight), !first);
 }
 
 }  // namespace fulmen

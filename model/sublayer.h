@@ -46,6 +46,9 @@ struct ModelContext {
 void add_and_normalize(const ModelContext& context, const Tensor& residual, const Tensor& branch, double epsilon,
                        const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms);
 
+// Adds a linear layer's d_y^T x to its weight's gradient, or writes it where it is the first of the step.
+void add_weight_gradient(const ModelContext& context, ParameterId weight, const Tensor& d_y, const Tensor& x);
+
 struct BatchShape {
   std::int64_t batch = 0;
   std::int64_t length = 0;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 
 namespace fulmen {
@@ -37,7 +38,8 @@ void TokenEmbedding::forward(const MicroBatch& micro_batch, const Tensor& out) c
 }
 
 void TokenEmbedding::backward(const MicroBatch& micro_batch, const Tensor& d_out) const {
-  const Tensor gradient = context_.parameters->gradient(embedding_).slice(0, 0, rows_.size());
+  const Tensor whole = context_.parameters->gradient(embedding_), gradient = whole.slice(0, 0, rows_.size());
+  if (context_.parameters->first_accumulation(embedding_)) fill_zero(context_.execution, whole);   // no head on this stage
   embedding_backward(context_.execution, micro_batch.tokens, d_out, rows_.begin, scale_, gradient);
 }
 

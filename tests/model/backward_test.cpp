@@ -1,6 +1,7 @@
 // The two forms of the backward pass, several micro-batches in flight, and that a step allocates nothing.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -184,6 +185,36 @@ TEST_P(Backward, AfterAnotherShapeEqualsAFreshModel) {
   EXPECT_EQ(used.loss_and_gradients(small), fresh.loss_and_gradients(small));
   for (std::size_t group = 0; group < fresh.gradients().size(); ++group)
     EXPECT_TRUE(same_bits(used.gradients()[group], fresh.gradients()[group]));
+}
+
+// Whatever the step before left in the gradients of matrices, NaN here, is overwritten; also where the embedding, which
+// adds rows, has no head before it on its stage.
+TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
+  const ModelConfig config = config_of(GetParam());
+  RandomBatch first_batch({2, 19}, config.vocabulary, 11, true), second_batch({2, 19}, config.vocabulary, 12, true);
+  testing::Host host;
+  testing::Random random(13);
+  const Shape shape = {2 * 19, config.hidden};
+  const Tensor input = host.tensor(DType::fp64, shape, random.normals(elements_of(shape)));
+  const Tensor d_output = host.tensor(DType::fp64, shape, random.normals(elements_of(shape)));
+  for (const StageRange& range : {whole(config), StageRange{0, 2, true, false}, StageRange{2, 3, false, true}}) {
+    RunningModel fresh(config, range), used(config, range);
+    used.parameters.zero_gradients(used.execution());
+    for (ParameterId id = 0; id < used.parameters.size(); ++id) {
+      const Tensor gradient = used.parameters.gradient(id);
+      if (used.parameters.declaration(id).group.wide) continue;
+      testing::write(gradient, testing::Values(static_cast<std::size_t>(gradient.elements()), std::nan("")));
+    }
+    for (RunningModel* model : {&fresh, &used}) {
+      model->stage.prepare({2, 19}, 1);
+      for (const RandomBatch* batch : {&first_batch, &second_batch}) {
+        model->stage.forward(0, batch->view(), range.embedding ? Tensor() : input, true);
+        model->stage.backward(0, batch->view(), range.head ? Tensor() : d_output);
+      }
+    }
+    for (std::size_t group = 0; group < fresh.gradients().size(); ++group)
+      EXPECT_EQ(used.gradients()[group], fresh.gradients()[group]);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, Backward, ::testing::Values("tnl1", "tnl3"),
