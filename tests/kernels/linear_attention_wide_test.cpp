@@ -118,6 +118,26 @@ TEST(LinearAttentionWide, ShortRows) {
   expect_recurrences(short_cases(), {DType::bf16}, 41000);
 }
 
+// Each of the fast path's kernels once, with little work, for tools that slow them down a thousandfold: compute-sanitizer
+// --tool racecheck kernels_linear_attention_test --gtest_filter='*Small*'. The longest rows are cut into pieces.
+TEST(LinearAttentionWide, SmallCasesOfEveryKernel) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "for the paths of a GPU";
+  std::vector<AttentionCase> cases;
+  for (const std::int64_t width : {64, 128})
+    for (const bool lrpe : {false, true})
+      for (const bool documents : {false, true})
+        for (const Activation activation : {Activation::none, Activation::silu})
+          cases.push_back({.batch = 1, .length = 130, .heads = 1, .key_width = width, .value_width = width, .lrpe = lrpe,
+                           .initial_state = true, .documents = documents, .layout = Layout::aligned,
+                           .query_key_activation = activation});
+  for (const std::int64_t width : {64, 128})
+    for (const bool lrpe : {false, true})
+      cases.push_back({.batch = 1, .length = 1280, .heads = 1, .key_width = width, .value_width = width, .slope = 0.01,
+                       .lrpe = lrpe, .initial_state = true, .documents = lrpe, .layout = Layout::aligned,
+                       .value_activation = lrpe ? Activation::silu : Activation::none});
+  expect_recurrences(cases, {DType::bf16}, 46000);
+}
+
 TEST(LinearAttentionWide, LongRowsManyAndFewHeads) {
   if (!testing::on_gpu()) GTEST_SKIP() << "for the paths of a GPU";
   constexpr Layout aligned = Layout::aligned;
