@@ -264,9 +264,18 @@ __device__ __forceinline__ void run_stores(const Block& block, const CUtensorMap
   wait_stores();
 }
 
-// Operand A of a state's update: 64 columns of tile A's features, transposed and scaled.
-struct StateOperand {
+// 64 columns of tile A's features, transposed.
+struct StateFeatures {
   std::uint32_t step[4][4];
+};
+
+// Operand A of a state's update: features, scaled, as the sum of two bf16 numbers. Rounded to one, they would have as large a
+// part in the error of what is read from the state as the state's own rounding. LRPE's half features are rounded to one: they
+// leave no registers for more.
+template <Feature feature>
+struct StateOperand {
+  static constexpr int parts = is_rotated(feature) ? 1 : 2;
+  std::uint32_t step[4 * parts][4];   // the first parts, the remainders
 };
 
 // One of the warpgroups that hold the state; `group` says which 64 rows. Tiles A and B are the first two of a stage.
@@ -279,9 +288,9 @@ class StateRole {
   __device__ __forceinline__ void run() {
     float state[D / 2];
     load(state);
-    StateOperand a, next;
+    StateFeatures features;
     Ring<Block::stages> ring, ahead;
-    prepare(0, ahead, a);
+    prepare(0, ahead, features);
     ahead.advance();
     for (int i = 0; i < chunks_; ++i, ring.advance()) {
       if constexpr (publish) {
@@ -294,22 +303,23 @@ class StateRole {
       const float carry = documents.state_passes() ? block_.decay.across(chunk.tokens) : 0.0f;
 #pragma unroll
       for (int j = 0; j < D / 2; ++j) state[j] *= carry;
+      StateOperand<feature> a;
+      scale(features, documents, chunk.tokens, a);
       pin(state);
       const std::uint32_t tile_b = block_.tile(ring.index, 1);
       products_begin();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) product<Major::outer>(state, a.step[k], along_columns(tile_b, panel_bytes, k), true);
+      for (int k = 0; k < 4 * a.parts; ++k) product<Major::outer>(state, a.step[k], along_columns(tile_b, panel_bytes, k % 4), true);
       products_commit();
-      // The next chunk's operand is made while the products run.
+      // The next chunk's features are made while the products run.
       if (i + 1 < chunks_) {
-        prepare(i + 1, ahead, next);
+        prepare(i + 1, ahead, features);
         ahead.advance();
       }
       products_wait<0>();
       pin(state);
       hold(a.step);
       warp_arrive(&barriers_.released[ring.index]);
-      a = next;
     }
     finish(state);
   }
@@ -325,55 +335,62 @@ class StateRole {
 
   __device__ int token(int k, int t) const { return 16 * k + at_.column + (t & 1) + 8 * (t >> 1); }
 
-  __device__ __forceinline__ void prepare(int i, const Ring<Block::stages>& ring, StateOperand& a) {
+  __device__ __forceinline__ void prepare(int i, const Ring<Block::stages>& ring, StateFeatures& features) {
     const Chunk chunk = chunk_of(i);
-    const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
     barrier_wait(&barriers_.loaded[ring.index], ring.parity);
     const std::uint32_t tile = block_.tile(ring.index, 0) + group_ * panel_bytes;
     // Rows of the operand are the tile's columns, the summed dimension its tokens.
     const std::uint32_t address = element_address(tile, panel_bytes, (at_.lane / 16) * 8 + at_.lane % 8, 2 * at_.warp + (at_.lane / 8) % 2);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) load_matrices_transposed(address + k * 16 * 128, a.step[k]);
-    const int column = 64 * group_ + 16 * at_.warp + at_.lane / 4;   // and column + 8
-    std::uint64_t turns[2] = {0, 0};
-    if constexpr (block_.features.rotates) turns[0] = block_.features.turns(column), turns[1] = block_.features.turns(column + 8);
+    for (int k = 0; k < 4; ++k) load_matrices_transposed(address + k * 16 * 128, features.step[k]);
+    if constexpr (feature != Feature::plain) {
+      const int column = 64 * group_ + 16 * at_.warp + at_.lane / 4;   // and column + 8
+      std::uint64_t turns[2] = {0, 0};
+      if constexpr (block_.features.rotates) turns[0] = block_.features.turns(column), turns[1] = block_.features.turns(column + 8);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      std::uint32_t positions[4] = {0, 0, 0, 0};
-      if constexpr (block_.features.rotates) {
-#pragma unroll
-        for (int t = 0; t < 4; ++t) positions[t] = block_.features.position(chunk.begin + token(k, t));
-      }
-      float value[8];
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        value[2 * r] = low_half(a.step[k][r]), value[2 * r + 1] = high_half(a.step[k][r]);
-        block_.features.activate(value[2 * r], value[2 * r + 1]);
+      for (int k = 0; k < 4; ++k) {
+        std::uint32_t positions[4] = {0, 0, 0, 0};
         if constexpr (block_.features.rotates) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e)
-            value[2 * r + e] *= block_.features.sine(block_.features.angle(turns[r & 1], positions[e + 2 * (r >> 1)]));
+          for (int t = 0; t < 4; ++t) positions[t] = block_.features.position(chunk.begin + token(k, t));
         }
-      }
-      if constexpr (publish && feature != Feature::plain) {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) a.step[k][r] = pack(value[2 * r], value[2 * r + 1]);
-        store_matrices_transposed(address + k * 16 * 128, a.step[k]);
+        for (int r = 0; r < 4; ++r) {
+          float value[2] = {low_half(features.step[k][r]), high_half(features.step[k][r])};
+          block_.features.activate(value[0], value[1]);
+          if constexpr (block_.features.rotates) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+              value[e] *= block_.features.sine(block_.features.angle(turns[r & 1], positions[e + 2 * (r >> 1)]));
+          }
+          features.step[k][r] = pack(value[0], value[1]);
+        }
+        if constexpr (publish) store_matrices_transposed(address + k * 16 * 128, features.step[k]);
       }
+      if constexpr (publish) warp_arrive<true>(&barriers_.mapped[ring.index]);
+    }
+  }
+
+  __device__ __forceinline__ void scale(const StateFeatures& features, const ChunkDocuments<documents_present>& documents, int tokens,
+                                        StateOperand<feature>& a) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         float factor[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int t = e + 2 * (r >> 1);
-          const bool counts = reverse ? documents.reaches_start(token(k, t)) : documents.joins_state(token(k, t));
-          factor[e] = reverse ? block_.decay.from_start(token(k, t)) : block_.decay.to_end(token(k, t), chunk.tokens);
+          const int t = token(k, e + 2 * (r >> 1));
+          const bool counts = reverse ? documents.reaches_start(t) : documents.joins_state(t);
+          factor[e] = reverse ? block_.decay.from_start(t) : block_.decay.to_end(t, tokens);
           if (!counts) factor[e] = 0.0f;
         }
-        a.step[k][r] = pack(value[2 * r] * factor[0], value[2 * r + 1] * factor[1]);
+        const float first = low_half(features.step[k][r]) * factor[0], second = high_half(features.step[k][r]) * factor[1];
+        const std::uint32_t rounded = pack(first, second);
+        a.step[k][r] = rounded;
+        if constexpr (a.parts > 1) a.step[4 + k][r] = pack(first - low_half(rounded), second - high_half(rounded));
       }
     }
-    if constexpr (publish && feature != Feature::plain) warp_arrive<true>(&barriers_.mapped[ring.index]);
   }
 
   __device__ std::int64_t head() const { return static_cast<std::int64_t>(place_.row) * sweep_.heads + place_.head; }
