@@ -2,6 +2,8 @@
 // act(x) cos(position theta) or act(x) sin(position theta) (arXiv 2307.14995, section 3.1.1); and the way back.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "kernels/cuda/hopper/attention_tiles.cuh"
 
 namespace fulmen::cuda::hopper {
@@ -172,6 +174,47 @@ __device__ __forceinline__ void load_derivatives(std::uint32_t tile, const Threa
     }
   }
 }
+
+// As load_fragments, for a tile whose derivatives are wanted later: they take its place, in fp16, which holds what lies between
+// -0.1 and 1.1 to 2^-12. One sigmoid serves both.
+template <int D, Feature feature>
+__device__ __forceinline__ void load_fragments_keep_derivatives(std::uint32_t tile, const ThreadPlace& at, const FeatureMap<feature>& map,
+                                                                Fragments<D>& fragments) {
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) load_matrices(fragment_address(tile, at, k), fragments.step[k]);
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    std::uint32_t kept[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float a = low_half(fragments.step[k][r]), b = high_half(fragments.step[k][r]), d_a, d_b;
+      map.differentiate(a, b, d_a, d_b);
+      fragments.step[k][r] = pack(a, b);
+      const __half2 derivatives = __floats2half2_rn(d_a, d_b);
+      kept[r] = *reinterpret_cast<const std::uint32_t*>(&derivatives);
+    }
+    store_matrices(fragment_address(tile, at, k), kept);
+  }
+}
+
+template <int D>
+class KeptDerivatives {
+ public:
+  __device__ __forceinline__ void load(std::uint32_t tile, const ThreadPlace& at) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) load_matrices(fragment_address(tile, at, k), kept_[k]);
+  }
+  __device__ __forceinline__ void multiply(float (&results)[D / 2]) const {
+#pragma unroll
+    for (int i = 0; i < D / 4; ++i) {
+      const float2 factors = __half22float2(*reinterpret_cast<const __half2*>(&kept_[i / 4][i % 4]));
+      results[2 * i] *= factors.x, results[2 * i + 1] *= factors.y;
+    }
+  }
+
+ private:
+  std::uint32_t kept_[D / 16][4];
+};
 
 // What a warp sums up of d_theta: sixteen tokens at a time in fp32, these sums in fp64.
 template <int D>

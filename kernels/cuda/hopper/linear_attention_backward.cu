@@ -145,7 +145,10 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
       products_commit();
 
       Fragments<D> k_rows;
-      load_fragments<D>(key, at, block.features, begin, k_rows);
+      if constexpr (feature == Feature::silu)
+        load_fragments_keep_derivatives<D>(key, at, block.features, k_rows);
+      else
+        load_fragments<D>(key, at, block.features, begin, k_rows);
       if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
       products_begin();
 #pragma unroll
@@ -195,13 +198,13 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     }
     named_barrier(1, warpgroup_threads);   // all warps' products have read the value
     store_results<D>(d_value, value, at);
-    float factors[D / 2];
-    if constexpr (feature == Feature::silu) load_derivatives<D>(key, at, block.features, factors);
+    KeptDerivatives<D> derivatives;
+    if constexpr (feature == Feature::silu) derivatives.load(key, at);
     if constexpr (block.features.rotates) previous.load(arguments.add_key_to, place, begin, tokens, at);
     products_wait<0>();
     pin(d_key);
     hold(d_p);
-    if constexpr (feature == Feature::silu) multiply(d_key, factors);
+    if constexpr (feature == Feature::silu) derivatives.multiply(d_key);
     if constexpr (block.features.rotates) {
       differentiate_rotation<D>(key, at, block.features, begin, d_key, theta_sums);
       previous.add(d_key);
