@@ -6,6 +6,7 @@
 #
 # Takes `fulmen` from PATH, else from build/cuda/bin. OUTPUT_DIR gets summary.txt, curve.txt, samples.txt and the logs.
 set -euo pipefail
+trap 'echo "gpu_training: line $LINENO failed; see $output/*.txt" >&2' ERR
 [ $# -ge 1 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
 output=$1 seconds=${2:-600} text=${3:-/usr/share/dictd/gcide.dict.dz}
 command -v fulmen >/dev/null || PATH=$PWD/build/cuda/bin:$PATH
@@ -20,13 +21,16 @@ number() { sed -n "s/.*\"$2\": *\([-0-9.e+]*\).*/\1/p" <<<"$1"; }
 rm -rf "$run"
 
 # As many steps as fit the time at the measured rate; those of the last few that the stop leaves are for the CPU.
-step=$(number "$(fulmen bench step --config "$configuration" --device cuda --steps 20 --json 2>/dev/null)" step_seconds)
+step=$(number "$(fulmen bench step --config "$configuration" --device cuda --steps 20 --json 2>>"$output/log.txt")" step_seconds)
 steps=$(awk -v s="$seconds" -v t="$step" 'BEGIN {print int(0.93 * s / t)}')
 started=$SECONDS
 fulmen train "$configuration" --set "train.steps=$((steps + cpu_steps))" >"$output/train.txt" 2>&1 &
 job=$!
 while kill -0 "$job" 2>/dev/null; do
-  [ -e "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge "$steps" ] && touch "$run/STOP"
+  if [ -e "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge "$steps" ]; then
+    touch "$run/STOP"
+    break
+  fi
   sleep 0.05
 done
 code=0
@@ -42,13 +46,13 @@ awk -v n="$done_on_gpu" -F'[:,}]' '
     if (NR % int(n / 100 + 1) == 0 || NR == n) { printf "%d %d %.4f\n", NR, tokens, sum / count; sum = count = 0 } }
 ' "$run/metrics.jsonl" >"$output/curve.txt"
 for checkpoint in "$run"/checkpoints/step-*; do
-  held=$(fulmen eval --checkpoint "$checkpoint" --data "$corpus/holdout" --json 2>/dev/null)
+  held=$(fulmen eval --checkpoint "$checkpoint" --data "$corpus/holdout" --json 2>>"$output/log.txt")
   printf '%s held-out nats %s bits per byte %s\n' "$(basename "$checkpoint")" "$(number "$held" loss_nats)" "$(number "$held" bits_per_byte)"
 done >"$output/held-out.txt"
 best=$(sort -k4 -n "$output/held-out.txt" | head -n 1 | cut -d' ' -f1)
 for prompt in 'Lightning \Light"ning\, n.' 'Machine \Ma*chine"\, n.' 'To train, v. t.'; do
   printf -- '--- %s\n' "$prompt"
-  fulmen generate --checkpoint "$run/checkpoints/$best" --tokens 120 --seed 1 --prompt "$prompt" 2>/dev/null
+  fulmen generate --checkpoint "$run/checkpoints/$best" --tokens 120 --seed 1 --prompt "$prompt" 2>>"$output/log.txt"
 done >"$output/samples.txt"
 
 # The rest on CPU ranks, from the GPU's newest checkpoint, as another layout.
