@@ -1,6 +1,9 @@
 // Linear attention over shapes, against its traffic.
 #include "launch/bench_attention.h"
 
+#include <cmath>
+#include <string_view>
+
 #include "kernels/dispatch.h"
 #include "model/decay_slopes.h"
 
@@ -42,9 +45,20 @@ LinearAttentionInputs make_inputs(BenchTensors& tensors, const AttentionShape& s
   return inputs;
 }
 
-std::string name_of(const AttentionShape& shape, const char* pass, Activation activation) {
-  return fmt::format("{} x {} x {} {} {}", shape.batch, shape.heads, shape.length, pass,
-                     activation == Activation::none ? "none" : "silu");
+std::string name_of(const AttentionShape& shape, const char* pass, const char* variant) {
+  return fmt::format("{} x {} x {} {} {}", shape.batch, shape.heads, shape.length, pass, variant);
+}
+
+// The layer whose queries and keys are turned.
+void add_lrpe(BenchTensors& tensors, const AttentionShape& shape, AttentionProblem& problem) {
+  std::vector<double> theta;
+  for (std::int64_t i = 0; i < shape.heads * shape.width; ++i)
+    theta.push_back(std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(shape.heads * shape.width)));
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(shape.batch * shape.length));
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int64_t>(i) % shape.length;
+  problem.inputs.theta = tensors.holding<double>({shape.heads, shape.width}, theta);
+  problem.inputs.positions = tensors.holding<std::int64_t>({shape.batch, shape.length}, positions);
+  problem.gradients.d_theta = tensors.holding<double>({shape.heads, shape.width}, std::vector<double>(theta.size(), 0.0));
 }
 
 }   // namespace
@@ -79,11 +93,13 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
     AttentionProblem problem = make_attention(tensors, shape, dtype);
     const LinearAttentionInputs& in = problem.inputs;
     const LinearAttentionGradients& out = problem.gradients;
-    for (const Activation activation : {Activation::none, Activation::silu}) {
-      problem.inputs.query_key_activation = activation;
-      measure(name_of(shape, "forward", activation), traffic({in.query, in.key, in.value, problem.outputs.output}),
+    for (const char* const variant : {"none", "silu", "lrpe"}) {
+      const std::string_view name = variant;
+      problem.inputs.query_key_activation = name == "none" ? Activation::none : Activation::silu;
+      if (name == "lrpe") add_lrpe(tensors, shape, problem);   // with SiLU, as models have it
+      measure(name_of(shape, "forward", variant), traffic({in.query, in.key, in.value, problem.outputs.output}),
               [&] { linear_attention_forward(execution, in, problem.outputs); });
-      measure(name_of(shape, "backward", activation),
+      measure(name_of(shape, "backward", variant),
               traffic({in.query, in.key, in.value, out.d_output, out.d_query, out.d_key, out.d_value}),
               [&] { linear_attention_backward(execution, in, out); });
     }
@@ -97,7 +113,7 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
     const LinearAttentionOutputs outputs{
         heads_of(tensors.random(dtype, {shape.batch, shape.heads * shape.width}), 0, shape),
         tensors.allocate(accumulation_dtype(dtype), {shape.batch, shape.heads}), Tensor()};
-    measure(name_of(shape, "step", inputs.query_key_activation),
+    measure(name_of(shape, "step", "silu"),
             traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output}),
             [&] { linear_attention_step(execution, inputs, state, outputs); });
     tensors.clear();
