@@ -4,24 +4,11 @@
 #include "kernels/cpu/linear_attention.h"
 #include "kernels/cuda/linear_attention.h"
 #include "kernels/dispatch.h"
+#include "kernels/linear_attention_checks.h"
 
 namespace fulmen {
+
 namespace {
-
-// [batch, length, heads, width], unit inner stride.
-void check_heads(const Tensor& x, DType dtype, const Shape& shape, const char* name) {
-  check_dtype(x, dtype, name);
-  check_shape(x, shape, name);
-  check_unit_inner_stride(x, name);
-}
-
-// [batch, heads, state key width, value width], contiguous, accumulation dtype.
-void check_state(const Tensor& x, const LinearAttentionInputs& inputs, const char* name) {
-  const std::int64_t keys = inputs.key.size(3) * (inputs.theta ? 2 : 1);
-  check_dtype(x, accumulation_dtype(inputs.query.dtype()), name);
-  check_shape(x, {inputs.query.size(0), inputs.query.size(2), keys, inputs.value.size(3)}, name);
-  FULMEN_CHECK(x.is_contiguous(), "{} is not contiguous", name);
-}
 
 void check_segments(const Tensor& segments, std::int64_t batch, std::int64_t length) {
   if (segments.is_null()) return;
@@ -37,16 +24,31 @@ void check_segments(const Tensor& segments, std::int64_t batch, std::int64_t len
   }
 }
 
-void check_inputs(const LinearAttentionInputs& inputs) {
+}  // namespace
+
+void check_attention_heads(const Tensor& x, DType dtype, const Shape& shape, const char* name) {
+  check_dtype(x, dtype, name);
+  check_shape(x, shape, name);
+  check_unit_inner_stride(x, name);
+}
+
+void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs, const char* name) {
+  const std::int64_t keys = inputs.key.size(3) * (inputs.theta ? 2 : 1);
+  check_dtype(x, accumulation_dtype(inputs.query.dtype()), name);
+  check_shape(x, {inputs.query.size(0), inputs.query.size(2), keys, inputs.value.size(3)}, name);
+  FULMEN_CHECK(x.is_contiguous(), "{} is not contiguous", name);
+}
+
+void check_attention_inputs(const LinearAttentionInputs& inputs) {
   const Tensor &query = inputs.query, &key = inputs.key, &value = inputs.value;
   FULMEN_CHECK(query.rank() == 4 && value.rank() == 4, "query is {}, value is {}", query.describe(), value.describe());
   const DType dtype = query.dtype();
   const std::int64_t batch = query.size(0), length = query.size(1), heads = query.size(2), width = query.size(3);
   FULMEN_CHECK(batch > 0 && length > 0 && heads > 0 && width > 0 && value.size(3) > 0, "query is {}, value is {}",
                query.describe(), value.describe());
-  check_heads(query, dtype, query.shape(), "query");
-  check_heads(key, dtype, query.shape(), "key");
-  check_heads(value, dtype, {batch, length, heads, value.size(3)}, "value");
+  check_attention_heads(query, dtype, query.shape(), "query");
+  check_attention_heads(key, dtype, query.shape(), "key");
+  check_attention_heads(value, dtype, {batch, length, heads, value.size(3)}, "value");
   check_vector(inputs.slope, DType::fp64, heads, "slope");
   if (inputs.theta) {
     check_dtype(inputs.theta, DType::fp64, "theta");
@@ -55,18 +57,21 @@ void check_inputs(const LinearAttentionInputs& inputs) {
     check_dtype(inputs.positions, DType::int64, "positions");
     check_shape(inputs.positions, {batch, length}, "positions");
   }
-  if (inputs.initial_state) check_state(inputs.initial_state, inputs, "initial_state");
+  if (inputs.initial_state) check_attention_state(inputs.initial_state, inputs, "initial_state");
+  check_segments(inputs.segments, batch, length);
 }
 
+namespace {
+
 void check_outputs(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs) {
-  check_heads(outputs.output, inputs.query.dtype(), inputs.value.shape(), "output");
+  check_attention_heads(outputs.output, inputs.query.dtype(), inputs.value.shape(), "output");
   if (outputs.square_sums) {
     check_dtype(outputs.square_sums, accumulation_dtype(inputs.query.dtype()), "square_sums");
     check_shape(outputs.square_sums, {inputs.query.size(0) * inputs.query.size(1), inputs.query.size(2)},
                 "square_sums");
     FULMEN_CHECK(outputs.square_sums.is_contiguous(), "square_sums is not contiguous");
   }
-  if (outputs.final_state) check_state(outputs.final_state, inputs, "final_state");
+  if (outputs.final_state) check_attention_state(outputs.final_state, inputs, "final_state");
 }
 
 }  // namespace
@@ -99,8 +104,7 @@ double backward_operations(const LinearAttentionInputs& inputs) {
 
 void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
                               const LinearAttentionOutputs& outputs) {
-  check_inputs(inputs);
-  check_segments(inputs.segments, inputs.query.size(0), inputs.query.size(1));
+  check_attention_inputs(inputs);
   check_outputs(inputs, outputs);
   run_on_device(execution, {"linear attention forward", forward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
                 [&] { cpu::linear_attention_forward(execution, inputs, outputs); },
@@ -109,15 +113,14 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
 
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
                                const LinearAttentionGradients& gradients) {
-  check_inputs(inputs);
-  check_segments(inputs.segments, inputs.query.size(0), inputs.query.size(1));
+  check_attention_inputs(inputs);
   const DType dtype = inputs.query.dtype();
-  check_heads(gradients.d_output, dtype, inputs.value.shape(), "d_output");
-  check_heads(gradients.d_query, dtype, inputs.query.shape(), "d_query");
-  check_heads(gradients.d_key, dtype, inputs.key.shape(), "d_key");
-  check_heads(gradients.d_value, dtype, inputs.value.shape(), "d_value");
-  if (gradients.d_final_state) check_state(gradients.d_final_state, inputs, "d_final_state");
-  if (gradients.d_initial_state) check_state(gradients.d_initial_state, inputs, "d_initial_state");
+  check_attention_heads(gradients.d_output, dtype, inputs.value.shape(), "d_output");
+  check_attention_heads(gradients.d_query, dtype, inputs.query.shape(), "d_query");
+  check_attention_heads(gradients.d_key, dtype, inputs.key.shape(), "d_key");
+  check_attention_heads(gradients.d_value, dtype, inputs.value.shape(), "d_value");
+  if (gradients.d_final_state) check_attention_state(gradients.d_final_state, inputs, "d_final_state");
+  if (gradients.d_initial_state) check_attention_state(gradients.d_initial_state, inputs, "d_initial_state");
   if (inputs.theta) {
     check_dtype(gradients.d_theta, DType::fp64, "d_theta");
     check_shape(gradients.d_theta, inputs.theta.shape(), "d_theta");
@@ -130,9 +133,11 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
 
 void linear_attention_step(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& state,
                            const LinearAttentionOutputs& outputs) {
-  check_inputs(inputs);
+  LinearAttentionInputs token = inputs;
+  token.segments = Tensor();   // ignored
+  check_attention_inputs(token);
   FULMEN_CHECK(inputs.query.size(1) == 1, "a step takes one token, not {}", inputs.query.size(1));
-  check_state(state, inputs, "state");
+  check_attention_state(state, inputs, "state");
   check_outputs(inputs, outputs);
   run_on_device(execution, {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})},
                 [&] { cpu::linear_attention_step(execution, inputs, state, outputs); },

@@ -30,26 +30,6 @@ FULMEN_VECTORIZED void store_gradient(const T* from, std::int64_t from_stride, c
   }
 }
 
-// Undoes LRPE on a gradient d [rows, 2 width] in place: d_x = d_cos cos + d_sin sin in the first half. Adds to d_theta:
-// position * x * (d_sin cos - d_cos sin).
-template <class T>
-FULMEN_VECTORIZED void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines,
-                                     const std::int64_t* positions, std::int64_t position_stride, std::int64_t rows,
-                                     std::int64_t width, double* d_theta) {
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const auto position = static_cast<double>(positions[i * position_stride]);
-#pragma omp simd
-    for (std::int64_t j = 0; j < width; ++j) {
-      const T d_cosine = d[j], d_sine = d[width + j];
-      const double d_angle = static_cast<double>(d_sine) * static_cast<double>(cosines[j]) -
-                             static_cast<double>(d_cosine) * static_cast<double>(sines[j]);
-      d_theta[j] += position * static_cast<double>(x[j]) * d_angle;
-      d[j] = d_cosine * cosines[j] + d_sine * sines[j];
-    }
-    d += d_stride, x += width, cosines += width, sines += width;
-  }
-}
-
 template <class T>
 struct Workspace {
   Workspace(const AttentionShape& shape, const LinearAttentionInputs& inputs, std::int64_t states_kept, void* memory) {
@@ -316,13 +296,6 @@ std::int64_t states_per_row(const std::vector<std::vector<Chunk>>& rows, bool in
     most = std::max<std::int64_t>(most, continued + (initial_state ? 1 : 0));
   }
   return most;
-}
-
-// d_theta [heads, key_width] += the rows' shares, in the order of the rows.
-void add_theta_gradients(const AttentionShape& shape, const double* shares, double* d_theta) {
-  const std::int64_t elements = shape.heads * shape.key_width;
-  for (std::int64_t row = 0; row < shape.batch; ++row)
-    for (std::int64_t j = 0; j < elements; ++j) d_theta[j] += shares[row * elements + j];
 }
 
 }  // namespace

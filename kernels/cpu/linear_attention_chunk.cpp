@@ -82,6 +82,24 @@ FULMEN_VECTORIZED void expand_rows(const T* x, std::int64_t x_stride, const T* c
   }
 }
 
+template <class T>
+FULMEN_VECTORIZED void rotate_back(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines,
+                                     const std::int64_t* positions, std::int64_t position_stride, std::int64_t rows,
+                                     std::int64_t width, double* d_theta) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto position = static_cast<double>(positions[i * position_stride]);
+#pragma omp simd
+    for (std::int64_t j = 0; j < width; ++j) {
+      const T d_cosine = d[j], d_sine = d[width + j];
+      const double d_angle = static_cast<double>(d_sine) * static_cast<double>(cosines[j]) -
+                             static_cast<double>(d_cosine) * static_cast<double>(sines[j]);
+      d_theta[j] += position * static_cast<double>(x[j]) * d_angle;
+      d[j] = d_cosine * cosines[j] + d_sine * sines[j];
+    }
+    d += d_stride, x += width, cosines += width, sines += width;
+  }
+}
+
 }  // namespace
 
 std::vector<std::vector<Chunk>> cut_into_chunks(const LinearAttentionInputs& inputs) {
@@ -169,6 +187,18 @@ void lrpe_expand(const T* x, std::int64_t x_stride, const T* cosines, const T* s
   expand_rows(x, x_stride, cosines, sines, rows, width, to, to_stride);
 }
 
+template <class T>
+void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines, const std::int64_t* positions,
+                   std::int64_t position_stride, std::int64_t rows, std::int64_t width, double* d_theta) {
+  rotate_back(d, d_stride, x, cosines, sines, positions, position_stride, rows, width, d_theta);
+}
+
+void add_theta_gradients(const AttentionShape& shape, const double* shares, double* d_theta) {
+  const std::int64_t elements = shape.heads * shape.key_width;
+  for (std::int64_t row = 0; row < shape.batch; ++row)
+    for (std::int64_t j = 0; j < elements; ++j) d_theta[j] += shares[row * elements + j];
+}
+
 template class DecayTable<float>;
 template class DecayTable<double>;
 template void load_rows(Activation, const float*, std::int64_t, std::int64_t, std::int64_t, float*, float*,
@@ -185,5 +215,9 @@ template void lrpe_expand(const float*, std::int64_t, const float*, const float*
                           std::int64_t);
 template void lrpe_expand(const double*, std::int64_t, const double*, const double*, std::int64_t, std::int64_t,
                           double*, std::int64_t);
+template void lrpe_backward(float*, std::int64_t, const float*, const float*, const float*, const std::int64_t*, std::int64_t,
+                            std::int64_t, std::int64_t, double*);
+template void lrpe_backward(double*, std::int64_t, const double*, const double*, const double*, const std::int64_t*,
+                            std::int64_t, std::int64_t, std::int64_t, double*);
 
 }  // namespace fulmen::cpu

@@ -84,6 +84,15 @@ template <class T>
 void lrpe_expand(const T* x, std::int64_t x_stride, const T* cosines, const T* sines, std::int64_t rows,
                  std::int64_t width, T* to, std::int64_t to_stride);
 
+// Undoes LRPE on a gradient d [rows, 2 width] in place: d_x = d_cos cos + d_sin sin in the first half. Adds to d_theta:
+// position * x * (d_sin cos - d_cos sin).
+template <class T>
+void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines, const std::int64_t* positions,
+                   std::int64_t position_stride, std::int64_t rows, std::int64_t width, double* d_theta);
+
+// d_theta [heads, key_width] += the rows' shares, in the order of the rows.
+void add_theta_gradients(const AttentionShape& shape, const double* shares, double* d_theta);
+
 // Scratch of one chunk's LRPE: what turns a query or key of width w into one of width 2 w.
 template <class T>
 struct LrpeScratch {

@@ -6,6 +6,7 @@
 
 #include "framework/cuda_check.h"
 #include "kernels/cuda/batched_product.h"
+#include "kernels/cuda/linear_attention_states.h"
 #include "kernels/cuda/linear_attention_tiles.cuh"
 
 namespace fulmen::cuda {
@@ -231,6 +232,118 @@ void backward(const Execution& execution, AttentionTiles tiles, const LinearAtte
   if (inputs.theta) add_theta_gradients(execution, tiles, theta_shares, gradients.d_theta.as<double>());
 }
 
+// As forward, the states alone: what each tile adds, then the scan.
+template <class A>
+void final_state(const Execution& execution, const AttentionTiles& tiles, const LinearAttentionInputs& inputs,
+                 const Tensor& to) {
+  const std::int64_t keys = std::int64_t{tile_tokens} * tiles.state_width;
+  const std::int64_t values = std::int64_t{tile_tokens} * tiles.value_width;
+  const std::int64_t state = std::int64_t{tiles.state_width} * tiles.value_width;
+  const std::int64_t per_tile = 2 * keys + 2 * values + state;
+  const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
+  Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
+  A *const query = matrices.take(keys), *const key = matrices.take(keys);
+  A *const value = matrices.take(values), *const weighted_value = matrices.take(values), *const states = matrices.take(state);
+  const BatchedMatrix<A> k{key, tile_tokens, tiles.state_width}, b_v{weighted_value, tile_tokens, tiles.value_width};
+  const BatchedProducts products(execution);
+  for_each_group(tiles, most, [&](const AttentionTiles& group) {
+    load_query_key(execution, group, inputs, query, key);
+    load_value(execution, group, inputs.value, inputs.value_activation, TokenWeight::to_end, value, weighted_value);
+    products.multiply(k.transpose(), b_v, states, group.count());
+    scan_states(execution, group, false, Tensor(), states, to);
+  });
+}
+
+// As backward, the adjoints alone.
+template <class A>
+void initial_state_gradient(const Execution& execution, const AttentionTiles& tiles, const LinearAttentionInputs& inputs,
+                            const Tensor& d_output, const Tensor& to) {
+  const std::int64_t keys = std::int64_t{tile_tokens} * tiles.state_width;
+  const std::int64_t values = std::int64_t{tile_tokens} * tiles.value_width;
+  const std::int64_t state = std::int64_t{tiles.state_width} * tiles.value_width;
+  const std::int64_t per_tile = 2 * keys + 2 * values + state;
+  const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
+  Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
+  A *const query = matrices.take(keys), *const key = matrices.take(keys);
+  A *const rows = matrices.take(values), *const weighted = matrices.take(values), *const adjoints = matrices.take(state);
+  const BatchedMatrix<A> q{query, tile_tokens, tiles.state_width}, a_d_o{weighted, tile_tokens, tiles.value_width};
+  const BatchedProducts products(execution);
+  for_each_group(tiles, most, [&](const AttentionTiles& group) {
+    load_query_key(execution, group, inputs, query, key);
+    load_value(execution, group, d_output, Activation::none, TokenWeight::from_start, rows, weighted);
+    products.multiply(q.transpose(), a_d_o, adjoints, group.count());
+    scan_states(execution, group, true, Tensor(), adjoints, to);
+  });
+}
+
+template <class A>
+void set_zero(const Execution& execution, A* memory, std::int64_t elements) {
+  FULMEN_CUDA_CHECK(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(elements) * sizeof(A),
+                                    static_cast<cudaStream_t>(execution.stream.handle)));
+}
+
+// Per tile: O += diag(decay^1 ... decay^m) Q S, S being what is left of the initial state before it.
+template <class A>
+void add_initial_state(const Execution& execution, const AttentionTiles& tiles, const LinearAttentionInputs& inputs,
+                       const LinearAttentionOutputs& outputs) {
+  const std::int64_t keys = std::int64_t{tile_tokens} * tiles.state_width;
+  const std::int64_t values = std::int64_t{tile_tokens} * tiles.value_width;
+  const std::int64_t state = std::int64_t{tiles.state_width} * tiles.value_width;
+  const std::int64_t per_tile = 2 * keys + 2 * values + state;
+  const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
+  Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
+  A *const query = matrices.take(keys), *const key = matrices.take(keys);
+  A *const output = matrices.take(values), *const from_state = matrices.take(values), *const states = matrices.take(state);
+  const BatchedMatrix<A> q{query, tile_tokens, tiles.state_width}, s{states, tiles.state_width, tiles.value_width};
+  const BatchedProducts products(execution);
+  for_each_group(tiles, most, [&](const AttentionTiles& group) {
+    load_query_key(execution, group, inputs, query, key);
+    load_value(execution, group, outputs.output, Activation::none, TokenWeight::from_start, output, from_state);
+    set_zero(execution, states, group.count() * state);
+    scan_states(execution, group, false, inputs.initial_state, states, Tensor());
+    products.multiply(q, s, from_state, group.count());
+    store_output<A>(execution, group, from_state, output, outputs);
+  });
+}
+
+// Per tile: dK = b V dS^T and dV = b K dS, dS being what is left of the final state's gradient behind it.
+template <class A>
+void final_state_gradients(const Execution& execution, const AttentionTiles& tiles, const LinearAttentionInputs& inputs,
+                           const LinearAttentionGradients& gradients) {
+  const std::int64_t keys = std::int64_t{tile_tokens} * tiles.state_width;
+  const std::int64_t values = std::int64_t{tile_tokens} * tiles.value_width;
+  const std::int64_t state = std::int64_t{tiles.state_width} * tiles.value_width;
+  const std::int64_t per_tile = 3 * keys + 4 * values + state;
+  const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
+  Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
+  A *const query = matrices.take(keys), *const key = matrices.take(keys), *const d_key = matrices.take(keys);
+  A *const value = matrices.take(values), *const weighted_value = matrices.take(values);
+  A *const from_state = matrices.take(values), *const from_tile = matrices.take(values);
+  A* const adjoints = matrices.take(state);
+  A* const d_query = query;   // of no query, once the features have been read
+  double* theta_shares = nullptr;
+  if (inputs.theta)
+    theta_shares = execution.scratch->take(DType::fp64, {tiles.batch * tiles.heads, tiles.chunks, tiles.key_width})
+                       .template as<double>();
+  const BatchedMatrix<A> k{key, tile_tokens, tiles.state_width}, b_v{weighted_value, tile_tokens, tiles.value_width};
+  const BatchedMatrix<A> d_s{adjoints, tiles.state_width, tiles.value_width};
+  const BatchedProducts products(execution);
+  for_each_group(tiles, most, [&](const AttentionTiles& group) {
+    const std::int64_t count = group.count();
+    load_query_key(execution, group, inputs, query, key);
+    load_value(execution, group, inputs.value, inputs.value_activation, TokenWeight::to_end, value, weighted_value);
+    set_zero(execution, adjoints, count * state);
+    scan_states(execution, group, true, gradients.d_final_state, adjoints, Tensor());
+    products.multiply(k, d_s, from_state, count);
+    products.multiply(b_v, d_s.transpose(), d_key, count);
+    set_zero(execution, from_tile, count * values);
+    set_zero(execution, d_query, count * keys);
+    store_value_gradient<A>(execution, group, from_state, from_tile, inputs, gradients.d_value);
+    store_query_key_gradients<A>(execution, group, d_query, d_key, inputs, gradients.d_query, gradients.d_key, theta_shares);
+  });
+  if (inputs.theta) add_theta_gradients(execution, tiles, theta_shares, gradients.d_theta.as<double>());
+}
+
 // The document begins, then f(A{}, tiles) with the accumulation type, within a frame of scratch.
 template <class F>
 void run_on_tiles(const Execution& execution, const LinearAttentionInputs& inputs, F&& f) {
@@ -255,6 +368,43 @@ void linear_attention_backward_plain(const Execution& execution, const LinearAtt
                                      const LinearAttentionGradients& gradients) {
   run_on_tiles(execution, inputs,
                [&]<class A>(A, const AttentionTiles& tiles) { backward<A>(execution, tiles, inputs, gradients); });
+}
+
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& to) {
+  LinearAttentionInputs keys = inputs;
+  keys.query = inputs.key;   // in place of a query that is not read
+  run_on_tiles(execution, keys, [&]<class A>(A, const AttentionTiles& tiles) { final_state<A>(execution, tiles, keys, to); });
+}
+
+void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
+                                             const Tensor& d_output, const Tensor& to) {
+  LinearAttentionInputs queries = inputs;
+  queries.key = inputs.query;
+  run_on_tiles(execution, queries, [&]<class A>(A, const AttentionTiles& tiles) {
+    initial_state_gradient<A>(execution, tiles, queries, d_output, to);
+  });
+}
+
+void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                        const LinearAttentionOutputs& outputs) {
+  run_on_tiles(execution, inputs,
+               [&]<class A>(A, const AttentionTiles& tiles) { add_initial_state<A>(execution, tiles, inputs, outputs); });
+}
+
+void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
+                                               const LinearAttentionGradients& gradients) {
+  const Arena::Frame frame(*execution.scratch);
+  const DType dtype = inputs.key.dtype();
+  LinearAttentionInputs keys = inputs;
+  keys.query = inputs.key;
+  LinearAttentionGradients added = gradients;
+  added.d_query = execution.scratch->take(dtype, inputs.key.shape());   // zero, and used no further
+  added.d_key = execution.scratch->take(dtype, inputs.key.shape());
+  added.d_value = execution.scratch->take(dtype, inputs.value.shape());
+  run_on_tiles(execution, keys,
+               [&]<class A>(A, const AttentionTiles& tiles) { final_state_gradients<A>(execution, tiles, keys, added); });
+  add_heads(execution, added.d_key, gradients.d_key);
+  add_heads(execution, added.d_value, gradients.d_value);
 }
 
 }  // namespace fulmen::cuda

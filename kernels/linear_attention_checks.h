@@ -1,0 +1,15 @@
+// Checks of arguments that the entry points of linear attention share.
+#pragma once
+
+#include "kernels/dispatch.h"
+#include "kernels/linear_attention.h"
+
+namespace fulmen {
+
+// [batch, length, heads, width], unit inner stride.
+void check_attention_heads(const Tensor& x, DType dtype, const Shape& shape, const char* name);
+// [batch, heads, state key width, value width], contiguous, accumulation dtype.
+void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs, const char* name);
+void check_attention_inputs(const LinearAttentionInputs& inputs);
+
+}  // namespace fulmen
