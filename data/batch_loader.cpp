@@ -20,17 +20,24 @@ namespace fulmen {
 
 double Batch::target_count() const { return std::accumulate(weights.begin(), weights.end(), 0.0); }
 
-Batch make_batch(std::int64_t batch, std::int64_t length) {
-  FULMEN_CHECK(batch >= 1 && length >= 1, "a batch of {} rows of {}", batch, length);
-  const auto elements = static_cast<std::size_t>(batch * length);
+Batch make_batch(std::int64_t batch, std::int64_t length) { return make_batch(batch, length, 0, length); }
+
+Batch make_batch(std::int64_t batch, std::int64_t sample_length, std::int64_t slice_begin, std::int64_t slice_end) {
+  FULMEN_CHECK(batch >= 1 && 0 <= slice_begin && slice_begin < slice_end && slice_end <= sample_length,
+               "a batch of {} rows of tokens [{}, {}) of {}", batch, slice_begin, slice_end, sample_length);
   Batch made;
   made.batch = batch;
-  made.length = length;
+  made.length = slice_end - slice_begin;
+  made.sample_length = sample_length;
+  made.slice_begin = slice_begin;
+  const auto elements = static_cast<std::size_t>(batch * made.length);
   made.tokens.resize(elements);
   made.targets.resize(elements);
   made.weights.resize(elements);
   made.positions.resize(elements);
   made.segments = {0};
+  made.tokens_before.assign(static_cast<std::size_t>(batch), slice_begin);
+  made.tokens_after.assign(static_cast<std::size_t>(batch), sample_length - slice_end);
   return made;
 }
 
@@ -40,19 +47,24 @@ void fill_row(const CorpusReader& corpus, std::int64_t sample, bool reset_state_
   const std::int64_t first = row * length;
   FULMEN_CHECK(row >= 0 && row < batch.batch && batch.segments.back() == first, "row {} is not the next of {}", row,
                batch.batch);
-  const std::int64_t begin = sample * length;
+  const std::int64_t sample_begin = sample * batch.sample_length, sample_end = sample_begin + batch.sample_length;
+  const std::int64_t begin = sample_begin + batch.slice_begin, end = begin + length;
   std::vector<std::int32_t> stream(static_cast<std::size_t>(length + 1));
   corpus.read(begin, stream);
   std::copy(stream.begin(), stream.end() - 1, batch.tokens.begin() + first);
   std::copy(stream.begin() + 1, stream.end(), batch.targets.begin() + first);
   std::fill_n(batch.weights.begin() + first, length, 1.0F);
-  std::iota(batch.positions.begin() + first, batch.positions.begin() + first + length, std::int64_t{0});
+  std::iota(batch.positions.begin() + first, batch.positions.begin() + first + length, batch.slice_begin);
   if (reset_state_at_documents) {
-    for (const std::int64_t start : corpus.document_starts(begin, begin + length + 1)) {
-      const std::int64_t position = start - begin;
-      batch.weights[static_cast<std::size_t>(first + position - 1)] = 0.0F;
-      if (position < length) batch.segments.push_back(first + position);
+    std::int64_t first_document = sample_begin, next_document = sample_end;   // of the slice's first token; after its last
+    for (const std::int64_t start : corpus.document_starts(sample_begin, sample_end + 1)) {
+      if (start <= begin) first_document = start;
+      if (start >= end) next_document = std::min(next_document, start);
+      if (start > begin && start <= end) batch.weights[static_cast<std::size_t>(first + start - begin - 1)] = 0.0F;
+      if (start > begin && start < end) batch.segments.push_back(first + start - begin);
     }
+    batch.tokens_before[static_cast<std::size_t>(row)] = begin - first_document;
+    batch.tokens_after[static_cast<std::size_t>(row)] = next_document - end;
   }
   batch.segments.push_back(first + length);
 }
@@ -79,6 +91,7 @@ struct BatchLoader::State {
                      options.read_ahead >= 1,
                  "data rank {} of {}, first sample {}, read-ahead {}", options.data_rank, options.data_ranks,
                  options.first_sample, options.read_ahead);
+    if (options.slice_end == 0) options.slice_end = options.sequence_length;
     thread = std::thread([this] { run(); });
   }
 
@@ -129,7 +142,7 @@ struct BatchLoader::State {
 
   // False when the loader is being destroyed.
   bool produce(std::int64_t m) {
-    Batch batch = make_batch(options.micro_batch, options.sequence_length);
+    Batch batch = make_batch(options.micro_batch, options.sequence_length, options.slice_begin, options.slice_end);
     for (std::int64_t row = 0; row < options.micro_batch; ++row) {
       if (stopped()) return false;
       fill_row(corpus, order.at(first_place(m) + row), options.reset_state_at_documents, batch, row);

@@ -87,6 +87,60 @@ TEST_F(Loader, RowsAreAsDefined) {
   }
 }
 
+// Slices side by side are the whole; and they say how far their documents go on outside.
+TEST_F(Loader, SlicesMakeTheWholeSample) {
+  const PlainCorpus plain = write(300, 40);
+  const CorpusReader reader(folder_.path());
+  constexpr std::int64_t rows = 3;
+  for (const bool reset : {false, true}) {
+    for (const std::int64_t length : {1, 7, 64, 333}) {
+      Batch whole = make_batch(rows, length);
+      std::vector<std::int64_t> samples;
+      for (std::int64_t row = 0; row < rows; ++row) {
+        samples.push_back(random_in(0, reader.samples(length) - 1));
+        fill_row(reader, samples.back(), reset, whole, row);
+      }
+      EXPECT_EQ(whole.tokens_before, std::vector<std::int64_t>(rows, 0));
+      EXPECT_EQ(whole.tokens_after, std::vector<std::int64_t>(rows, 0));
+      double targets = 0.0;
+      for (std::int64_t begin = 0; begin < length;) {
+        const std::int64_t end = random_in(begin + 1, length);
+        Batch slice = make_batch(rows, length, begin, end);
+        std::fill(slice.weights.begin(), slice.weights.end(), std::nanf(""));
+        for (std::int64_t row = 0; row < rows; ++row) {
+          fill_row(reader, samples[static_cast<std::size_t>(row)], reset, slice, row);
+          const std::int64_t first = row * (end - begin), of_whole = row * length;
+          for (std::int64_t t = begin; t < end; ++t) {
+            const auto at = static_cast<std::size_t>(first + t - begin), place = static_cast<std::size_t>(of_whole + t);
+            ASSERT_EQ(slice.tokens[at], whole.tokens[place]);
+            ASSERT_EQ(slice.targets[at], whole.targets[place]);
+            ASSERT_EQ(slice.weights[at], whole.weights[place]);
+            ASSERT_EQ(slice.positions[at], whole.positions[place]);
+            if (t == begin) continue;
+            const auto is_start = [](const Batch& batch, std::size_t i) {
+              return std::ranges::count(batch.segments, static_cast<std::int64_t>(i)) == 1;
+            };
+            ASSERT_EQ(is_start(slice, at), is_start(whole, place));
+          }
+          const auto starts = [&](std::int64_t t) {
+            const std::int64_t token = samples[static_cast<std::size_t>(row)] * length + t;
+            return t == 0 || t == length || (reset && std::binary_search(plain.starts.begin(), plain.starts.end(), token));
+          };
+          std::int64_t before = 0, after = 0;
+          while (!starts(begin - before)) ++before;
+          while (!starts(end + after)) ++after;
+          EXPECT_EQ(slice.tokens_before[static_cast<std::size_t>(row)], before);
+          EXPECT_EQ(slice.tokens_after[static_cast<std::size_t>(row)], after);
+        }
+        EXPECT_EQ(slice.segments.back(), rows * (end - begin));
+        targets += slice.target_count();
+        begin = end;
+      }
+      EXPECT_EQ(targets, whole.target_count());
+    }
+  }
+}
+
 TEST_F(Loader, RowsAreFilledInOrder) {
   write(300, 40);
   const CorpusReader reader(folder_.path());
