@@ -33,20 +33,23 @@ constexpr const char* default_configuration =
     "data: {path: none, sequence_length: 512}\n"
     "train: {steps: 1, global_batch: 4, micro_batch: 4}\n";
 
-std::vector<Batch> random_batches(const ModelRunnerOptions& options, std::int64_t vocabulary, int rank) {
-  const RandomStream random(static_cast<std::uint64_t>(rank), "bench");
+// Of this rank's slice of every sample.
+std::vector<Batch> random_batches(const ModelRunnerOptions& options, std::int64_t vocabulary, const Mesh& mesh) {
+  const RandomStream random(static_cast<std::uint64_t>(mesh.coordinate(Axis::data)), "bench");
+  const std::int64_t sample_length = options.micro_batch.length;
+  const IndexRange slice = sequence_slice(sample_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
   std::vector<Batch> batches;
   std::uint64_t next = 0;
   for (int m = 0; m < options.micro_batches; ++m) {
-    const BatchShape shape = options.micro_batch;
-    Batch batch = make_batch(shape.batch, shape.length);
+    const BatchShape shape = {options.micro_batch.batch, slice.size()};
+    Batch batch = make_batch(shape.batch, sample_length, slice.begin, slice.end);
     batch.segments.clear();
     for (std::int64_t i = 0; i < shape.tokens(); ++i) {
       const auto place = static_cast<std::size_t>(i);
       batch.tokens[place] = static_cast<std::int32_t>(random.bits(next++) % static_cast<std::uint64_t>(vocabulary));
       batch.targets[place] = static_cast<std::int32_t>(random.bits(next++) % static_cast<std::uint64_t>(vocabulary));
       batch.weights[place] = 1.0f;
-      batch.positions[place] = i % shape.length;
+      batch.positions[place] = slice.begin + i % shape.length;
       if (i % shape.length == 0) batch.segments.push_back(i);
     }
     batch.segments.push_back(shape.tokens());
@@ -75,7 +78,7 @@ class Steps {
     optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh, resources_.execution());
     runner_->parameters().initialize(1, resources_.execution(), optimizer_->master().flat());
     optimizer_->master().round(resources_.execution());
-    batches_ = random_batches(model_options, options.model.vocabulary, mesh.coordinate(Axis::data));
+    batches_ = random_batches(model_options, options.model.vocabulary, mesh);
   }
   ~Steps() { resources_.set_profiler(nullptr); }
   Steps(const Steps&) = delete;

@@ -33,17 +33,18 @@ struct EvalOptions {
   std::string dump_logits;
 };
 
-// Samples [first, end) of the corpus, in micro-batches; rows past the end have weight 0.
-std::vector<Batch> read_batches(const CorpusReader& corpus, const EvalOptions& options, std::int64_t first, std::int64_t end) {
+// The slice of samples [first, end) of the corpus, in micro-batches; rows past the end have weight 0.
+std::vector<Batch> read_batches(const CorpusReader& corpus, const EvalOptions& options, const IndexRange& slice,
+                                std::int64_t first, std::int64_t end) {
   std::vector<Batch> batches;
   for (std::int64_t sample = first; sample < end; sample += options.micro_batch) {
-    batches.push_back(make_batch(options.micro_batch, options.sequence_length));
+    batches.push_back(make_batch(options.micro_batch, options.sequence_length, slice.begin, slice.end));
     Batch& batch = batches.back();
     for (std::int64_t row = 0; row < options.micro_batch; ++row) {
       fill_row(corpus, std::min(sample + row, end - 1), options.reset_state_at_documents, batch, row);
       if (sample + row < end) continue;
-      const auto begin = batch.weights.begin() + row * options.sequence_length;
-      std::fill(begin, begin + options.sequence_length, 0.0f);
+      const auto begin = batch.weights.begin() + row * batch.length;
+      std::fill(begin, begin + batch.length, 0.0f);
     }
   }
   return batches;
@@ -131,6 +132,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   line.option("sequence-length", "tokens of a sample (the checkpoint's own, or 2048)");
   line.option("micro-batch", "samples at a time (as many as make about 4096 tokens)");
   line.option("tensor", "tensor-parallel ranks (1)");
+  line.option("sequence", "ranks that share each sample (1)");
   line.option("pipeline", "pipeline stages (1)");
   line.option("device", "auto (default), cpu or cuda");
   line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");
@@ -144,6 +146,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   Communicator& ranks = world.communicator(device, "auto");
   LayoutConfig layout;
   layout.tensor = line.integer("tensor", 1, 1, 1 << 16);
+  layout.sequence = line.integer("sequence", 1, 1, 1 << 16);
   layout.pipeline = line.integer("pipeline", 1, 1, 1 << 16);
   Mesh mesh(mesh_shape(layout, ranks.size()), ranks);
   configure_threads({});
@@ -179,13 +182,14 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   if (!options.dump_logits.empty()) logits.emplace(options.dump_logits, samples, options, runner, model, resources.execution());
 
   const IndexRange mine = partition(samples, mesh.size(Axis::data), mesh.coordinate(Axis::data));
+  const IndexRange slice = sequence_slice(options.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
   constexpr std::int64_t batches_at_a_time = 8;
   const std::int64_t stride = batches_at_a_time * options.micro_batch;
   runner.reset_loss();
   Progress bar("eval", mine.size(), ranks.rank() != 0);
   for (std::int64_t first = mine.begin; first < mine.end; first += stride) {
     const std::int64_t end = std::min(mine.end, first + stride);
-    runner.evaluate(read_batches(corpus, options, first, end));
+    runner.evaluate(read_batches(corpus, options, slice, first, end));
     bar.update(end - mine.begin);
   }
   bar.finish();

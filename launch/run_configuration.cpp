@@ -42,8 +42,8 @@ void bind_model(Schema& schema, ModelConfig& model, Unstored& unstored) {
 void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transport) {
   schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
   schema.add("parallel.tensor", parallel.tensor, {1, 1 << 16}, "Ranks that share each layer; they divide the heads.");
-  schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16}, "Ranks that share each sequence.");
-  schema.built_up_to("parallel.sequence", 1, "sequence parallelism");
+  schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
+             "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
   schema.add("parallel.stages", parallel.stages, {1, 100000}, "Layers of each stage, such as [9, 7]; auto: even.");
   schema.add("parallel.zero", parallel.zero, {0, 3}, "ZeRO stage: what is sharded over the data ranks.");
@@ -60,7 +60,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "What the backward pass computes again instead of keeping.");
   schema.add("parallel.overlap", parallel.overlap,
              "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
-             "pipeline, sequence, separated by commas. Today nothing is built.");
+             "pipeline, sequence, separated by commas. Built: sequence.");
   const std::string* overlap = &parallel.overlap;
   schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},

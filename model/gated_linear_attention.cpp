@@ -7,6 +7,7 @@
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
 #include "model/decay_slopes.h"
+#include "model/sliced_linear_attention.h"
 
 namespace fulmen {
 
@@ -98,6 +99,7 @@ void GatedLinearAttention::prepare(const BatchShape& shape, int slots) {
     stash.projection = allocate(type, {tokens, (low_rank_gated() ? 3 : 4) * local_});
     stash.attention = allocate(type, {tokens, local_});
     stash.gate_inverse_rms = allocate(wide, {tokens});
+    if (context_.sequence.ranks != nullptr) stash.initial_state = allocate(wide, state_shape(shape.batch));
     if (!low_rank_gated()) continue;
     stash.low_rank = allocate(type, {tokens, context_.parameters->weight(*gate_first_).size(0)});
     stash.low_rank_gate = allocate(type, {tokens, local_});
@@ -127,6 +129,7 @@ LinearAttentionInputs GatedLinearAttention::attention_inputs(const Stash& stash,
     inputs.positions = micro_batch.positions;
   }
   inputs.segments = micro_batch.segments;
+  if (context_.sequence.ranks != nullptr) inputs.initial_state = stash.initial_state;
   return inputs;
 }
 
@@ -154,6 +157,8 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   const LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
   if (state)
     linear_attention_step(execution, inputs, state, outputs);
+  else if (context_.sequence.ranks != nullptr)
+    sliced_linear_attention_forward(context_, micro_batch, inputs, outputs, stash.initial_state);
   else
     linear_attention_forward(execution, inputs, outputs);
 
@@ -229,7 +234,10 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
   gradients.d_key = heads_of(stash.d_projection.slice(1, local_, 2 * local_));
   gradients.d_value = heads_of(stash.d_projection.slice(1, 2 * local_, 3 * local_));
   if (theta_) gradients.d_theta = parameters.gradient(*theta_);
-  linear_attention_backward(execution, attention_inputs(stash, micro_batch), gradients);
+  if (context_.sequence.ranks != nullptr)
+    sliced_linear_attention_backward(context_, micro_batch, attention_inputs(stash, micro_batch), gradients);
+  else
+    linear_attention_backward(execution, attention_inputs(stash, micro_batch), gradients);
 
   linear_backward_input(execution, stash.d_projection, parameters.weight(projection_), d_normed);
   if (low_rank_gated()) {

@@ -37,6 +37,7 @@ class GatedLinearAttention final : public Sublayer {
     OwnedTensor projection;          // [tokens, 4 local] q|k|v|u, or [tokens, 3 local] q|k|v
     OwnedTensor low_rank;            // [tokens, gate_rank] (tnl3)
     OwnedTensor low_rank_gate;       // [tokens, local] (tnl3)
+    OwnedTensor initial_state;       // of a slice of a sequence, [batch, heads, state key width, width]
     OwnedTensor attention;           // [tokens, local]
     OwnedTensor gate_inverse_rms;    // [tokens], of the norm over all heads
     Tensor d_out, gated, normed, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight

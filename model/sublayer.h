@@ -27,11 +27,19 @@ struct LayerHooks {
   }
 };
 
+// How every sample is shared out over ranks, each holding a slice of it (sequence parallelism).
+struct SequenceSlices {
+  Communicator* ranks = nullptr;   // in the order of the slices; null: this rank holds whole samples
+  Tensor bounds;                   // int64 [ranks + 1]: slice i holds tokens [bounds[i], bounds[i + 1])
+  bool overlap = false;            // states travel behind the computation of what does not need them
+};
+
 // What a sublayer stands on at run time. Belongs to the run and outlives the model.
 struct ModelContext {
   Execution execution;
   Communicator* tensor = nullptr;       // the tensor group
   ParameterStore* parameters = nullptr;
+  SequenceSlices sequence = {};
   LayerHooks hooks = {};
 
   // Sums equal-shaped partial results over the tensor group.
@@ -63,6 +71,7 @@ struct MicroBatch {
   Tensor weights;      // fp32 [tokens]: 0 masks a target
   Tensor positions;    // int64 [batch, length], in the whole sample
   Tensor segments;     // int64 [segments + 1]: where documents (and rows) start, and the end
+  Tensor tokens_before, tokens_after;   // int64 [batch]: how far a row's first and last document go on outside the slice
   Tensor loss_scale;   // fp64 [1]: 1 / targets that count in the global batch
 };
 

@@ -14,7 +14,7 @@ struct Overlap {
   bool built;
 };
 constexpr Overlap overlap_kinds[] = {
-    {"gradients", false}, {"weights", false}, {"tensor", false}, {"pipeline", false}, {"sequence", false}};
+    {"gradients", false}, {"weights", false}, {"tensor", false}, {"pipeline", false}, {"sequence", true}};
 
 std::vector<std::string> overlap_words(const std::string& overlap) {
   std::string text = overlap;
@@ -48,6 +48,13 @@ std::string overlap_problem(const std::string& overlap) {
     if (!kind->built) return fmt::format("overlap of '{}' is not built yet; known: {}", word, known_words());
   }
   return "";
+}
+
+IndexRange sequence_slice(std::int64_t sample_length, int ranks, int rank) {
+  if (sample_length < ranks)
+    throw UserError("parallel.sequence", fmt::format("{} ranks share samples of {} tokens", ranks, sample_length),
+                    fmt::format("use at most {}, or a longer data.sequence_length", sample_length));
+  return partition(sample_length, ranks, rank);
 }
 
 MeshShape mesh_shape(const LayoutConfig& layout, int ranks) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "parallel/mesh.h"
+#include "parallel/placement.h"
 
 namespace fulmen {
 
@@ -31,6 +32,9 @@ struct LayoutConfig {
 
 // What is wrong with a value of parallel.overlap (auto, none, or words as overlaps() knows them, separated by commas), or "".
 std::string overlap_problem(const std::string& overlap);
+
+// The tokens of every sample that rank `rank` of `ranks` sequence ranks holds. Throws UserError when some rank would hold none.
+IndexRange sequence_slice(std::int64_t sample_length, int ranks, int rank);
 
 // The mesh of `ranks` ranks. Throws UserError when the axes do not multiply to them.
 MeshShape mesh_shape(const LayoutConfig& layout, int ranks);

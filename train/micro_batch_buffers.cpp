@@ -17,6 +17,7 @@ MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, const Execution& e
   };
   const std::int64_t tokens = shape.tokens();
   for (const DType dtype : {DType::int32, DType::int32, DType::fp32, DType::int64}) place(dtype, tokens);
+  for (int side = 0; side < 2; ++side) place(DType::int64, shape.batch);
   place(DType::int64, tokens + 1);
 
   memory_ = OwnedTensor(execution.device, DType::uint8, {static_cast<std::int64_t>(bytes)}, MemoryKind::data,
@@ -29,7 +30,9 @@ MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, const Execution& e
            view(1, DType::int32, {tokens}),
            view(2, DType::fp32, {tokens}),
            view(3, DType::int64, {shape.batch, shape.length}),
-           view(4, DType::int64, {tokens + 1}),
+           view(6, DType::int64, {tokens + 1}),
+           view(4, DType::int64, {shape.batch}),
+           view(5, DType::int64, {shape.batch}),
            {}};
   if (execution.device.kind == DeviceKind::cuda) {
     pinned_.reset(static_cast<std::byte*>(gpu::allocate_pinned(bytes)));
@@ -62,6 +65,8 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   put(batch.targets, view_.targets);
   put(batch.weights, view_.weights);
   put(batch.positions, view_.positions);
+  put(batch.tokens_before, view_.tokens_before);
+  put(batch.tokens_after, view_.tokens_after);
   put(batch.segments, view_.segments);
   copy_to_device(execution, staging(), memory.slice(0, 0, static_cast<std::int64_t>(used)));
   if (copied_) copied_.record(execution.stream);

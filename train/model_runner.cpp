@@ -15,9 +15,26 @@ const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   if (config.heads % shape.tensor != 0)
     throw UserError("parallel.tensor", fmt::format("{} tensor ranks do not divide {} heads", shape.tensor, config.heads),
                     "choose a number that divides model.heads");
-  if (shape.sequence != 1)
-    throw UserError("parallel.sequence", "is not built yet", "use 1");
   return config;
+}
+
+OwnedTensor slice_bounds(std::int64_t sample_length, int ranks, const Execution& execution) {
+  if (ranks == 1) return {};
+  std::vector<std::int64_t> bounds = {0};
+  for (int rank = 0; rank < ranks; ++rank) bounds.push_back(sequence_slice(sample_length, ranks, rank).end);
+  OwnedTensor tensor(execution.device, DType::int64, {ranks + 1}, MemoryKind::data, *execution.ledger);
+  copy_to_device(execution, bounds.data(), tensor);
+  return tensor;
+}
+
+// On a GPU adding the state afterwards costs more than the gather takes: there it is done where it is asked for by name.
+bool overlap_states(const LayoutConfig& layout, const Execution& execution) {
+  return layout.overlaps("sequence") && (execution.device.kind == DeviceKind::cpu || layout.overlap != "auto");
+}
+
+SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, const LayoutConfig& layout, const Execution& execution) {
+  if (mesh.size(Axis::sequence) == 1) return {};
+  return {&mesh.along(Axis::sequence), bounds, overlap_states(layout, execution)};
 }
 
 }  // namespace
@@ -32,10 +49,14 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       range_(split_stages(config.layers, mesh.size(Axis::pipeline),
                           options.layout.stages)[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))]),
       parameters_(declare_stage(config, range_, mesh.size(Axis::pipeline)), mesh, options.precision, execution),
-      context_{execution, &mesh.along(Axis::tensor), &parameters_},
+      slice_(sequence_slice(options.micro_batch.length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence))),
+      slice_bounds_(slice_bounds(options.micro_batch.length, mesh.size(Axis::sequence), execution)),
+      context_{execution, &mesh.along(Axis::tensor), &parameters_,
+               sequence_slices(mesh, slice_bounds_, options.layout, execution)},
       stage_(config, range_, context_),
       sync_(parameters_, mesh, execution),
-      executor_(stage_, mesh.along(Axis::pipeline), options.micro_batch, config.hidden, options.precision.parameters,
+      executor_(stage_, mesh.along(Axis::pipeline), {options.micro_batch.batch, slice_.size()}, config.hidden,
+                options.precision.parameters,
                 report_.peak_stash[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], execution),
       loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
       reduce_timer_(execution.stream),

@@ -18,7 +18,7 @@ namespace fulmen {
 struct ModelRunnerOptions {
   LayoutConfig layout;
   Precision precision;
-  BatchShape micro_batch;
+  BatchShape micro_batch;   // of whole samples; sequence ranks hold slices of them
   int micro_batches = 1;   // per step and data rank
 };
 
@@ -68,6 +68,8 @@ class ModelRunner {
   ScheduleReport report_;
   StageRange range_;
   ParameterStore parameters_;
+  IndexRange slice_;          // of every sample, that this rank holds
+  OwnedTensor slice_bounds_;
   ModelContext context_;
   Stage stage_;
   GradientSync sync_;

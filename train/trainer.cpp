@@ -242,6 +242,9 @@ BatchLoaderOptions loader_options(const TrainerOptions& options, const Mesh& mes
   loader.micro_batch = options.train.micro_batch;
   loader.data_ranks = mesh.size(Axis::data);
   loader.data_rank = mesh.coordinate(Axis::data);
+  const IndexRange slice = sequence_slice(options.data.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
+  loader.slice_begin = slice.begin;
+  loader.slice_end = slice.end;
   loader.seed = static_cast<std::uint64_t>(options.run.seed);
   loader.shuffle = options.data.shuffle;
   loader.reset_state_at_documents = options.data.reset_state_at_documents;

@@ -64,11 +64,12 @@ refuse_set 1 train.optimizer.lr=-1 train.optimizer.lr 'out of range'
 refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
 refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
-for unbuilt in parallel.zero=1 parallel.sequence=2 parallel.recompute=full parallel.schedule=interleaved \
+for unbuilt in parallel.zero=1 parallel.recompute=full parallel.schedule=interleaved \
   parallel.schedule=zero-bubble parallel.chunks=2 checkpoint.async=true; do
   refuse_set 1 "$unbuilt" "${unbuilt%%=*}" 'not built yet'
 done
 refuse_set 4 parallel.zero=1 parallel.zero 'not built yet'
+refuse 3 parallel.sequence 'samples of 2 tokens' 'at most 2' -- train good.yaml --set parallel.sequence=3 --set data.sequence_length=2
 
 # Devices and precisions. No GPU is visible here (lib.sh), whatever the build and the machine.
 refuse 1 run.device 'no CUDA support\|no CUDA driver\|no GPU' 'set it to cpu' -- train good.yaml --set run.device=cuda

@@ -60,7 +60,12 @@ gradients 6 parallel.tensor=3 parallel.pipeline=2 train.micro_batch=2
 gradients 8 parallel.data=2 parallel.tensor=2 parallel.pipeline=2
 gradients 6 parallel.data=2 parallel.pipeline=3 parallel.schedule=gpipe train.micro_batch=2
 
+gradients 3 parallel.sequence=3
+gradients 8 parallel.sequence=8 parallel.overlap=none train.micro_batch=4
+gradients 8 parallel.sequence=2 parallel.tensor=2 parallel.pipeline=2 parallel.overlap=sequence train.micro_batch=2
+
 train 4 parallel.tensor=2 parallel.data=2
+train 6 parallel.sequence=3 parallel.data=2
 train 6 parallel.tensor=3 parallel.pipeline=2
 train 5 parallel.pipeline=5 train.micro_batch=2
 
@@ -75,5 +80,9 @@ check 'as many tokens' test "$(json out tokens)" = "$tokens"
 succeed 4 eval --checkpoint one/checkpoints --data corpus --precision fp64 --json --tensor 2 --pipeline 2 --micro-batch 7
 json out loss_nats >got
 check 'evaluation on tensor 2 x pipeline 2' close got loss 1e-12
+succeed 6 eval --checkpoint one/checkpoints --data corpus --precision fp64 --json --sequence 3
+json out loss_nats >got
+check 'evaluation on sequence 3 x data 2' close got loss 1e-12
+check 'as many tokens again' test "$(json out tokens)" = "$tokens"
 
 finish

@@ -1,7 +1,8 @@
-// Layouts do not change what is trained: over a generated matrix of data x tensor x pipeline x schedule x micro-batches x
-// documents, the gradient of every parameter, five training steps, and a resume from a checkpoint of another layout equal
+// Layouts do not change what is trained: over a generated matrix of data x sequence x tensor x pipeline x schedule x
+// micro-batches x overlap x documents, the gradient of every parameter, five training steps, and a resume from a checkpoint of another layout equal
 // one rank's. In fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0.
 #include <algorithm>
+#include <array>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -36,11 +37,12 @@ struct LayoutCase {
   ScheduleKind schedule;
   int micro_batches;
   bool uneven;               // stages of unequal length
+  std::string overlap = "none";
 
   friend void PrintTo(const LayoutCase& layout, std::ostream* out) { *out << layout.describe(); }
   std::string describe() const {
-    return fmt::format("{}{}, {}, {}, {} micro-batches{}", low_rank ? "tnl3" : "tnl1", documents ? " with documents" : "",
-                       shape.describe(), name_of(schedule), micro_batches, uneven ? ", uneven stages" : "");
+    return fmt::format("{}{}, {}, {}, {} micro-batches{}, overlap {}", low_rank ? "tnl3" : "tnl1", documents ? " with documents" : "",
+                       shape.describe(), name_of(schedule), micro_batches, uneven ? ", uneven stages" : "", overlap);
   }
 };
 
@@ -86,6 +88,21 @@ std::vector<LayoutCase> generate_cases() {
                              pipeline > 1 && turn % 3 == 0});
           }
         }
+  // Sequences shared by every number of ranks, most of which do not divide their 20 tokens, alone and with the other axes;
+  // each combination with one of the models.
+  for (const bool low_rank : {false, true}) {
+    int place = low_rank ? 1 : 0;
+    for (const int sequence : {2, 3, 4, 5, 6, 7, 8})
+      for (const MeshShape& others : {MeshShape{}, MeshShape{2, 1, 1, 1}, MeshShape{1, 1, 2, 1}, MeshShape{1, 1, 1, 2},
+                                      MeshShape{2, 1, 1, 2}, MeshShape{1, 1, 2, 2}}) {
+        if (sequence * others.ranks() > 8 || ++place % 2 == 0) continue;
+        ++turn;
+        const MeshShape shape = {others.tensor, sequence, others.data, others.pipeline};
+        cases.push_back({low_rank, turn % 3 != 0, shape,
+                         turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward,
+                         std::array{1, 3, 4}[static_cast<std::size_t>(turn) % 3], false, turn % 2 == 0 ? "none" : "sequence"});
+      }
+  }
   return cases;
 }
 
@@ -105,6 +122,8 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
   options.layout.tensor = layout.shape.tensor;
   options.layout.data = layout.shape.data;
   options.layout.pipeline = layout.shape.pipeline;
+  options.layout.sequence = layout.shape.sequence;
+  options.layout.overlap = layout.overlap;
   options.layout.schedule = std::string(name_of(layout.schedule));
   if (layout.uneven) {
     std::vector<std::int64_t> stages(static_cast<std::size_t>(layout.shape.pipeline), 1);
