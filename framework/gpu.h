@@ -22,6 +22,9 @@ std::string unavailable_reason();
 // Throws UserError naming run.device unless `device` can be used.
 void require(Device device);
 
+// Makes it the calling thread's: a thread of its own begins with GPU 0, and would open it.
+void make_current(Device device);
+
 struct Properties {
   std::string name;
   std::string uuid;                 // 32 hexadecimal digits: the same GPU in any process, whatever its number there

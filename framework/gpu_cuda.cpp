@@ -99,6 +99,8 @@ void* allocate_pinned(std::size_t bytes) {
 
 void release_pinned(void* data) noexcept { cudaFreeHost(data); }
 
+void make_current(Device device) { FULMEN_CUDA_CHECK(cudaSetDevice(device.index)); }
+
 Stream create_stream(Device device) {
   require(device);
   FULMEN_CUDA_CHECK(cudaSetDevice(device.index));

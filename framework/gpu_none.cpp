@@ -15,6 +15,7 @@ std::string unavailable_reason() { return "this build has no CUDA support (build
 void require(Device device) {
   if (device.kind != DeviceKind::cpu) refuse();
 }
+void make_current(Device device) { require(device); }
 Properties properties(int) { refuse(); }
 MemoryUse memory_use(int) { refuse(); }
 void* allocate(int, std::size_t) { refuse(); }

@@ -1,11 +1,13 @@
-// The flag that stop signals set. A signal handler may touch nothing else, so it is the one global of this folder.
+// The flags that signals set. A signal handler may touch nothing else, so these are the only globals of this folder.
 #include "framework/signals.h"
 
 #include <pthread.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <iterator>
 #include <thread>
 
 #include "framework/error.h"
@@ -17,11 +19,15 @@ namespace {
 std::atomic<int> caught = 0;
 std::atomic<bool> interrupted = false;
 std::atomic<bool> obeyed = false;
+std::atomic<bool> terminated = false;
+std::atomic<int> fatal = 0;
+std::atomic<bool> fatal_noted = false;
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
 // May run as a handler: lock-free atomics and _exit only.
 void note(int signal) {
   if (obeyed.load() || (signal == SIGINT && interrupted.exchange(true))) _exit(128 + signal);
+  if (signal == SIGTERM) terminated = true;
   int none = 0;
   caught.compare_exchange_strong(none, signal);
 }
@@ -33,6 +39,21 @@ sigset_t stop_signal_set() {
   sigemptyset(&set);
   for (const int signal : stop_signals) sigaddset(&set, signal);
   return set;
+}
+
+constexpr int fatal_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+struct sigaction before[std::size(fatal_signals)] = {};
+
+// A handler: lock-free atomics, nanosleep, sigaction and raise only. It runs on a stack of its own where there is one.
+void hold(int signal) {
+  int none = 0;
+  if (fatal.compare_exchange_strong(none, signal)) {
+    const timespec pause = {0, 10'000'000};
+    for (int i = 0; i < 300 && !fatal_noted.load(); ++i) nanosleep(&pause, nullptr);
+  }
+  for (std::size_t i = 0; i < std::size(fatal_signals); ++i)
+    if (fatal_signals[i] == signal) sigaction(signal, &before[i], nullptr);
+  raise(signal);   // blocked until this handler returns
 }
 
 }  // namespace
@@ -60,6 +81,29 @@ void catch_stop_signals() {
 
 int stop_signal() { return caught; }
 
+bool told_to_terminate() { return terminated; }
+
 void obey_stop_signals() { obeyed = true; }
+
+void hold_fatal_signals() {
+  static std::atomic<bool> held = false;
+  if (held.exchange(true)) return;
+  // The calling thread, the one of the step, may die of a full stack, or in the middle of a product (see signals.h).
+  static char stack[64 * 1024];
+  stack_t alternative = {};
+  alternative.ss_sp = stack;
+  alternative.ss_size = sizeof stack;
+  if (sigaltstack(&alternative, nullptr) != 0) throw_system_error("cannot give signals a stack");
+  struct sigaction action = {};
+  action.sa_handler = hold;
+  action.sa_flags = SA_ONSTACK;
+  sigemptyset(&action.sa_mask);
+  for (std::size_t i = 0; i < std::size(fatal_signals); ++i)
+    if (sigaction(fatal_signals[i], &action, &before[i]) != 0) throw_system_error("cannot hold a fatal signal");
+}
+
+int fatal_signal() { return fatal; }
+
+void let_fatal_signal_go() { fatal_noted = true; }
 
 }  // namespace fulmen

@@ -9,7 +9,16 @@ namespace fulmen {
 void catch_stop_signals();
 // The first signal caught, or 0.
 int stop_signal();
+// Whether one of them was SIGTERM, with which launchers end the ranks of a job that goes down.
+bool told_to_terminate();
 // From now on a further stop signal ends the process, as it would have without catch_stop_signals().
 void obey_stop_signals();
+
+// From now on SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGABRT wait, up to three seconds, for another thread to notice
+// fatal_signal() and to say that its record is written; then they end the process as they would have before.
+void hold_fatal_signals();
+// The fatal signal that this process is dying of, or 0.
+int fatal_signal();
+void let_fatal_signal_go();
 
 }  // namespace fulmen

@@ -74,6 +74,12 @@ class Communicator {
   // only; the caller is one of them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
+  // What the flight recorder calls it: "tensor", "data x sequence".
+  virtual void set_name(const std::string&) {}
+
+  // Ends what waits on a GPU for other ranks, so that this process can end; nothing works on this communicator afterwards.
+  // Unlike all else, cancel() and abort() may be called from another thread while an operation is under way.
+  virtual void cancel() {}
   // Ends the job at once, on all ranks, with this exit code. Does not return.
   [[noreturn]] virtual void abort(int exit_code) = 0;
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include "framework/error.h"
 
@@ -88,19 +88,31 @@ std::vector<int> Mesh::members(const std::vector<Axis>& axes) const {
   return ranks;
 }
 
-Communicator& Mesh::along(const std::vector<Axis>& axes) { return subgroup(members(axes)); }
+// Axes of one rank add nothing, so that a group has the same name whichever axes it is asked for by.
+std::string Mesh::name_along(const std::vector<Axis>& axes) const {
+  std::string name;
+  for (const Axis axis : {Axis::pipeline, Axis::data, Axis::sequence, Axis::tensor})
+    if (size(axis) > 1 && std::find(axes.begin(), axes.end(), axis) != axes.end())
+      name += fmt::format("{}{}", name.empty() ? "" : " x ", name_of(axis));
+  return name.empty() ? "one rank" : name;
+}
+
+Communicator& Mesh::along(const std::vector<Axis>& axes) { return subgroup(members(axes), name_along(axes)); }
 
 Communicator& Mesh::among(Axis axis, const std::vector<int>& coordinates) {
   std::vector<int> ranks;
   for (const int coordinate : coordinates) ranks.push_back(rank_at(axis, coordinate));
   FULMEN_CHECK(std::find(ranks.begin(), ranks.end(), world_.rank()) != ranks.end(),
                "rank {} asks for a group along {} without itself", world_.rank(), name_of(axis));
-  return subgroup(ranks);
+  return subgroup(ranks, fmt::format("{} {}", name_of(axis), fmt::join(coordinates, "+")));
 }
 
-Communicator& Mesh::subgroup(const std::vector<int>& ranks) {
+Communicator& Mesh::subgroup(const std::vector<int>& ranks, const std::string& name) {
   std::unique_ptr<Communicator>& group = groups_[ranks];
-  if (!group) group = world_.subgroup(ranks);
+  if (!group) {
+    group = world_.subgroup(ranks);
+    group->set_name(name);
+  }
   return *group;
 }
 

@@ -49,7 +49,8 @@ class Mesh {
   Communicator& world() { return world_; }
 
  private:
-  Communicator& subgroup(const std::vector<int>& ranks);
+  std::string name_along(const std::vector<Axis>& axes) const;
+  Communicator& subgroup(const std::vector<int>& ranks, const std::string& name);
 
   MeshShape shape_;
   Communicator& world_;

@@ -5,6 +5,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <exception>
 #include <numeric>
@@ -83,7 +84,7 @@ class NcclCommunicator final : public Communicator {
 
   ~NcclCommunicator() override {
     if (cudaSetDevice(device_.index) != cudaSuccess) return;
-    if (comm_ != nullptr) {
+    if (comm_ != nullptr && !cancelled_) {
       // Destroying waits for the operations under way: while an exception unwinds, the other ranks may never come.
       const bool unwinding = std::uncaught_exceptions() > 0;
       const ncclResult_t status = unwinding ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
@@ -164,9 +165,17 @@ class NcclCommunicator final : public Communicator {
     return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_);
   }
 
+  // The kernels that wait for other ranks end, and with them whatever waits for the stream. The handle stays: the thread of
+  // the step may be holding it.
+  void cancel() override {
+    ncclComm_t comm = comm_;
+    if (comm == nullptr || cancelled_.exchange(true)) return;
+    const ncclResult_t status = ncclCommAbort(comm);
+    if (status != ncclSuccess) std::fprintf(stderr, "aborting an NCCL communicator failed: %s\n", ncclGetErrorString(status));
+  }
+
   void abort(int exit_code) override {
-    // What waits on the GPU for other ranks is ended, too.
-    if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
+    cancel();
     host_->abort(exit_code);
   }
 
@@ -204,6 +213,7 @@ class NcclCommunicator final : public Communicator {
   // Before every operation: makes the device current, the ranks connected the first time, and hears of failures since.
   void connect() {
     FULMEN_CUDA_CHECK(cudaSetDevice(device_.index));
+    FULMEN_CHECK(!cancelled_, "an operation after the communicator was cancelled");
     if (comm_ != nullptr) {
       ncclResult_t status = ncclSuccess;
       check(ncclCommGetAsyncError(comm_, &status), "ncclCommGetAsyncError");
@@ -279,7 +289,8 @@ class NcclCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> host_, rendezvous_;
   Device device_;
-  ncclComm_t comm_ = nullptr;   // null until the first operation on device tensors
+  std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
+  std::atomic<bool> cancelled_ = false;
   Stream own_stream_;           // of started operations; null until the first
 };
 

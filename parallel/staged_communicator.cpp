@@ -255,6 +255,7 @@ class StagedCommunicator final : public Communicator {
     return std::make_unique<StagedCommunicator>(host_->subgroup(ranks), device_, memory_);
   }
 
+  void cancel() override { host_->cancel(); }
   void abort(int exit_code) override { host_->abort(exit_code); }
 
  private:

@@ -94,5 +94,44 @@ TEST_F(Signals, NeverInterruptThisThreadNorLaterOnes) {
       ::testing::ExitedWithCode(0), "");
 }
 
+TEST_F(Signals, AFatalOneWaitsForItsRecord) {
+  EXPECT_EXIT(
+      {
+        hold_fatal_signals();
+        std::thread([] {
+          while (fatal_signal() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+          std::fprintf(stderr, "recorded %d\n", fatal_signal());
+          let_fatal_signal_go();
+        }).detach();
+        std::abort();
+      },
+      ::testing::KilledBySignal(SIGABRT), "recorded 6");
+}
+
+TEST_F(Signals, AFatalOneDoesNotWaitForEver) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EXIT(
+      {
+        hold_fatal_signals();
+        kill(getpid(), SIGSEGV);
+      },
+      ::testing::KilledBySignal(SIGSEGV), "");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
+}
+
+TEST_F(Signals, TerminationIsToldFromOtherStops) {
+  EXPECT_EXIT(
+      {
+        catch_stop_signals();
+        kill(getpid(), SIGUSR1);
+        wait_for_signal();
+        if (told_to_terminate()) std::exit(2);
+        kill(getpid(), SIGTERM);
+        for (int i = 0; i < 1000 && !told_to_terminate(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        std::exit(told_to_terminate() && stop_signal() == SIGUSR1 ? 0 : 3);
+      },
+      ::testing::ExitedWithCode(0), "");
+}
+
 }  // namespace
 }  // namespace fulmen

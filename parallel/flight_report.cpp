@@ -1,0 +1,355 @@
+// Reading flight records and finding out who waits for whom.
+#include "parallel/flight_report.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "framework/error.h"
+#include "parallel/flight_recorder.h"
+
+namespace fulmen {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+struct Entry {
+  std::string operation, state;
+  std::uint64_t collective = 0;
+  int root = -1;
+  double entered = 0.0, completed = 0.0;
+  std::vector<FlightTransfer> transfers;
+  std::string text;   // "all_reduce 42, 4096 bytes, fp32, sum"
+
+  bool open() const { return state == "waiting" || state == "enqueued"; }
+};
+
+// A communicator as one of its ranks saw it.
+struct View {
+  std::string name;
+  std::vector<int> ranks;
+  std::uint64_t collectives = 0;
+  std::map<int, std::uint64_t> sent, received;
+  std::vector<Entry> entries;
+};
+
+// Name, ranks, and which one of those that are alike.
+using Key = std::tuple<std::string, std::vector<int>, int>;
+
+struct Record {
+  int rank = 0, ranks = 0;
+  std::string host, reason, detail;
+  std::int64_t pid = 0;
+  std::map<Key, View> views;
+};
+
+std::string text_of(const Json& json, const Entry& entry) {
+  std::string text = entry.operation;
+  if (entry.collective != 0) text += fmt::format(" {}", entry.collective);
+  if (entry.operation == "barrier" || entry.operation == "subgroup") return text;
+  text += fmt::format(", {} bytes, {}", json.value("bytes", std::uint64_t{0}), json.value("dtype", ""));
+  if (json.contains("reduce")) text += fmt::format(", {}", json.at("reduce").get<std::string>());
+  if (entry.root >= 0) text += fmt::format(", from rank {}", entry.root);
+  for (const FlightTransfer& transfer : entry.transfers)
+    text += fmt::format(", {} rank {} ({})", transfer.send ? "to" : "from", transfer.peer, transfer.number);
+  return text;
+}
+
+Entry parse_entry(const Json& json) {
+  Entry entry;
+  entry.operation = json.at("operation").get<std::string>();
+  entry.state = json.at("state").get<std::string>();
+  entry.collective = json.value("collective", std::uint64_t{0});
+  entry.root = json.value("root", -1);
+  entry.entered = json.at("entered").get<double>();
+  entry.completed = json.value("completed", 0.0);
+  if (json.contains("transfers"))
+    for (const Json& transfer : json.at("transfers")) {
+      const bool send = transfer.contains("to");
+      entry.transfers.push_back({send, transfer.at(send ? "to" : "from").get<int>(), transfer.at("bytes").get<std::uint64_t>(),
+                                 transfer.at("number").get<std::uint64_t>()});
+    }
+  entry.text = text_of(json, entry);
+  return entry;
+}
+
+std::map<int, std::uint64_t> parse_counts(const Json& json) {
+  std::map<int, std::uint64_t> counts;
+  for (const auto& [peer, count] : json.items()) counts[std::stoi(peer)] = count.get<std::uint64_t>();
+  return counts;
+}
+
+Record parse_record(const Json& json) {
+  if (json.at("format") != "fulmen-flight" || json.at("version") != 1) throw InternalError("not a flight record of version 1");
+  Record record;
+  record.rank = json.at("rank").get<int>();
+  record.ranks = json.at("ranks").get<int>();
+  record.host = json.at("host").get<std::string>();
+  record.pid = json.at("pid").get<std::int64_t>();
+  record.reason = json.at("reason").get<std::string>();
+  record.detail = json.at("detail").get<std::string>();
+  for (const Json& communicator : json.at("communicators")) {
+    View view;
+    view.name = communicator.at("name").get<std::string>();
+    view.ranks = communicator.at("ranks").get<std::vector<int>>();
+    view.collectives = communicator.at("collectives").get<std::uint64_t>();
+    view.sent = parse_counts(communicator.at("sent"));
+    view.received = parse_counts(communicator.at("received"));
+    for (const Json& entry : communicator.at("entries")) view.entries.push_back(parse_entry(entry));
+    int number = 0;
+    while (record.views.contains({view.name, view.ranks, number})) ++number;
+    record.views.emplace(Key{view.name, view.ranks, number}, std::move(view));
+  }
+  return record;
+}
+
+std::optional<Json> read_json(const fs::path& path) {
+  std::ifstream file(path);
+  if (!file) return std::nullopt;
+  Json json = Json::parse(file, nullptr, false);
+  if (json.is_discarded()) return std::nullopt;
+  return json;
+}
+
+std::optional<Record> read_record(const fs::path& path) {
+  const auto json = read_json(path);
+  if (!json) return std::nullopt;
+  try {
+    return parse_record(*json);
+  } catch (const std::exception&) {
+    return std::nullopt;   // as good as missing
+  }
+}
+
+std::uint64_t count_in(const std::map<int, std::uint64_t>& counts, int rank) {
+  const auto found = counts.find(rank);
+  return found == counts.end() ? 0 : found->second;
+}
+
+bool is_record(const fs::path& file) {
+  return file.filename().string().starts_with("rank-") && file.extension() == ".json";
+}
+
+class Analysis {
+ public:
+  Analysis(const fs::path& folder, std::vector<int> certain) : certain_(std::move(certain)) {
+    std::error_code ignored;
+    for (const auto& file : fs::directory_iterator(folder, ignored)) {
+      if (!is_record(file.path())) continue;
+      if (auto record = read_record(file.path())) {
+        ranks_ = std::max(ranks_, record->ranks);
+        records_.emplace(record->rank, std::move(*record));
+      }
+    }
+    if (const auto places = read_json(folder / "ranks.json"))
+      for (const Json& place : places->value("ranks", Json::array()))
+        places_[place.value("rank", -1)] = fmt::format(" (pid {} on {})", place.value("pid", std::int64_t{0}), place.value("host", ""));
+  }
+
+  bool empty() const { return records_.empty(); }
+
+  FlightReport report() {
+    find_waits();
+    FlightReport report;
+    report.ranks = ranks_;
+    for (const auto& [rank, record] : records_) report.recorded.push_back(rank);
+    for (int rank = 0; rank < ranks_; ++rank)
+      if (const std::string what = blame(rank); !what.empty()) report.blamed.push_back(blame_of(rank, what));
+    report.verdict = verdict(report);
+    return report;
+  }
+
+ private:
+  struct Wait {
+    int rank;
+    std::string text;   // "all_reduce 42, ... on "data""
+    std::set<int> for_ranks;
+  };
+
+  // Who has not come to an operation that a rank is in.
+  std::set<int> absent(const Key& key, const View& view, const Entry& entry, int self) const {
+    std::set<int> missing;
+    const auto of = [&](int rank) -> const View* {
+      const auto record = records_.find(rank);
+      if (record == records_.end()) return nullptr;
+      const auto found = record->second.views.find(key);
+      return found == record->second.views.end() ? nullptr : &found->second;
+    };
+    if (entry.collective != 0)
+      for (const int rank : view.ranks) {
+        const View* other = of(rank);
+        if (rank != self && (other == nullptr || other->collectives < entry.collective)) missing.insert(rank);
+      }
+    for (const FlightTransfer& transfer : entry.transfers) {
+      if (transfer.peer == self) continue;
+      const View* other = of(transfer.peer);
+      const std::uint64_t theirs = other == nullptr ? 0 : count_in(transfer.send ? other->received : other->sent, self);
+      if (theirs < transfer.number) missing.insert(transfer.peer);
+    }
+    return missing;
+  }
+
+  void find_waits() {
+    for (const auto& [rank, record] : records_)
+      for (const auto& [key, view] : record.views)
+        for (const Entry& entry : view.entries) {
+          if (!entry.open()) continue;
+          inside_.insert(rank);
+          std::set<int> missing = absent(key, view, entry, rank);
+          // Behind another operation in a stream it may just not have begun: the first one tells.
+          waits_.push_back({rank, fmt::format("{} on \"{}\"", entry.text, view.name), std::move(missing)});
+          break;
+        }
+  }
+
+  bool waited_for(int rank) const {
+    return std::ranges::any_of(waits_, [&](const Wait& wait) { return wait.for_ranks.contains(rank); });
+  }
+  bool waits(int rank) const {
+    return std::ranges::any_of(waits_, [&](const Wait& wait) { return wait.rank == rank && !wait.for_ranks.empty(); });
+  }
+
+  // Why the others cannot go on because of this rank; empty when it is not to blame.
+  std::string blame(int rank) const {
+    const bool ended = std::ranges::find(certain_, rank) != certain_.end();
+    const auto found = records_.find(rank);
+    if (found == records_.end())
+      return ended ? "has ended without a word: it left no flight record" : "is missing: it left no flight record";
+    const Record& record = found->second;
+    if (record.reason == "failure") return "failed: " + record.detail;
+    if (record.reason == "signal") return "was ended by " + record.detail;
+    if (ended) return "has ended";
+    if (!waited_for(rank) || waits(rank)) return {};
+    return inside_.contains(rank) ? "lags behind, inside an operation that all have come to"
+                                  : "lags behind: it is in no operation, or does not get to the next one";
+  }
+
+  // The last operation of a rank on one communicator: its own record's, else what others could only finish with it.
+  std::optional<std::pair<double, std::string>> last_on(const Key& key, int rank) const {
+    std::optional<std::pair<double, std::string>> last;
+    const auto consider = [&](double time, const std::string& text) {
+      if (!last || last->first < time) last = {time, text};
+    };
+    if (const auto own = records_.find(rank); own != records_.end()) {
+      const auto view = own->second.views.find(key);
+      if (view == own->second.views.end()) return last;
+      for (const Entry& entry : view->second.entries) consider(entry.entered, entry.text + ", " + entry.state);
+      return last;
+    }
+    for (const auto& [other, record] : records_) {
+      const auto view = record.views.find(key);
+      if (view == record.views.end()) continue;
+      for (const Entry& entry : view->second.entries) {
+        if (entry.state != "done") continue;
+        // A broadcast is over for one rank without the others, except for its root.
+        if (entry.collective != 0 && (entry.root < 0 || entry.root == rank)) consider(entry.completed, entry.text);
+        for (const FlightTransfer& transfer : entry.transfers)
+          if (transfer.peer == rank && !transfer.send)
+            consider(entry.completed, fmt::format("sending transfer {} to rank {}, {} bytes", transfer.number, other, transfer.bytes));
+      }
+    }
+    return last;
+  }
+
+  FlightBlame blame_of(int rank, const std::string& what) const {
+    FlightBlame blame;
+    blame.rank = rank;
+    blame.what = what;
+    std::set<Key> keys;
+    for (const auto& [other, record] : records_)
+      for (const auto& [key, view] : record.views)
+        if (std::ranges::find(view.ranks, rank) != view.ranks.end()) keys.insert(key);
+    double latest = 0.0;
+    for (const Key& key : keys)
+      if (const auto last = last_on(key, rank)) {
+        blame.on_communicators.emplace_back(std::get<0>(key), last->second);
+        if (last->first <= latest) continue;
+        latest = last->first;
+        blame.last_operation = fmt::format("{} on \"{}\"", last->second, std::get<0>(key));
+      }
+    return blame;
+  }
+
+  std::string place_of(int rank) const {
+    if (const auto known = places_.find(rank); known != places_.end()) return known->second;
+    const auto record = records_.find(rank);
+    return record == records_.end() ? "" : fmt::format(" (pid {} on {})", record->second.pid, record->second.host);
+  }
+
+  // The waits that `chosen` picks, a line each, of the lowest ranks.
+  template <class F>
+  std::string list_waits(F&& chosen) const {
+    constexpr int most = 8;
+    std::string text;
+    int listed = 0, left_out = 0;
+    for (const Wait& wait : waits_) {
+      if (!chosen(wait)) continue;
+      if (listed == most) {
+        ++left_out;
+        continue;
+      }
+      ++listed;
+      text += fmt::format("\n  rank {} waits", wait.rank);
+      if (!wait.for_ranks.empty()) text += fmt::format(" for rank {}", fmt::join(wait.for_ranks, ", "));
+      text += fmt::format(" in {}", wait.text);
+    }
+    if (left_out > 0) text += fmt::format("\n  and {} more", left_out);
+    return text;
+  }
+
+  std::string verdict(const FlightReport& report) const {
+    std::string text;
+    for (const FlightBlame& blame : report.blamed) {
+      text += fmt::format("{}rank {}{} {}", text.empty() ? "" : "\n", blame.rank, place_of(blame.rank), blame.what);
+      const bool own = records_.contains(blame.rank);
+      text += blame.last_operation.empty() ? "\n  nothing is known of its operations"
+                                           : fmt::format("\n  its last {}operation: {}", own ? "" : "known ", blame.last_operation);
+    }
+    if (!report.blamed.empty()) {
+      return text + list_waits([&](const Wait& wait) {
+               return std::ranges::any_of(report.blamed, [&](const FlightBlame& blame) { return wait.for_ranks.contains(blame.rank); });
+             });
+    }
+    const bool blocked = std::ranges::any_of(waits_, [](const Wait& wait) { return !wait.for_ranks.empty(); });
+    text = blocked ? "the ranks wait for each other: the order of their operations differs"
+                   : "no rank waits for one that has not come to the same operation";
+    return text + list_waits([](const Wait&) { return true; });
+  }
+
+  std::vector<int> certain_;
+  int ranks_ = 0;
+  std::map<int, Record> records_;
+  std::map<int, std::string> places_;
+  std::vector<Wait> waits_;
+  std::set<int> inside_;   // ranks that are in an operation
+};
+
+}  // namespace
+
+FlightReport report_flight(const fs::path& folder, const std::vector<int>& certain) {
+  Analysis analysis(folder, certain);
+  if (analysis.empty()) throw UserError(folder.string(), "holds no flight record", "give the folder `flight` of a run that was cut short");
+  return analysis.report();
+}
+
+bool holds_flight_records(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::directory_iterator files(folder, ignored);
+  return std::any_of(fs::begin(files), fs::end(files), [](const auto& file) { return is_record(file.path()); });
+}
+
+std::vector<std::pair<int, std::string>> flight_records(const fs::path& folder, int ranks) {
+  std::vector<std::pair<int, std::string>> found;
+  for (int rank = 0; rank < ranks; ++rank)
+    if (const auto json = read_json(flight_file(folder, rank))) found.emplace_back(rank, json->value("reason", ""));
+  return found;
+}
+
+}  // namespace fulmen

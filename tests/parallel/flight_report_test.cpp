@@ -1,0 +1,186 @@
+// What the report says of records of ranks that are missing, that died, that lag behind, and that wait for each other.
+#include "parallel/flight_report.h"
+
+#include <algorithm>
+#include <fstream>
+
+#include <gtest/gtest.h>
+
+#include "framework/files.h"
+#include "parallel/flight_recorder.h"
+#include "tests/framework/expect_error.h"
+#include "tests/framework/temporary_folder.h"
+
+namespace fulmen {
+namespace {
+
+// The recorders of all ranks of a job, in one process.
+class Job {
+ public:
+  explicit Job(int ranks) {
+    std::vector<int> all;
+    for (int rank = 0; rank < ranks; ++rank) all.push_back(rank);
+    for (int rank = 0; rank < ranks; ++rank) {
+      recorders_.push_back(std::make_unique<FlightRecorder>(rank, ranks));
+      world_.push_back(recorders_.back()->add("world", all, *self_));
+    }
+  }
+
+  FlightRing& world(int rank) { return *world_[static_cast<std::size_t>(rank)]; }
+  std::shared_ptr<FlightRing> add(int rank, const std::string& name, const std::vector<int>& ranks) {
+    return recorders_[static_cast<std::size_t>(rank)]->add(name, ranks, *self_);
+  }
+  void write(int rank, const std::string& reason = "timeout", const std::string& detail = "") {
+    recorders_[static_cast<std::size_t>(rank)]->write(folder_.path(), reason, detail);
+  }
+  FlightReport report(const std::vector<int>& certain = {}) const { return report_flight(folder_.path(), certain); }
+  const std::filesystem::path& folder() const { return folder_.path(); }
+
+ private:
+  std::unique_ptr<Communicator> self_ = make_self_communicator();
+  testing_support::TemporaryFolder folder_;
+  std::vector<std::unique_ptr<FlightRecorder>> recorders_;
+  std::vector<std::shared_ptr<FlightRing>> world_;
+};
+
+FlightEntry all_reduce(std::uint64_t bytes) {
+  FlightEntry entry;
+  entry.operation = FlightOperation::all_reduce;
+  entry.dtype = DType::fp32;
+  entry.bytes = bytes;
+  return entry;
+}
+
+FlightEntry transfer(bool send, int peer, std::uint64_t bytes) {
+  FlightEntry entry;
+  entry.operation = FlightOperation::exchange;
+  entry.bytes = bytes;
+  entry.transfers = {{send, peer, bytes, 0}};
+  return entry;
+}
+
+void finish(FlightRing& ring, const FlightEntry& entry) { ring.leave(ring.enter(entry), {}); }
+
+std::vector<int> blamed(const FlightReport& report) {
+  std::vector<int> ranks;
+  for (const FlightBlame& blame : report.blamed) ranks.push_back(blame.rank);
+  return ranks;
+}
+
+TEST(FlightReport, ARankWithoutARecordIsMissing) {
+  Job job(4);
+  for (const int rank : {0, 1, 3}) {
+    finish(job.world(rank), all_reduce(64));
+    job.world(rank).enter(all_reduce(4096));
+    job.write(rank);
+  }
+  std::ofstream(job.folder() / "ranks.json") << R"({"ranks": [{"rank": 2, "host": "node7", "pid": 4711}]})";
+  const FlightReport report = job.report();
+  EXPECT_EQ(report.ranks, 4);
+  EXPECT_EQ(report.recorded, (std::vector{0, 1, 3}));
+  ASSERT_EQ(blamed(report), std::vector{2});
+  EXPECT_EQ(report.blamed[0].last_operation, "all_reduce 1, 64 bytes, fp32, sum on \"world\"");
+  for (const char* words : {"rank 2 (pid 4711 on node7) is missing", "all_reduce 1, 64 bytes", "rank 3 waits for rank 2 in all_reduce 2, 4096 bytes"})
+    EXPECT_NE(report.verdict.find(words), std::string::npos) << words << " is not in " << report.verdict;
+}
+
+TEST(FlightReport, ARankThatWaitsForNobodyLagsBehind) {
+  Job job(4);
+  const std::vector<int> left = {0, 1}, right = {2, 3};
+  // 0 waits for 1 in their group, 2 and 3 wait for both in the world, 1 computes.
+  for (const int rank : {0, 1}) {
+    finish(job.world(rank), all_reduce(8));
+    const auto pair = job.add(rank, "tensor", left);
+    finish(*pair, all_reduce(16));
+    if (rank == 0) pair->enter(all_reduce(32));
+  }
+  for (const int rank : {2, 3}) {
+    finish(job.world(rank), all_reduce(8));
+    finish(*job.add(rank, "tensor", right), all_reduce(16));
+    job.world(rank).enter(all_reduce(8));
+  }
+  for (const int rank : {0, 1, 2, 3}) job.write(rank);
+  const FlightReport report = job.report();
+  ASSERT_EQ(blamed(report), std::vector{1}) << report.verdict;
+  EXPECT_NE(report.blamed[0].what.find("lags behind"), std::string::npos);
+  EXPECT_EQ(report.blamed[0].last_operation, "all_reduce 1, 16 bytes, fp32, sum, done on \"tensor\"");
+  EXPECT_EQ(report.blamed[0].on_communicators.size(), 2u);
+}
+
+TEST(FlightReport, TransfersAreMatchedByTheirNumbers) {
+  Job job(3);
+  for (int i = 0; i < 2; ++i) {
+    finish(job.world(0), transfer(true, 1, 100));
+    finish(job.world(1), transfer(false, 0, 100));
+    finish(job.world(1), transfer(true, 2, 100));
+  }
+  finish(job.world(2), transfer(false, 1, 100));
+  job.world(0).enter(transfer(true, 1, 100));    // the third, which 1 has not come to
+  job.world(1).enter(transfer(false, 2, 100));   // waits for 2, which is elsewhere
+  for (const int rank : {0, 1, 2}) job.write(rank);
+  EXPECT_EQ(blamed(job.report()), std::vector{2}) << job.report().verdict;
+}
+
+TEST(FlightReport, RanksThatWaitForEachOther) {
+  Job job(2);
+  const std::vector<int> both = {0, 1};
+  job.add(0, "data", both)->enter(all_reduce(8));
+  job.add(1, "tensor", both)->enter(all_reduce(8));
+  job.write(0);
+  job.write(1);
+  const FlightReport report = job.report();
+  EXPECT_TRUE(report.blamed.empty());
+  EXPECT_NE(report.verdict.find("the order of their operations differs"), std::string::npos) << report.verdict;
+}
+
+TEST(FlightReport, RanksThatFailedOrDied) {
+  Job job(4);
+  for (const int rank : {0, 1, 2, 3}) finish(job.world(rank), all_reduce(8));
+  job.write(0, "asked");
+  job.write(1, "failure", "the disk is full");
+  job.write(2, "signal", "SIGSEGV");
+  const FlightReport report = job.report({3});
+  ASSERT_EQ(blamed(report), (std::vector{1, 2, 3}));
+  EXPECT_EQ(report.blamed[0].what, "failed: the disk is full");
+  EXPECT_EQ(report.blamed[1].what, "was ended by SIGSEGV");
+  EXPECT_NE(report.blamed[2].what.find("has ended without a word"), std::string::npos);
+}
+
+TEST(FlightReport, ManyOperationsKeepTheLastOnes) {
+  Job job(2);
+  for (int i = 0; i < 1000; ++i) finish(job.world(0), all_reduce(static_cast<std::uint64_t>(i)));
+  const FlightRing::Snapshot snapshot = job.world(0).snapshot();
+  EXPECT_EQ(snapshot.operations, 1000u);
+  ASSERT_EQ(snapshot.entries.size(), FlightRing::capacity);
+  EXPECT_EQ(snapshot.entries.front().sequence, 1000 - FlightRing::capacity + 1);
+  EXPECT_EQ(snapshot.entries.back().bytes, 999u);
+}
+
+TEST(FlightReport, WhatCannotBeReadIsMissing) {
+  Job job(2);
+  testing_support::expect_user_error([&] { job.report(); }, {"no flight record"});
+  finish(job.world(0), all_reduce(8));
+  job.write(0);
+  std::ofstream(job.folder() / "rank-00001.json") << "{\"format\": \"fulmen-fl";
+  EXPECT_EQ(blamed(job.report()), std::vector{1});
+}
+
+TEST(FlightRecorder, KnowsForHowLongItIsBlocked) {
+  const auto self = make_self_communicator();
+  FlightRecorder recorder(0, 1);
+  const auto ring = recorder.add("world", {0}, *self);
+  EXPECT_EQ(recorder.blocked_seconds(), 0.0);
+  const std::uint64_t sequence = ring->enter(all_reduce(8));
+  EXPECT_GT(recorder.blocked_seconds(), 0.0);
+  ring->started(sequence);
+  EXPECT_EQ(recorder.blocked_seconds(), 0.0) << "nobody waits for a started operation";
+  ring->waits(sequence);
+  EXPECT_GT(recorder.blocked_seconds(), 0.0);
+  ring->leave(sequence, {});
+  EXPECT_EQ(recorder.blocked_seconds(), 0.0);
+  recorder.remove(*ring);
+  EXPECT_TRUE(recorder.rings().empty());
+}
+
+}  // namespace
+}  // namespace fulmen
