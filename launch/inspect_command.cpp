@@ -1,4 +1,4 @@
-// fulmen inspect: what is in a checkpoint, a corpus or a run.
+// fulmen inspect: what is in a checkpoint, a corpus, a run or its flight records.
 #include <cstdio>
 #include <fstream>
 
@@ -9,6 +9,7 @@
 #include "framework/text.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
+#include "parallel/flight_report.h"
 
 namespace fulmen {
 
@@ -40,6 +41,19 @@ Json inspect_corpus(const std::filesystem::path& folder) {
           {"shards", shards}};
 }
 
+// The flight records of a run that was cut short: who is missing, and what each of those did last, by communicator.
+Json inspect_flight(const std::filesystem::path& folder) {
+  const FlightReport report = report_flight(folder);
+  Json blamed = Json::array();
+  for (const FlightBlame& blame : report.blamed) {
+    Json operations = Json::object();
+    for (const auto& [communicator, operation] : blame.on_communicators) operations[communicator] = operation;
+    blamed.push_back({{"rank", blame.rank}, {"what", blame.what}, {"last_operation", blame.last_operation}, {"last_operations", operations}});
+  }
+  return {{"kind", "flight"},           {"folder", folder.string()}, {"ranks", report.ranks},
+          {"recorded", report.recorded}, {"blamed", blamed},          {"verdict", report.verdict}};
+}
+
 Json inspect_run(const std::filesystem::path& folder) {
   Json last;
   std::ifstream metrics(folder / "metrics.jsonl");
@@ -49,16 +63,20 @@ Json inspect_run(const std::filesystem::path& folder) {
   }
   std::vector<std::string> skipped;
   const auto newest = newest_checkpoint(folder / "checkpoints", &skipped);
-  return {{"kind", "run"},
-          {"folder", folder.string()},
-          {"last_step", last},
-          {"newest_checkpoint", newest ? newest->string() : ""},
-          {"invalid_checkpoints", skipped}};
+  Json result = {{"kind", "run"},
+                 {"folder", folder.string()},
+                 {"last_step", last},
+                 {"newest_checkpoint", newest ? newest->string() : ""},
+                 {"invalid_checkpoints", skipped}};
+  if (holds_flight_records(folder / "flight")) result["flight"] = inspect_flight(folder / "flight");
+  return result;
 }
 
 Json inspect(const std::filesystem::path& path) {
   if (!std::filesystem::is_directory(path)) throw UserError(path.string(), "is not a folder", "give a checkpoint, a corpus or a run's folder");
   if (std::filesystem::exists(path / "metrics.jsonl")) return inspect_run(path);
+  if (holds_flight_records(path)) return inspect_flight(path);
+  if (holds_flight_records(path / "flight")) return inspect_flight(path / "flight");   // of a run that made no step
   if (std::filesystem::exists(path / "manifest.yaml")) {
     std::ifstream manifest(path / "manifest.yaml");
     for (std::string line; std::getline(manifest, line);)
@@ -73,6 +91,12 @@ void print(const Json& value, int indent) {
     if (item.is_object() && !item.contains("dtype")) {
       std::printf("\n");
       print(item, indent + 2);
+    } else if (item.is_array() && !item.empty() && item[0].is_object()) {
+      std::printf("\n");
+      for (const Json& element : item) {
+        print(element, indent + 2);
+        std::printf("\n");
+      }
     } else {
       std::printf(" %s\n", item.is_string() ? item.get<std::string>().c_str() : item.dump().c_str());
     }
@@ -82,7 +106,7 @@ void print(const Json& value, int indent) {
 }  // namespace
 
 ExitCode run_inspect(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("inspect PATH [--json]", "Says what is in a checkpoint, a corpus or a run's folder.", "fulmen inspect runs/demo");
+  CommandLine line("inspect PATH [--json]", "Says what is in a checkpoint, a corpus or a run's folder. Of the flight records of a run that hung or died (the\nfolder `flight` in it) it says which rank is missing and what it did last.", "fulmen inspect runs/demo");
   line.positional("PATH", "the folder");
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;

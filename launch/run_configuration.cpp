@@ -117,6 +117,11 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
   schema.add("run.threads", run.threads, {1, 1 << 16},
              "Threads of each rank; auto: the host's cores over its ranks. OMP_NUM_THREADS wins.");
   schema.add("run.log_every", run.log_every, {1, many}, "Steps between lines of metrics.jsonl.");
+  schema.add("run.timeout", run.timeout, {0.0, 1e7},
+             "Seconds after which an operation between ranks that is not completed ends the job, and the rank that is missing "
+             "is named; 0: never. Longer than the longest wait of one rank for another, such as for a checkpoint.");
+  schema.add("run.check_collectives", run.check_collectives,
+             "After each step, compare the order of operations between ranks; for finding defects.");
   schema.add("run.deterministic", run.deterministic, "Bit-identical from run to run; the CPU always is.");
 }
 

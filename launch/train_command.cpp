@@ -10,6 +10,7 @@
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/run_configuration.h"
+#include "launch/run_lock.h"
 #include "train/trainer.h"
 
 namespace fulmen {
@@ -63,15 +64,18 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
-  const Device device = choose_device(configuration.run.device);
+  const Device device = world.start_up().run("device", [&] { return choose_device(configuration.run.device); });
   const Precision precision = configuration.precision_on(device);
+  if (configuration.run.check_collectives) world.keep_order();
   Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
 
   const std::filesystem::path folder = configuration.run.directory;
+  std::optional<RunLock> lock;
   if (ranks.rank() == 0) {
     ensure_writable_folder(folder, "run.directory");
+    lock.emplace(folder);
     std::filesystem::remove(folder / "verdict.yaml");
   }
   TrainerOptions options;
@@ -87,10 +91,13 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   if (options.resume) check_resume(configuration, *options.resume, line.texts("allow-change"));
 
   catch_stop_signals();
+  world.watch(folder / "flight", configuration.run.timeout, device);
+  if (configuration.run.check_collectives) options.after_step = [&world] { world.check_order(); };
   ExecutionResources resources(device, configuration.run.deterministic);
   log_info("device: {}; precision {}", describe_device(device), describe_precision(precision));
   try {
-    const ExitCode code = train(options, mesh, resources.execution());
+    const ExitCode code = train(options, mesh, resources.execution(), world.start_up());
+    world.stop_watching();
     if (ranks.rank() == 0) write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
     return code;
   } catch (const Error& error) {

@@ -2,10 +2,10 @@
 #include "launch/world.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <numeric>
 #include <thread>
 
 #include "framework/gpu.h"
@@ -13,20 +13,56 @@
 #include "framework/log.h"
 #include "framework/signals.h"
 #include "framework/threads.h"
+#include "parallel/collective_order.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/recording_communicator.h"
 #include "parallel/staged_communicator.h"
 
 namespace fulmen {
 
+namespace {
+
+// srun without MPI, for example, starts as many single ranks as it was asked for, and each would train by itself.
+void require_all_ranks(int known, int started) {
+  if (known >= started) return;   // not every launcher tells the number
+  throw UserError("MPI", fmt::format("it knows {} rank(s), but the launcher started {}: they would not work together", known, started),
+                  "start with `srun --mpi=pmix` (`srun --mpi=list` says what there is) or with the mpirun of the MPI that this "
+                  "program was built with");
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> World::all_ranks() const { return session_ ? session_->world() : make_self_communicator(); }
+
 Communicator& World::communicator() {
   if (communicator_) return *communicator_;
-  if (MpiSession::launched()) {
-    session_ = std::make_unique<MpiSession>();
-    communicator_ = session_->world();
-  } else {
-    communicator_ = make_self_communicator();
-  }
+  start_up_.run("MPI", [&] {
+    const int started = MpiSession::environment_size();
+    if (MpiSession::launched()) session_ = std::make_unique<MpiSession>();
+    std::unique_ptr<Communicator> ranks = all_ranks();
+    require_all_ranks(ranks->size(), started);
+    recorder_ = std::make_shared<FlightRecorder>(ranks->rank(), ranks->size(), keeps_order_);
+    if (keeps_order_) order_communicator_ = all_ranks();
+    communicator_ = make_recording_communicator(std::move(ranks), recorder_, "world");
+  });
   return *communicator_;
+}
+
+void World::check_order() { check_collective_order(*recorder_, *order_communicator_); }
+
+void World::watch(const std::filesystem::path& folder, double timeout, Device device) {
+  communicator();
+  watchdog_ = std::make_unique<Watchdog>(recorder_, *communicator_, folder, timeout, device);
+}
+
+void World::stop_watching() {
+  watchdog_->finish();
+  watchdog_.reset();
+}
+
+PhaseTimes& World::start_up() {
+  if (recorder_) start_up_.set("communicators", recorder_->creation_seconds());
+  return start_up_;
 }
 
 namespace {
@@ -59,17 +95,35 @@ Communicator& World::communicator(Device device, const std::string& transport) {
     throw UserError("parallel.transport", "nccl needs a GPU for each rank, but some share one",
                     "start no more ranks on a node than it has GPUs, or use auto or host");
   if (shared && rank() == 0) log_warning("some ranks share a GPU: what they exchange goes through host memory");
-  std::vector<int> all(static_cast<std::size_t>(host.size()));
-  std::iota(all.begin(), all.end(), 0);
   const bool staged = transport == "host" || (transport == "auto" && (shared || host.size() == 1));
-  device_communicator_ = staged ? make_staged_communicator(host.subgroup(all), device) : make_nccl_communicator(host.subgroup(all), device);
+  device_communicator_ = make_recording_communicator(
+      staged ? make_staged_communicator(all_ranks(), device) : make_nccl_communicator(all_ranks(), device), recorder_, "world of GPUs");
   return *device_communicator_;
 }
 
 int World::rank() const { return communicator_ ? communicator_->rank() : MpiSession::environment_rank(); }
 int World::size() const { return communicator_ ? communicator_->size() : MpiSession::environment_size(); }
 
+namespace {
+
+// What waits on a GPU for other ranks would keep this process from ending; ending it may itself take too long.
+void cancel_operations(std::shared_ptr<FlightRecorder> recorder) {
+  const auto done = std::make_shared<std::atomic<bool>>(false);
+  std::thread([recorder = std::move(recorder), done] {
+    recorder->cancel();
+    *done = true;
+  }).detach();
+  for (int i = 0; i < 200 && !*done; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
+
+}  // namespace
+
 int World::fail(const Error& error) {
+  if (watchdog_) {
+    // An operation that the watchdog cancelled is not what went wrong.
+    if (watchdog_->ends_the_job()) std::this_thread::sleep_for(std::chrono::seconds(30));
+    watchdog_->rank_failed(error.what());
+  }
   if (rank() > 0) {
     // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after more
     // than a second where MPI has not started and the launcher only sees a process end.
@@ -81,6 +135,7 @@ int World::fail(const Error& error) {
   std::fflush(stdout);
   std::fprintf(stderr, "fulmen: error%s: %s\n", place.c_str(), error.what());
   std::fflush(stderr);
+  if (communicator_ && size() > 1) cancel_operations(recorder_);
   if (communicator_ && size() > 1) communicator_->abort(static_cast<int>(error.code()));
   return static_cast<int>(error.code());
 }

@@ -7,6 +7,9 @@
 #include <string>
 
 #include "framework/error.h"
+#include "framework/phase_times.h"
+#include "launch/watchdog.h"
+#include "parallel/flight_recorder.h"
 #include "parallel/mpi_communicator.h"
 
 namespace fulmen {
@@ -16,7 +19,7 @@ class World {
   World() = default;
 
   // All ranks: MPI's when a launcher started this process, else a self communicator. Starts MPI when first called. It moves
-  // host memory.
+  // host memory. Throws UserError when MPI and the launcher do not agree about the number of ranks.
   Communicator& communicator();
   // The same ranks for tensors on `device` (and host memory): communicator() itself on the CPU. On GPUs over NCCL or staged
   // through the host, as `transport` says: auto (NCCL where every rank has a GPU of its own), nccl or host. Collective;
@@ -26,14 +29,32 @@ class World {
   int rank() const;
   int size() const;
 
+  // From now on operations are entered for check_order(), too. Before communicator().
+  void keep_order() { keeps_order_ = true; }
+  // Compares the order of operations of all ranks since the last time. Collective. Throws InternalError where it differs.
+  void check_order();
+  // From now on a rank that dies or stands still ends the job (see Watchdog), its records in `folder`. Collective.
+  void watch(const std::filesystem::path& folder, double timeout, Device device);
+  // The run has come to its end. Collective.
+  void stop_watching();
+  // How long the phases of the start took on this rank.
+  PhaseTimes& start_up();
+
   // Reports an error once for the whole job, ends all ranks and returns the exit code when this process is alone. A mistake
   // that all ranks see is reported by rank 0: the others wait a moment, and are ended by it before they speak.
   int fail(const Error& error);
 
  private:
+  std::unique_ptr<Communicator> all_ranks() const;   // one more, which does not record
+
+  bool keeps_order_ = false;
+  PhaseTimes start_up_;
   std::unique_ptr<MpiSession> session_;
+  std::shared_ptr<FlightRecorder> recorder_;
   std::unique_ptr<Communicator> communicator_;
   std::unique_ptr<Communicator> device_communicator_;
+  std::unique_ptr<Communicator> order_communicator_;
+  std::unique_ptr<Watchdog> watchdog_;
 };
 
 // The device of this rank: `wish` is auto (a GPU where there is one), cpu or cuda. A rank gets the GPU of its number on its

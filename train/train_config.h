@@ -56,6 +56,8 @@ struct RunConfig {
   std::optional<std::int64_t> threads;
   std::int64_t log_every = 1;
   bool deterministic = false;
+  double timeout = 1800.0;                    // seconds that an operation between ranks may take; 0: any
+  bool check_collectives = false;
 };
 
 }  // namespace fulmen

@@ -81,10 +81,11 @@ class Trainer {
         runner_(options.model, runner_options(options, mesh.shape()), mesh, execution),
         optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh, execution) {}
 
+  void start(PhaseTimes& start_up);
   ExitCode run();
 
  private:
-  void start();
+  void set_weights();
   void write_header(double peak);
   StepMetrics step(BatchLoader& loader);
   bool asked_to_stop();
@@ -104,7 +105,7 @@ class Trainer {
   std::vector<Batch> batches_;
 };
 
-void Trainer::start() {
+void Trainer::set_weights() {
   if (options_.resume) {
     const CheckpointReader checkpoint(*options_.resume);
     progress_ = load_training_state(checkpoint, options_.model, runner_, optimizer_, mesh_.world());
@@ -114,8 +115,21 @@ void Trainer::start() {
     runner_.parameters().initialize(static_cast<std::uint64_t>(options_.run.seed), execution_, optimizer_.master().flat());
     optimizer_.master().round(execution_);
   }
+}
+
+// The slowest rank's time of each phase.
+void log_start_up(const PhaseTimes& own, Communicator& ranks) {
+  PhaseTimes slowest;
+  for (const auto& [phase, seconds] : own.phases()) slowest.add(phase, ranks.all_reduce(seconds, ReduceOp::max));
+  log_info("start-up: {}", slowest.describe());
+}
+
+void Trainer::start(PhaseTimes& start_up) {
+  start_up.run(options_.resume ? "loading" : "initialisation", [&] { set_weights(); });
   flops_per_token_ = training_flops_per_token(options_.model);
-  peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
+  start_up.run("measuring the peak", [&] {
+    peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
+  });
   const MeshShape& shape = mesh_.shape();
   log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
            with_thousands(parameter_count(options_.model)));
@@ -123,6 +137,7 @@ void Trainer::start() {
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
   if (leader_) write_header(peak_);
+  log_start_up(start_up, mesh_.world());
 }
 
 void Trainer::write_header(double peak) {
@@ -196,7 +211,6 @@ void Trainer::save() {
 }
 
 ExitCode Trainer::run() {
-  start();
   std::optional<MetricsWriter> writer;
   if (leader_) writer.emplace(folder_ / "metrics.jsonl", progress_.step);
   BatchLoader loader(options_.data.path, loader_options(options_, mesh_, progress_.samples));
@@ -205,6 +219,7 @@ ExitCode Trainer::run() {
   bool stopped = false;
   while (progress_.step < steps_ && !stopped) {
     StepMetrics metrics = step(loader);
+    if (options_.after_step) options_.after_step();
     if (metrics.step % options_.run.log_every == 0 || metrics.step == steps_) {
       const auto peak_bytes = static_cast<std::int64_t>(execution_.ledger->peak_total());
       metrics.memory_peak_bytes = static_cast<std::uint64_t>(mesh_.world().all_reduce(peak_bytes, ReduceOp::max));
@@ -266,14 +281,18 @@ void check_training(const TrainerOptions& options, const MeshShape& shape) {
                     fmt::format("set it to {} or more", manifest.vocabulary));
 }
 
-ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution) {
+ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution, PhaseTimes& start_up) {
   check_training(options, mesh.shape());
   Communicator& ranks = mesh.world();
   const auto start = Clock::now();
-  run_agreed(ranks, [&] { verify_corpus(options.data.path, ranks.rank(), ranks.size()); });
+  start_up.run("corpus verification",
+               [&] { run_agreed(ranks, [&] { verify_corpus(options.data.path, ranks.rank(), ranks.size()); }); });
   log_info("corpus: {} tokens, checksums verified in {:.1f} s",
            with_thousands(read_corpus_manifest(options.data.path).tokens()), seconds_since(start));
-  return Trainer(options, mesh, execution).run();
+  std::optional<Trainer> trainer;
+  start_up.run("model allocation", [&] { trainer.emplace(options, mesh, execution); });
+  trainer->start(start_up);
+  return trainer->run();
 }
 
 }  // namespace fulmen

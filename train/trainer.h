@@ -2,11 +2,13 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 
 #include "data/batch_loader.h"
 #include "framework/exit_code.h"
+#include "framework/phase_times.h"
 #include "model/model_config.h"
 #include "parallel/layout.h"
 #include "train/model_runner.h"
@@ -24,6 +26,7 @@ struct TrainerOptions {
   RunConfig run;
   std::string configuration;                          // the resolved configuration, YAML, for the checkpoints
   std::optional<std::filesystem::path> resume;        // a checkpoint folder, or nothing for a fresh start
+  std::function<void()> after_step;                   // called on all ranks after each step, if there is one
 };
 
 // Checks that belong to neither the schema nor the model: batches that data ranks and micro-batches do not divide, a model
@@ -37,7 +40,7 @@ BatchLoaderOptions loader_options(const TrainerOptions& options, const Mesh& mes
 // Trains until the last step (ExitCode::done) or until asked to stop by a signal or a file STOP in the run folder
 // (ExitCode::stopped), with a checkpoint at the end either way. Throws DivergedError when the loss or the gradient's norm is
 // no longer finite: the last checkpoint then stays as it is. The corpus's checksums are verified first, its shards dealt
-// over the ranks. Collective over the mesh.
-ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution);
+// over the ranks. `start_up` gets the phases of the start and is then written to the log. Collective over the mesh.
+ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution, PhaseTimes& start_up);
 
 }  // namespace fulmen
