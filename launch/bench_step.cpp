@@ -78,9 +78,13 @@ class Steps {
     optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh, resources_.execution());
     runner_->parameters().initialize(1, resources_.execution(), optimizer_->master().flat());
     optimizer_->master().round(resources_.execution());
+    mesh.world().report_to(profiler);
     batches_ = random_batches(model_options, options.model.vocabulary, mesh);
   }
-  ~Steps() { resources_.set_profiler(nullptr); }
+  ~Steps() {
+    mesh_.world().report_to(nullptr);
+    resources_.set_profiler(nullptr);
+  }
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
 

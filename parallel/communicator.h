@@ -13,6 +13,8 @@
 
 namespace fulmen {
 
+class Profiler;
+
 enum class ReduceOp : std::uint8_t { sum, max, min };
 
 // A started operation. wait() makes the stream wait for it (on the CPU: the caller). Destroying one waits, except while
@@ -74,8 +76,12 @@ class Communicator {
   // only; the caller is one of them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
-  // What the flight recorder calls it: "tensor", "data x sequence".
+  // What the flight recorder and the profiler call it: "tensor", "data x sequence".
   virtual void set_name(const std::string&) {}
+
+  // Enters started operations that run on a stream of their own into a profiler, those of all subgroups too; null ends it.
+  // Of a transport that has no such streams nothing is entered: its time is the caller's.
+  virtual void report_to(Profiler*) {}
 
   // Ends what waits on a GPU for other ranks, so that this process can end; nothing works on this communicator afterwards.
   // Unlike all else, cancel() and abort() may be called from another thread while an operation is under way.

@@ -8,11 +8,14 @@
 #include <atomic>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <numeric>
+#include <string>
 #include <utility>
 
 #include "framework/cuda_check.h"
 #include "framework/gpu.h"
+#include "framework/profiler.h"
 #include "parallel/transfer_checks.h"
 
 namespace fulmen {
@@ -76,7 +79,8 @@ class NcclCommunicator final : public Communicator {
 
   // Collective: `rendezvous_` is a copy of `host`, so that connecting does not get between other operations of `host`
   // where the first operation on device tensors is an exchange, which has no place in the order of collectives.
-  NcclCommunicator(std::unique_ptr<Communicator> host, Device device) : host_(std::move(host)), device_(device) {
+  NcclCommunicator(std::unique_ptr<Communicator> host, Device device, std::shared_ptr<Profiler*> profiler)
+      : host_(std::move(host)), device_(device), profiler_(std::move(profiler)) {
     std::vector<int> all(static_cast<std::size_t>(host_->size()));
     std::iota(all.begin(), all.end(), 0);
     rendezvous_ = host_->subgroup(all);
@@ -107,7 +111,7 @@ class NcclCommunicator final : public Communicator {
   Pending start_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
     if (on_host(tensor)) return host_->start_all_reduce(tensor, op, stream);
     check_all_reduce(tensor, stream);
-    return start(stream, [&](Stream own) { run_all_reduce(tensor, op, own); });
+    return start(stream, all_reduce_name_, [&](Stream own) { run_all_reduce(tensor, op, own); });
   }
 
   void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
@@ -120,7 +124,7 @@ class NcclCommunicator final : public Communicator {
   Pending start_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
     if (on_host(input) && on_host(output)) return host_->start_reduce_scatter(input, output, op, stream);
     check_scatter(input, output, stream);
-    return start(stream, [&](Stream own) { run_reduce_scatter(input, output, op, own); });
+    return start(stream, reduce_scatter_name_, [&](Stream own) { run_reduce_scatter(input, output, op, own); });
   }
 
   void all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
@@ -133,7 +137,7 @@ class NcclCommunicator final : public Communicator {
   Pending start_all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
     if (on_host(input) && on_host(output)) return host_->start_all_gather(input, output, stream);
     check_gather(input, output, stream);
-    return start(stream, [&](Stream own) { run_all_gather(input, output, own); });
+    return start(stream, all_gather_name_, [&](Stream own) { run_all_gather(input, output, own); });
   }
 
   void broadcast(const Tensor& tensor, int root, Stream stream) override {
@@ -156,14 +160,22 @@ class NcclCommunicator final : public Communicator {
   Pending start_exchange(std::span<const Transfer> transfers, Stream stream) override {
     if (all_on_host(transfers)) return host_->start_exchange(transfers, stream);
     check_exchange(transfers, stream);
-    return start(stream, [&](Stream own) { run_exchange(transfers, own); });
+    return start(stream, exchange_name_, [&](Stream own) { run_exchange(transfers, own); });
   }
 
   void barrier() override { host_->barrier(); }
 
   std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
-    return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_);
+    return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_, profiler_);
   }
+
+  void set_name(const std::string& name) override {
+    all_reduce_name_ = name + ": all-reduce";
+    reduce_scatter_name_ = name + ": reduce-scatter";
+    all_gather_name_ = name + ": all-gather";
+    exchange_name_ = name + ": exchange";
+  }
+  void report_to(Profiler* profiler) override { *profiler_ = profiler; }
 
   // The kernels that wait for other ranks end, and with them whatever waits for the stream. The handle stays: the thread of
   // the step may be holding it.
@@ -267,13 +279,16 @@ class NcclCommunicator final : public Communicator {
 
   // run(stream) on the communicator's own stream, after what is in the caller's now.
   template <class Run>
-  Pending start(Stream callers, Run&& run) {
+  Pending start(Stream callers, const std::string& name, Run&& run) {
     connect();
     if (own_stream_.handle == nullptr) own_stream_ = create_communication_stream();
     gpu::Event ready(device_), done(device_);
     ready.record(callers);
     ready.wait(own_stream_);
-    run(own_stream_);
+    {
+      const ProfileScope scope = ProfileScope::communication(*profiler_, name.c_str(), own_stream_);
+      run(own_stream_);
+    }
     done.record(own_stream_);
     return Pending(std::make_unique<NcclOperation>(std::move(done)));
   }
@@ -292,13 +307,16 @@ class NcclCommunicator final : public Communicator {
   std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
   Stream own_stream_;           // of started operations; null until the first
+  std::shared_ptr<Profiler*> profiler_;   // one for a communicator and all its subgroups
+  std::string all_reduce_name_ = "all-reduce", reduce_scatter_name_ = "reduce-scatter", all_gather_name_ = "all-gather",
+              exchange_name_ = "exchange";
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device) {
   gpu::require(device);
-  return std::make_unique<NcclCommunicator>(std::move(host), device);
+  return std::make_unique<NcclCommunicator>(std::move(host), device, std::make_shared<Profiler*>(nullptr));
 }
 
 }  // namespace fulmen

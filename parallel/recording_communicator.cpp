@@ -48,7 +48,11 @@ class RecordingCommunicator final : public Communicator {
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
-  void set_name(const std::string& name) override { ring_->set_name(name); }
+  void set_name(const std::string& name) override {
+    ring_->set_name(name);
+    inner_->set_name(name);
+  }
+  void report_to(Profiler* profiler) override { inner_->report_to(profiler); }
 
   void all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
     run(reduction(FlightOperation::all_reduce, tensor, op), where(tensor, stream), [&] { inner_->all_reduce(tensor, op, stream); });
