@@ -172,6 +172,7 @@ RunConfiguration read_configuration(const CommandLine& line) {
   if (line.has("micro-batch")) overrides.push_back("train.micro_batch=" + line.text("micro-batch"));
   if (line.has("global-batch")) overrides.push_back("train.global_batch=" + line.text("global-batch"));
   else if (line.has("micro-batch")) overrides.push_back("train.global_batch=" + line.text("micro-batch"));
+  if (line.has("recompute")) overrides.push_back("parallel.recompute=" + line.text("recompute"));
   if (line.has("device")) overrides.push_back("run.device=" + line.text("device"));
   for (const std::string& given : line.texts("set")) overrides.push_back(given);
   if (line.has("config")) return read_run_configuration(line.text("config"), overrides);
@@ -192,6 +193,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   line.option("micro-batch", "sequences at a time");
   line.option("global-batch", "sequences a step (the micro-batch, if only that is given)");
   line.option("sequence-length", "tokens of a sequence");
+  line.option("recompute", "none (default), selective or full: parallel.recompute");
   line.option("device", "auto (default), cpu or cuda: run.device");
   line.option("steps", "steps to time (5), after 2 that are not; on a GPU as many again are profiled");
   line.repeatable("set", "change a key of the configuration");

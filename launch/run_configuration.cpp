@@ -56,8 +56,8 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.chunks", parallel.chunks, {1, 1024}, "Model chunks per pipeline rank.");
   schema.built_up_to("parallel.chunks", 1, "interleaved model chunks");
   schema.add("parallel.recompute", parallel.recompute,
-             {{"none"}, {"selective", "recomputation"}, {"full", "recomputation"}},
-             "What the backward pass computes again instead of keeping.");
+             {{"none"}, {"selective"}, {"full"}},
+             "What the backward pass computes again instead of keeping; selective: attention and elementwise results, full: all but the input of each layer.");
   schema.add("parallel.overlap", parallel.overlap,
              "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
              "pipeline, sequence, separated by commas. Built: sequence.");

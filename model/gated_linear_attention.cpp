@@ -84,35 +84,42 @@ GatedLinearAttention::GatedLinearAttention(const ModelConfig& config, std::int64
   copy_to_device(context.execution, slopes.data() + heads.begin, slope_);
 }
 
-void GatedLinearAttention::prepare(const BatchShape& shape, int slots) {
+void GatedLinearAttention::prepare(int slots) {
+  stashes_.clear();
+  stashes_.resize(static_cast<std::size_t>(slots));
+}
+
+std::vector<StashTensor> GatedLinearAttention::stash(int slot, const BatchShape& shape) {
   const DType type = context_.parameters->precision().parameters;
   const DType wide = accumulation_dtype(type);
   const std::int64_t tokens = shape.tokens();
-  const auto allocate = [&](DType dtype, const Shape& s) {
-    return OwnedTensor(context_.execution.device, dtype, s, MemoryKind::activations, *context_.execution.ledger);
-  };
-  stashes_.clear();
-  stashes_.resize(static_cast<std::size_t>(slots));
-  for (Stash& stash : stashes_) {
-    stash.sum = allocate(type, {tokens, hidden_});
-    stash.inverse_rms = allocate(wide, {tokens});
-    stash.projection = allocate(type, {tokens, (low_rank_gated() ? 3 : 4) * local_});
-    stash.attention = allocate(type, {tokens, local_});
-    stash.gate_inverse_rms = allocate(wide, {tokens});
-    if (context_.sequence.ranks != nullptr) stash.initial_state = allocate(wide, state_shape(shape.batch));
-    if (!low_rank_gated()) continue;
-    stash.low_rank = allocate(type, {tokens, context_.parameters->weight(*gate_first_).size(0)});
-    stash.low_rank_gate = allocate(type, {tokens, local_});
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  std::vector<StashTensor> list = {{&stash.sum, type, {tokens, hidden_}, Keep::products},
+                                   {&stash.inverse_rms, wide, {tokens}, Keep::products},
+                                   {&stash.projection, type, {tokens, (low_rank_gated() ? 3 : 4) * local_}, Keep::products},
+                                   {&stash.attention, type, {tokens, local_}, Keep::all},
+                                   {&stash.gate_inverse_rms, wide, {tokens}, Keep::products}};
+  if (low_rank_gated()) {
+    // Small, and read by backward_weight, when what was made again is gone.
+    list.push_back({&stash.low_rank, type, {tokens, context_.parameters->layout(*gate_first_).rows}, Keep::always});
+    list.push_back({&stash.low_rank_gate, type, {tokens, local_}, Keep::all});   // a product of few operations
   }
+  if (context_.sequence.ranks != nullptr)
+    list.push_back({&stash.initial_state, wide, state_shape(shape.batch), Keep::products});
+  return list;
 }
 
 Tensor GatedLinearAttention::gate(const Stash& stash) const {
   if (low_rank_gated()) return stash.low_rank_gate;
-  return stash.projection.view().slice(1, 3 * local_, 4 * local_);
+  return stash.projection.slice(1, 3 * local_, 4 * local_);
+}
+
+Tensor GatedLinearAttention::attention_output(const Stash& stash, const MicroBatch& micro_batch) const {
+  return stash.attention.split_dimension(0, micro_batch.shape.length).split_dimension(2, head_width_);
 }
 
 LinearAttentionInputs GatedLinearAttention::attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const {
-  const Tensor& projection = stash.projection.view();
+  const Tensor& projection = stash.projection;
   const auto part = [&](int i) {   // [batch, length, heads, width], where the projection left it
     return projection.slice(1, i * local_, (i + 1) * local_)
         .split_dimension(0, micro_batch.shape.length)
@@ -151,8 +158,7 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   }
 
   LinearAttentionOutputs outputs;
-  outputs.output =
-      stash.attention.view().split_dimension(0, micro_batch.shape.length).split_dimension(2, head_width_);
+  outputs.output = attention_output(stash, micro_batch);
   outputs.square_sums = execution.scratch->take(wide, {tokens, heads_});
   const LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
   if (state)
@@ -172,6 +178,7 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   const Tensor gated = execution.scratch->take(type, {tokens, local_});
   gated_norm_forward(execution, stash.attention, square_sums, hidden_, epsilon_, gate(stash), gate_activation_, gated,
                      stash.gate_inverse_rms);
+  if (!branch_out) return;
   linear_forward(execution, gated, parameters.weight(out_), branch_out);
   context_.sum_over_tensor(branch_out);
 }
@@ -179,6 +186,19 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
 void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                                    const Tensor& branch_out) {
   run(stashes_[static_cast<std::size_t>(slot)], micro_batch, {}, residual, branch, branch_out);
+}
+
+void GatedLinearAttention::restore(int slot, const MicroBatch& micro_batch) {
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  if (low_rank_gated())
+    linear_forward(context_.execution, stash.low_rank, context_.parameters->weight(*gate_second_), stash.low_rank_gate);
+  LinearAttentionOutputs outputs;
+  outputs.output = attention_output(stash, micro_batch);
+  const LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
+  if (context_.sequence.ranks != nullptr)
+    sliced_linear_attention_again(context_, inputs, outputs);
+  else
+    linear_attention_forward(context_.execution, inputs, outputs);
 }
 
 Shape GatedLinearAttention::state_shape(std::int64_t batch) const {
@@ -199,11 +219,11 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
   const std::int64_t tokens = micro_batch.shape.tokens();
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   stash.d_out = d_out;
-  stash.d_projection = kept.take(type, {tokens, stash.projection.view().size(1)});
+  stash.d_projection = kept.take(type, {tokens, stash.projection.size(1)});
   stash.gated = kept.take(type, {tokens, local_});
   stash.normed = kept.take(type, {tokens, hidden_});
   if (low_rank_gated()) {
-    stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.view().size(1)});
+    stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.size(1)});
     stash.d_low_rank_gate = kept.take(type, {tokens, local_});
   }
   const Arena::Frame frame(*execution.scratch);

@@ -20,10 +20,12 @@ class GatedLinearAttention final : public Sublayer {
   // tensor_ranks must divide the heads.
   GatedLinearAttention(const ModelConfig& config, std::int64_t layer, const ModelContext& context);
 
-  void prepare(const BatchShape& shape, int slots) override;
+  void prepare(int slots) override;
+  std::vector<StashTensor> stash(int slot, const BatchShape& shape) override;
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                const Tensor& branch_out) override;
   Tensor sum(int slot) const override { return stashes_[static_cast<std::size_t>(slot)].sum; }
+  void restore(int slot, const MicroBatch& micro_batch) override;
   void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
   void backward_weight(int slot) override;
   Shape state_shape(std::int64_t batch) const override;
@@ -32,19 +34,21 @@ class GatedLinearAttention final : public Sublayer {
 
  private:
   struct Stash {
-    OwnedTensor sum;                 // [tokens, hidden]
-    OwnedTensor inverse_rms;         // [tokens], of the norm before the projection
-    OwnedTensor projection;          // [tokens, 4 local] q|k|v|u, or [tokens, 3 local] q|k|v
-    OwnedTensor low_rank;            // [tokens, gate_rank] (tnl3)
-    OwnedTensor low_rank_gate;       // [tokens, local] (tnl3)
-    OwnedTensor initial_state;       // of a slice of a sequence, [batch, heads, state key width, width]
-    OwnedTensor attention;           // [tokens, local]
-    OwnedTensor gate_inverse_rms;    // [tokens], of the norm over all heads
+    Tensor sum;                      // [tokens, hidden]
+    Tensor inverse_rms;              // [tokens], of the norm before the projection
+    Tensor projection;               // [tokens, 4 local] q|k|v|u, or [tokens, 3 local] q|k|v
+    Tensor low_rank;                 // [tokens, gate_rank] (tnl3)
+    Tensor low_rank_gate;            // [tokens, local] (tnl3)
+    Tensor initial_state;            // of a slice of a sequence, [batch, heads, state key width, width]
+    Tensor attention;                // [tokens, local]
+    Tensor gate_inverse_rms;         // [tokens], of the norm over all heads
     Tensor d_out, gated, normed, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight
   };
 
   bool low_rank_gated() const { return gate_first_.has_value(); }
   Tensor gate(const Stash& stash) const;
+  // The attention's output where the stash has it, [batch, length, heads, width].
+  Tensor attention_output(const Stash& stash, const MicroBatch& micro_batch) const;
   LinearAttentionInputs attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const;
   // With a state: one recurrent step; without: the chunk form.
   void run(Stash& stash, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,

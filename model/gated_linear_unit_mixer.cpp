@@ -31,18 +31,18 @@ GatedLinearUnitMixer::GatedLinearUnitMixer(const ModelConfig& config, std::int64
   local_ = context.parameters->layout(contract_).columns;
 }
 
-void GatedLinearUnitMixer::prepare(const BatchShape& shape, int slots) {
-  const DType type = context_.parameters->precision().parameters;
-  const auto allocate = [&](DType dtype, const Shape& s) {
-    return OwnedTensor(context_.execution.device, dtype, s, MemoryKind::activations, *context_.execution.ledger);
-  };
+void GatedLinearUnitMixer::prepare(int slots) {
   stashes_.clear();
   stashes_.resize(static_cast<std::size_t>(slots));
-  for (Stash& stash : stashes_) {
-    stash.sum = allocate(type, {shape.tokens(), hidden_});
-    stash.inverse_rms = allocate(accumulation_dtype(type), {shape.tokens()});
-    stash.expansion = allocate(type, {shape.tokens(), 2 * local_});
-  }
+}
+
+std::vector<StashTensor> GatedLinearUnitMixer::stash(int slot, const BatchShape& shape) {
+  const DType type = context_.parameters->precision().parameters;
+  const std::int64_t tokens = shape.tokens();
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  return {{&stash.sum, type, {tokens, hidden_}, Keep::products},
+          {&stash.inverse_rms, accumulation_dtype(type), {tokens}, Keep::products},
+          {&stash.expansion, type, {tokens, 2 * local_}, Keep::products}};
 }
 
 void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
@@ -57,6 +57,7 @@ void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, cons
   const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
   add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
   linear_forward(execution, normed, parameters.weight(expand_), stash.expansion);
+  if (!branch_out) return;
   const Tensor product = execution.scratch->take(type, {tokens, local_});
   gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
   linear_forward(execution, product, parameters.weight(contract_), branch_out);

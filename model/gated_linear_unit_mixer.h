@@ -15,7 +15,8 @@ class GatedLinearUnitMixer final : public Sublayer {
 
   GatedLinearUnitMixer(const ModelConfig& config, std::int64_t layer, const ModelContext& context);
 
-  void prepare(const BatchShape& shape, int slots) override;
+  void prepare(int slots) override;
+  std::vector<StashTensor> stash(int slot, const BatchShape& shape) override;
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                const Tensor& branch_out) override;
   Tensor sum(int slot) const override { return stashes_[static_cast<std::size_t>(slot)].sum; }
@@ -24,9 +25,9 @@ class GatedLinearUnitMixer final : public Sublayer {
 
  private:
   struct Stash {
-    OwnedTensor sum;                  // [tokens, hidden]
-    OwnedTensor inverse_rms;          // [tokens]
-    OwnedTensor expansion;            // [tokens, 2 local]: l1(x) | l2(x)
+    Tensor sum;                       // [tokens, hidden]
+    Tensor inverse_rms;               // [tokens]
+    Tensor expansion;                 // [tokens, 2 local]: l1(x) | l2(x)
     Tensor d_out, d_expansion, product, normed;   // kept for backward_weight
   };
 

@@ -35,41 +35,44 @@ LanguageHead::LanguageHead(const ModelConfig& config, const ModelContext& contex
 }
 
 void LanguageHead::prepare(const BatchShape& shape, int slots) {
-  const DType type = context_.parameters->precision().parameters;
-  const auto allocate = [&](DType dtype, const Shape& s) {
-    return OwnedTensor(context_.execution.device, dtype, s, MemoryKind::activations, *context_.execution.ledger);
-  };
-  stashes_.clear();
-  stashes_.resize(static_cast<std::size_t>(slots));
-  for (Stash& stash : stashes_) {
-    stash.sum = allocate(type, {shape.tokens(), hidden_});
-    stash.normed = allocate(type, {shape.tokens(), hidden_});
-    stash.d_normed = allocate(type, {shape.tokens(), hidden_});
-    stash.inverse_rms = allocate(accumulation_dtype(type), {shape.tokens()});
-  }
+  kept_.clear();
+  for (int slot = 0; slot < slots; ++slot)
+    kept_.emplace_back(context_.execution.device, context_.parameters->precision().parameters, Shape{shape.tokens(), hidden_},
+                       MemoryKind::activations, *context_.execution.ledger);
 }
 
 void LanguageHead::normalize(int slot, const Tensor& residual, const Tensor& branch) {
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, stash.normed, stash.inverse_rms);
+  const Execution& execution = context_.execution;
+  const Arena::Frame frame(*execution.scratch);
+  const Tensor sum = execution.scratch->take(residual.dtype(), residual.shape());
+  const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(residual.dtype()), {residual.size(0)});
+  add_and_normalize(context_, residual, branch, epsilon_, sum, normed(slot), inverse_rms);
 }
 
 void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                            bool gradient, const Tensor& loss_sum) {
   const Execution& execution = context_.execution;
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  normalize(slot, residual, branch);
+  const DType type = context_.parameters->precision().parameters;
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
+  const Tensor sum = execution.scratch->take(type, {tokens, hidden_});
+  const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(type), {tokens});
+  const Tensor normed_hidden = gradient ? execution.scratch->take(type, {tokens, hidden_}) : normed(slot);
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
-  const std::int64_t step = chunk_tokens(execution.device, tokens, columns_, context_.parameters->precision().parameters);
+  add_and_normalize(context_, residual, branch, epsilon_, sum, normed_hidden, inverse_rms);
+
+  const Tensor d_normed = gradient ? d_in(slot) : Tensor();
+  const std::int64_t step = chunk_tokens(execution.device, tokens, columns_, type);
   for (std::int64_t begin = 0; begin < tokens; begin += step)
-    chunk(stash, micro_batch, begin, std::min(tokens, begin + step), gradient, losses);
+    chunk(micro_batch, begin, std::min(tokens, begin + step), normed_hidden, losses, d_normed);
   add_sum(execution, losses, loss_sum);
+  if (!gradient) return;
+  context_.sum_over_tensor(d_normed);
+  residual_norm_backward(execution, d_normed, sum, inverse_rms, {}, d_normed, {});
 }
 
-void LanguageHead::chunk(Stash& stash, const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, bool gradient,
-                         const Tensor& losses) {
+void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed,
+                         const Tensor& losses, const Tensor& d_normed) {
   const Execution& execution = context_.execution;
   const ParameterStore& parameters = *context_.parameters;
   const DType type = parameters.precision().parameters;
@@ -82,7 +85,7 @@ void LanguageHead::chunk(Stash& stash, const MicroBatch& micro_batch, std::int64
   const Tensor maximum = execution.scratch->take(wide, {tokens});
   const Tensor sums = execution.scratch->take(wide, {2, tokens});   // of exponentials, and the target's logit
   const Tensor exp_sum = sums.select(0, 0), target_logit = sums.select(0, 1);
-  linear_forward(execution, part(stash.normed), parameters.weight(projection_), logits);
+  linear_forward(execution, part(normed), parameters.weight(projection_), logits);
   cross_entropy_local(execution, logits, part(micro_batch.targets), rows_.begin, rows_.size(), maximum, exp_sum, target_logit);
   Tensor global_maximum = maximum;
   if (context_.tensor->size() > 1) {
@@ -93,17 +96,11 @@ void LanguageHead::chunk(Stash& stash, const MicroBatch& micro_batch, std::int64
     context_.sum_over_tensor(sums);
   }
   cross_entropy_losses(execution, global_maximum, exp_sum, target_logit, part(micro_batch.weights), part(losses));
-  if (!gradient) return;
+  if (!d_normed) return;
   cross_entropy_backward(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.begin, rows_.size(),
                          global_maximum, exp_sum, micro_batch.loss_scale, logits);
-  linear_backward_input(execution, logits, parameters.weight(projection_), part(stash.d_normed));
-  add_weight_gradient(context_, projection_, logits, part(stash.normed));
-}
-
-void LanguageHead::backward_input(int slot, const Tensor& d_in) {
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  context_.sum_over_tensor(stash.d_normed);
-  residual_norm_backward(context_.execution, stash.d_normed, stash.sum, stash.inverse_rms, {}, d_in, {});
+  linear_backward_input(execution, logits, parameters.weight(projection_), part(d_normed));
+  add_weight_gradient(context_, projection_, logits, part(normed));
 }
 
 void LanguageHead::logits(int slot, const Tensor& out) const {

@@ -1,6 +1,8 @@
 // Linear attention over a sequence whose slices lie on several ranks.
 #include "model/sliced_linear_attention.h"
 
+#include <utility>
+
 #include "kernels/linear_attention_states.h"
 
 namespace fulmen {
@@ -65,6 +67,14 @@ void sliced_linear_attention_forward(const ModelContext& context, const MicroBat
   states.combine(SliceSide::before, micro_batch.tokens_before, initial_state);
   inputs.initial_state = initial_state;
   linear_attention_add_initial_state(execution, inputs, outputs);
+}
+
+void sliced_linear_attention_again(const ModelContext& context, LinearAttentionInputs inputs, const LinearAttentionOutputs& outputs) {
+  if (!context.sequence.overlap) return linear_attention_forward(context.execution, inputs, outputs);
+  const Tensor initial_state = std::exchange(inputs.initial_state, Tensor());
+  linear_attention_forward(context.execution, inputs, outputs);
+  inputs.initial_state = initial_state;
+  linear_attention_add_initial_state(context.execution, inputs, outputs);
 }
 
 void sliced_linear_attention_backward(const ModelContext& context, const MicroBatch& micro_batch,

@@ -12,6 +12,9 @@ namespace fulmen {
 void sliced_linear_attention_forward(const ModelContext& context, const MicroBatch& micro_batch, LinearAttentionInputs inputs,
                                      const LinearAttentionOutputs& outputs, const Tensor& initial_state);
 
+// The outputs once more, bit for bit, from inputs with their initial state: nothing travels.
+void sliced_linear_attention_again(const ModelContext& context, LinearAttentionInputs inputs, const LinearAttentionOutputs& outputs);
+
 // linear_attention_backward of it; inputs with their initial state. Collective, as above.
 void sliced_linear_attention_backward(const ModelContext& context, const MicroBatch& micro_batch,
                                       const LinearAttentionInputs& inputs, LinearAttentionGradients gradients);

@@ -51,58 +51,95 @@ std::int64_t parameter_count(const ModelConfig& config) {
   return count;
 }
 
-Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context)
-    : range_(range), context_(context), hidden_(config.hidden) {
+Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context, Recompute recompute)
+    : range_(range), context_(context), recompute_(recompute), hidden_(config.hidden) {
   if (range.embedding) embedding_.emplace(config, context);
   for (std::int64_t layer = range.first_layer; layer < range.end_layer; ++layer)
-    std::ranges::move(make_layer(config, layer, context), std::back_inserter(sublayers_));
+    layers_.push_back(make_layer(config, layer, context));
   if (range.head) head_.emplace(config, context);
   loss_sum_ = OwnedTensor(context.execution.device, DType::fp64, {1}, MemoryKind::activations, *context.execution.ledger);
 }
 
 void Stage::prepare(const BatchShape& shape, int slots) {
   shape_ = shape;
-  const Shape activation = {shape.tokens(), hidden_};
-  const auto allocate = [&](const Shape& s) {
-    return OwnedTensor(context_.execution.device, context_.parameters->precision().parameters, s, MemoryKind::activations,
-                       *context_.execution.ledger);
-  };
-  for (const auto& sublayer : sublayers_) sublayer->prepare(shape, slots);
   if (head_) head_->prepare(shape, slots);
-  branch_ = allocate(activation);
-  if (embedding_) embedded_ = allocate(activation);
-  d_even_ = allocate(activation);
-  d_odd_ = allocate(activation);
-  outputs_.clear();
-  for (int slot = 0; slot < slots && !head_; ++slot) outputs_.push_back(allocate(activation));
+  for (const Layer& layer : layers_)
+    for (const auto& sublayer : layer) sublayer->prepare(slots);
+  stash_.clear();
+  dropped_.assign(static_cast<std::size_t>(slots), std::vector<std::vector<StashTensor>>(layers_.size()));
+  for (int slot = 0; slot < slots; ++slot)
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) prepare_layer(slot, layer);
 }
 
-void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input, bool gradient) {
+void Stage::prepare_layer(int slot, std::size_t layer) {
+  std::vector<StashTensor> sums, others;
+  for (std::size_t i = 0; i < layers_[layer].size(); ++i) {
+    std::vector<StashTensor> list = layers_[layer][i]->stash(slot, shape_);
+    if (i == 0) list.front().keep = Keep::always;   // what enters the layer
+    for (std::size_t t = 0; t < list.size(); ++t) {
+      if (!keeps(recompute_, list[t].keep)) {
+        (t == 0 ? sums : others).push_back(list[t]);
+        continue;
+      }
+      stash_.emplace_back(context_.execution.device, list[t].dtype, list[t].shape, MemoryKind::activations,
+                          *context_.execution.ledger);
+      *list[t].view = stash_.back();
+    }
+  }
+  // The sums first, so that they lie at one place for all layers: the next layer reads the last one's.
+  sums.insert(sums.end(), others.begin(), others.end());
+  dropped_[static_cast<std::size_t>(slot)][layer] = std::move(sums);
+}
+
+void Stage::place_dropped(int slot, std::size_t layer) {
+  for (const StashTensor& tensor : dropped_[static_cast<std::size_t>(slot)][layer])
+    *tensor.view = context_.execution.scratch->take(tensor.dtype, tensor.shape);
+}
+
+void Stage::restore(int slot, std::size_t layer, const MicroBatch& micro_batch) {
+  if (recompute_ == Recompute::none) return;
+  place_dropped(slot, layer);
+  const Layer& sublayers = layers_[layer];
+  if (recompute_ == Recompute::selective) {
+    for (const auto& sublayer : sublayers) sublayer->restore(slot, micro_batch);
+    return;
+  }
+  const Arena::Frame frame(*context_.execution.scratch);
+  const Tensor branch = take_activation(*context_.execution.scratch);
+  Tensor residual = sublayers.front()->sum(slot);
+  for (std::size_t i = 0; i < sublayers.size(); ++i) {
+    const bool last = i + 1 == sublayers.size();   // its output is known: it is the input of what comes after
+    sublayers[i]->forward(slot, micro_batch, residual, i == 0 ? Tensor() : branch, last ? Tensor() : branch);
+    residual = sublayers[i]->sum(slot);
+  }
+}
+
+void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient) {
+  Arena& scratch = *context_.execution.scratch;
+  const Arena::Frame frame(scratch);
+  const Tensor branch_memory = take_activation(scratch);
   Tensor residual = input, branch;
   if (embedding_) {
-    embedding_->forward(micro_batch, embedded_);
-    residual = embedded_;
+    residual = layers_.front().front()->sum(slot);
+    embedding_->forward(micro_batch, residual);
   }
-  for (std::int64_t layer = range_.first_layer; layer < range_.end_layer; ++layer) {
-    LayerHooks::call(context_.hooks.before_forward, layer);
-    for (const auto& sublayer : sublayers_of(layer)) {
-      sublayer->forward(slot, micro_batch, residual, branch, branch_);
+  std::optional<Arena::Frame> layer_frame;
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    layer_frame.reset();
+    layer_frame.emplace(scratch);
+    place_dropped(slot, layer);
+    LayerHooks::call(context_.hooks.before_forward, number_of(layer));
+    for (const auto& sublayer : layers_[layer]) {
+      sublayer->forward(slot, micro_batch, residual, branch, branch_memory);
       residual = sublayer->sum(slot);
-      branch = branch_;
+      branch = branch_memory;
     }
   }
   if (head_)
     head_->forward(slot, micro_batch, residual, branch, gradient, loss_sum_);
   else
-    add(context_.execution, residual, branch, outputs_[static_cast<std::size_t>(slot)]);
+    add(context_.execution, residual, branch, output);
 }
-
-std::span<const std::unique_ptr<Sublayer>> Stage::sublayers_of(std::int64_t layer) const {
-  const std::size_t per_layer = sublayers_.size() / static_cast<std::size_t>(range_.end_layer - range_.first_layer);
-  return std::span(sublayers_).subspan(static_cast<std::size_t>(layer - range_.first_layer) * per_layer, per_layer);
-}
-
-Tensor Stage::output(int slot) const { return head_ ? Tensor() : outputs_[static_cast<std::size_t>(slot)].view(); }
 
 Tensor Stage::take_activation(Arena& arena) const {
   return arena.take(context_.parameters->precision().parameters, {shape_.tokens(), hidden_});
@@ -122,76 +159,80 @@ Stage::Kept& Stage::keep(int slot) {
   return **free;
 }
 
-Tensor Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output) {
+void Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input) {
   Arena& arena = keep(slot).arena;
-  Tensor d = d_output;
-  if (head_) {
-    d = take_activation(arena);
-    head_->backward_input(slot, d);
-  }
-  for (std::int64_t layer = range_.end_layer; layer-- > range_.first_layer;) {
-    LayerHooks::call(context_.hooks.before_backward_input, layer);
-    for (const auto& sublayer : sublayers_of(layer) | std::views::reverse) {
-      const Tensor d_in = take_activation(arena);
-      sublayer->backward_input(slot, micro_batch, arena, d, d_in);
+  Tensor d = head_ ? head_->d_in(slot) : d_output;
+  for (std::size_t layer = layers_.size(); layer-- > 0;) {
+    LayerHooks::call(context_.hooks.before_backward_input, number_of(layer));
+    const Arena::Frame restored(*context_.execution.scratch);
+    restore(slot, layer, micro_batch);
+    for (std::size_t i = layers_[layer].size(); i-- > 0;) {
+      const bool first = layer == 0 && i == 0;
+      const Tensor d_in = first && !embedding_ ? d_input : take_activation(arena);
+      layers_[layer][i]->backward_input(slot, micro_batch, arena, d, d_in);
       d = d_in;
     }
   }
-  if (!embedding_) return d;
-  embedding_->backward(micro_batch, d);
-  return {};
+  if (embedding_) embedding_->backward(micro_batch, d);
 }
 
 void Stage::backward_weight(int slot) {
   const auto kept = std::ranges::find_if(kept_, [&](const auto& k) { return k->slot == slot; });
   FULMEN_CHECK(kept != kept_.end(), "backward_weight of slot {} before its backward_input", slot);
-  for (std::int64_t layer = range_.end_layer; layer-- > range_.first_layer;) {
-    LayerHooks::call(context_.hooks.before_backward_weight, layer);
-    for (const auto& sublayer : sublayers_of(layer) | std::views::reverse) sublayer->backward_weight(slot);
-    LayerHooks::call(context_.hooks.after_backward_weight, layer);
+  for (std::size_t layer = layers_.size(); layer-- > 0;) {
+    LayerHooks::call(context_.hooks.before_backward_weight, number_of(layer));
+    for (const auto& sublayer : layers_[layer] | std::views::reverse) sublayer->backward_weight(slot);
+    LayerHooks::call(context_.hooks.after_backward_weight, number_of(layer));
   }
   (*kept)->slot = -1;
   (*kept)->frame.reset();
 }
 
-Tensor Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output) {
-  Tensor d = d_output, d_in = d_even_;
-  if (head_) {
-    d = d_odd_;
-    head_->backward_input(slot, d);
-  }
-  for (std::int64_t layer = range_.end_layer; layer-- > range_.first_layer;) {
-    LayerHooks::call(context_.hooks.before_backward_input, layer);
-    LayerHooks::call(context_.hooks.before_backward_weight, layer);
-    for (const auto& sublayer : sublayers_of(layer) | std::views::reverse) {
-      const Arena::Frame frame(*context_.execution.scratch);
-      sublayer->backward_input(slot, micro_batch, *context_.execution.scratch, d, d_in);
-      sublayer->backward_weight(slot);
+void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input) {
+  Arena& scratch = *context_.execution.scratch;
+  const Arena::Frame frame(scratch);
+  Tensor d = head_ ? head_->d_in(slot) : d_output;
+  Tensor next = take_activation(scratch), after = take_activation(scratch);   // gradients between sublayers, in turns
+  for (std::size_t layer = layers_.size(); layer-- > 0;) {
+    const Arena::Frame layer_frame(scratch);
+    LayerHooks::call(context_.hooks.before_backward_input, number_of(layer));
+    LayerHooks::call(context_.hooks.before_backward_weight, number_of(layer));
+    restore(slot, layer, micro_batch);
+    for (std::size_t i = layers_[layer].size(); i-- > 0;) {
+      const Arena::Frame sublayer_frame(scratch);
+      const bool first = layer == 0 && i == 0;
+      const Tensor d_in = first && !embedding_ ? d_input : next;
+      layers_[layer][i]->backward_input(slot, micro_batch, scratch, d, d_in);
+      layers_[layer][i]->backward_weight(slot);
       d = d_in;
-      d_in = d.data() == d_even_.view().data() ? d_odd_ : d_even_;
+      std::swap(next, after);
     }
-    LayerHooks::call(context_.hooks.after_backward_weight, layer);
+    LayerHooks::call(context_.hooks.after_backward_weight, number_of(layer));
   }
-  if (!embedding_) return d;
-  embedding_->backward(micro_batch, d);
-  return {};
+  if (embedding_) embedding_->backward(micro_batch, d);
 }
 
 std::vector<Shape> Stage::state_shapes(std::int64_t batch) const {
   std::vector<Shape> shapes;
-  for (const auto& sublayer : sublayers_) shapes.push_back(sublayer->state_shape(batch));
+  for (const Layer& layer : layers_)
+    for (const auto& sublayer : layer) shapes.push_back(sublayer->state_shape(batch));
   return shapes;
 }
 
 void Stage::decode(const MicroBatch& micro_batch, const std::vector<Tensor>& states, const Tensor& logits) {
   FULMEN_CHECK(embedding_ && head_, "decoding needs the whole model on one stage");
-  embedding_->forward(micro_batch, embedded_);
-  Tensor residual = embedded_, branch;
-  for (std::size_t i = 0; i < sublayers_.size(); ++i) {
-    sublayers_[i]->decode(0, micro_batch, states[i], residual, branch, branch_);
-    residual = sublayers_[i]->sum(0);
-    branch = branch_;
-  }
+  FULMEN_CHECK(recompute_ == Recompute::none, "decoding with recomputation");
+  const Arena::Frame frame(*context_.execution.scratch);
+  const Tensor branch_memory = take_activation(*context_.execution.scratch);
+  Tensor residual = layers_.front().front()->sum(0), branch;
+  embedding_->forward(micro_batch, residual);
+  std::size_t next = 0;
+  for (const Layer& layer : layers_)
+    for (const auto& sublayer : layer) {
+      sublayer->decode(0, micro_batch, states[next++], residual, branch, branch_memory);
+      residual = sublayer->sum(0);
+      branch = branch_memory;
+    }
   head_->normalize(0, residual, branch);
   head_->logits(0, logits);
 }
@@ -202,7 +243,7 @@ void Stage::logits(int slot, const Tensor& out) const {
 }
 
 Tensor Stage::layer_input(int slot, std::int64_t layer) const {
-  return sublayers_of(layer).front()->sum(slot);
+  return layers_[static_cast<std::size_t>(layer - range_.first_layer)].front()->sum(slot);
 }
 
 }  // namespace fulmen

@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "model/language_head.h"
@@ -29,22 +28,22 @@ std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const
 
 class Stage {
  public:
-  Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context);
+  Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context,
+        Recompute recompute = Recompute::none);
 
   // Allocates for up to `slots` micro-batches of this shape in flight.
   void prepare(const BatchShape& shape, int slots);
 
-  // input [tokens, hidden], null where the embedding is. With `gradient` a backward pass will follow.
-  void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, bool gradient);
-  // [tokens, hidden], what the next stage receives; valid until the slot's next forward. Null where the head is.
-  Tensor output(int slot) const;
+  // input [tokens, hidden], null where the embedding is; output alike, written for the next stage, null where the head is.
+  // With `gradient` a backward pass will follow.
+  void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient);
 
-  // d_output [tokens, hidden], null where the head is. Returns the gradient of the stage's input (null where the embedding
-  // is), valid until the slot's backward_weight. d_output must live as long.
-  Tensor backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output);
+  // d_output [tokens, hidden], null where the head is; it must live until the slot's backward_weight. d_input alike, written
+  // for the stage before, null where the embedding is. What the forward pass did not keep is made again layer by layer.
+  void backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
   void backward_weight(int slot);
-  // Both halves, sublayer by sublayer, in less memory. The result is valid until the stage's next backward pass.
-  Tensor backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output);
+  // Both halves, sublayer by sublayer, in less memory.
+  void backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
 
   // Sum of the losses since it was last set to zero: fp64 [1] in device memory. Stays zero where there is no head.
   Tensor loss_sum() const { return loss_sum_; }
@@ -62,25 +61,32 @@ class Stage {
   Tensor layer_input(int slot, std::int64_t layer) const;
 
  private:
+  using Layer = std::vector<std::unique_ptr<Sublayer>>;
   struct Kept {              // memory that outlives backward_input, until backward_weight
     Arena arena;
     std::unique_ptr<Arena::Frame> frame;
     int slot = -1;           // -1: free
   };
   Kept& keep(int slot);
-  std::span<const std::unique_ptr<Sublayer>> sublayers_of(std::int64_t layer) const;
   Tensor take_activation(Arena& arena) const;
+  std::int64_t number_of(std::size_t layer) const { return range_.first_layer + static_cast<std::int64_t>(layer); }
+  // Gives memory to what is kept of a layer's stash and notes the rest.
+  void prepare_layer(int slot, std::size_t layer);
+  // Takes scratch memory for what is not kept of a layer's stash.
+  void place_dropped(int slot, std::size_t layer);
+  // The same, and makes it again for backward_input.
+  void restore(int slot, std::size_t layer, const MicroBatch& micro_batch);
 
   StageRange range_;
   const ModelContext& context_;
+  Recompute recompute_;
   std::int64_t hidden_;
   BatchShape shape_;
   std::optional<TokenEmbedding> embedding_;
-  std::vector<std::unique_ptr<Sublayer>> sublayers_;
+  std::vector<Layer> layers_;
   std::optional<LanguageHead> head_;
-  std::vector<OwnedTensor> outputs_;      // per slot
-  OwnedTensor branch_, embedded_;         // [tokens, hidden], of the micro-batch in hand
-  OwnedTensor d_even_, d_odd_;            // gradients between sublayers of backward(), in turns
+  std::vector<OwnedTensor> stash_;                                   // what is kept, of all slots and layers
+  std::vector<std::vector<std::vector<StashTensor>>> dropped_;       // what is not, by slot and layer
   OwnedTensor loss_sum_;
   std::vector<std::unique_ptr<Kept>> kept_;
 };

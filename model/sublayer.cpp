@@ -13,7 +13,7 @@ void add_and_normalize(const ModelContext& context, const Tensor& residual, cons
     residual_norm_forward(context.execution, residual, branch, epsilon, sum, normed, inverse_rms);
     return;
   }
-  copy(context.execution, residual, sum);
+  if (sum.data() != residual.data()) copy(context.execution, residual, sum);
   residual_norm_forward(context.execution, sum, {}, epsilon, sum, normed, inverse_rms);
 }
 

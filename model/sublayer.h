@@ -2,14 +2,17 @@
 // branch's output separately, so that their addition is fused with its norm:
 //   sum = residual + branch;   branch_out = f(norm(sum))
 // Backward comes in two halves: backward_input makes the gradient of `sum` (and of everything that is not a matrix product),
-// backward_weight only adds matrix products to weight gradients. What they need is kept in a stash per slot.
+// backward_weight only adds matrix products to weight gradients. What they need is in a stash per slot, whose memory the
+// stage provides: a sublayer declares its tensors and finds them in place.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "framework/execution.h"
 #include "model/parameter_store.h"
+#include "model/stash.h"
 #include "parallel/communicator.h"
 
 namespace fulmen {
@@ -50,7 +53,8 @@ struct ModelContext {
   }
 };
 
-// residual_norm_forward of a sublayer: sum = residual + branch, or residual itself where there is no branch yet.
+// residual_norm_forward of a sublayer: sum = residual + branch, or residual itself where there is no branch; without one,
+// sum may alias residual.
 void add_and_normalize(const ModelContext& context, const Tensor& residual, const Tensor& branch, double epsilon,
                        const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms);
 
@@ -79,14 +83,22 @@ class Sublayer {
  public:
   virtual ~Sublayer() = default;
 
-  // Allocates `slots` stashes for micro-batches of this shape. Nothing is allocated afterwards.
-  virtual void prepare(const BatchShape& shape, int slots) = 0;
+  // Makes room for `slots` stashes.
+  virtual void prepare(int slots) = 0;
+  // The tensors of a slot's stash for micro-batches of this shape, the sum first. Valid until the next prepare.
+  virtual std::vector<StashTensor> stash(int slot, const BatchShape& shape) = 0;
 
   // residual, branch, branch_out [tokens, hidden]; branch may be null (the first sublayer) and branch_out may alias it.
+  // Without a branch, residual may be the slot's sum itself: the pass is then run again from what was kept. branch_out may
+  // be null: the pass ends when the stash is whole.
   virtual void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                        const Tensor& branch_out) = 0;
   // residual + branch of the last forward: the residual that the next sublayer receives.
   virtual Tensor sum(int slot) const = 0;
+  // Makes what Recompute::selective does not keep (Keep::all) from what it keeps.
+  virtual void restore(int slot, const MicroBatch& micro_batch) {
+    (void)slot, (void)micro_batch;
+  }
 
   // d_out is the gradient of both this sublayer's sum (past the branch) and its branch output; d_in that of residual and
   // branch. What backward_weight will need is taken from `kept`; d_out must live until then. d_in may not alias d_out.

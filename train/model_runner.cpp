@@ -53,7 +53,7 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       slice_bounds_(slice_bounds(options.micro_batch.length, mesh.size(Axis::sequence), execution)),
       context_{execution, &mesh.along(Axis::tensor), &parameters_,
                sequence_slices(mesh, slice_bounds_, options.layout, execution)},
-      stage_(config, range_, context_),
+      stage_(config, range_, context_, parse_recompute(options.layout.recompute)),
       sync_(parameters_, mesh, execution),
       executor_(stage_, mesh.along(Axis::pipeline), {options.micro_batch.batch, slice_.size()}, config.hidden,
                 options.precision.parameters,

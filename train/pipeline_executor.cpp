@@ -29,7 +29,7 @@ PipelineExecutor::PipelineExecutor(Stage& stage, Communicator& pipeline, const B
                                    DType activation, int stashes, const Execution& execution)
     : stage_(stage), pipeline_(pipeline), execution_(execution) {
   stage.prepare(shape, stashes);
-  for (int i = 0; i < stashes; ++i) slots_.push_back({std::make_unique<MicroBatchBuffers>(shape, execution), -1, {}});
+  for (int i = 0; i < stashes; ++i) slots_.push_back({std::make_unique<MicroBatchBuffers>(shape, execution), -1});
   make_buffer_ = [=] {
     return OwnedTensor(execution.device, activation, {shape.tokens(), hidden}, MemoryKind::communication, *execution.ledger);
   };
@@ -54,7 +54,8 @@ void PipelineExecutor::forward(const Instruction& instruction, std::span<const B
   const int slot = acquire_slot(m);
   const MicroBatch& micro_batch =
       slots_[static_cast<std::size_t>(slot)].buffers->fill(batches[static_cast<std::size_t>(m)], loss_scale, execution_);
-  stage_.forward(slot, micro_batch, inputs_.get(m), gradient);
+  const Tensor output = stage_.head() ? Tensor() : outputs_.acquire(m, make_buffer_);
+  stage_.forward(slot, micro_batch, inputs_.get(m), output, gradient);
   inputs_.release(m);
   if (!gradient && on_forward) on_forward(m, slot);
 }
@@ -62,11 +63,13 @@ void PipelineExecutor::forward(const Instruction& instruction, std::span<const B
 void PipelineExecutor::backward_input(const Instruction& instruction, bool with_weights) {
   const int m = instruction.micro_batch;
   const int slot = slot_of(m);
-  Slot& held = slots_[static_cast<std::size_t>(slot)];
   const Tensor d_output = d_outputs_.get(m);
-  const MicroBatch& micro_batch = held.buffers->micro_batch();
-  held.d_input = with_weights ? stage_.backward(slot, micro_batch, d_output)
-                              : stage_.backward_input(slot, micro_batch, d_output);
+  const Tensor d_input = stage_.range().embedding ? Tensor() : d_inputs_.acquire(m, make_buffer_);
+  const MicroBatch& micro_batch = slots_[static_cast<std::size_t>(slot)].buffers->micro_batch();
+  if (with_weights)
+    stage_.backward(slot, micro_batch, d_output, d_input);
+  else
+    stage_.backward_input(slot, micro_batch, d_output, d_input);
 }
 
 void PipelineExecutor::finish_micro_batch(int micro_batch) {
@@ -77,8 +80,8 @@ void PipelineExecutor::finish_micro_batch(int micro_batch) {
 Tensor PipelineExecutor::transfer_buffer(const Instruction& instruction) {
   const int m = instruction.micro_batch;
   switch (instruction.operation) {
-    case Operation::send_forward: return stage_.output(slot_of(m));
-    case Operation::send_backward: return slots_[static_cast<std::size_t>(slot_of(m))].d_input;
+    case Operation::send_forward: return outputs_.get(m);
+    case Operation::send_backward: return d_inputs_.get(m);
     case Operation::receive_forward: return inputs_.acquire(m, make_buffer_);
     case Operation::receive_backward: return d_outputs_.acquire(m, make_buffer_);
     default: break;
@@ -95,6 +98,10 @@ void PipelineExecutor::transfer(std::span<const Instruction> group) {
   }
   const ProfileScope scope = ProfileScope::communication(execution_.profiler, "pipeline communication");
   pipeline_.exchange(transfers, execution_.stream);
+  for (const Instruction& instruction : group) {
+    if (instruction.operation == Operation::send_forward) outputs_.release(instruction.micro_batch);
+    if (instruction.operation == Operation::send_backward) d_inputs_.release(instruction.micro_batch);
+  }
 }
 
 void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> batches, const Tensor& loss_scale,

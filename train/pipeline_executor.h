@@ -53,7 +53,6 @@ class PipelineExecutor {
   struct Slot {
     std::unique_ptr<MicroBatchBuffers> buffers;
     int micro_batch = -1;
-    Tensor d_input;
   };
 
   int slot_of(int micro_batch) const;
@@ -68,7 +67,7 @@ class PipelineExecutor {
   Communicator& pipeline_;
   Execution execution_;
   std::vector<Slot> slots_;
-  Pool inputs_, d_outputs_;
+  Pool inputs_, outputs_, d_outputs_, d_inputs_;
   std::function<OwnedTensor()> make_buffer_;
 };
 

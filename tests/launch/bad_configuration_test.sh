@@ -63,8 +63,9 @@ refuse_set 4 data.sequence_length=0 data.sequence_length 'out of range' 'allowed
 refuse_set 1 train.optimizer.lr=-1 train.optimizer.lr 'out of range'
 refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
+refuse_set 1 parallel.recompute=some parallel.recompute selective
 refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
-for unbuilt in parallel.zero=1 parallel.recompute=full parallel.schedule=interleaved \
+for unbuilt in parallel.zero=1 parallel.schedule=interleaved \
   parallel.schedule=zero-bubble parallel.chunks=2 checkpoint.async=true; do
   refuse_set 1 "$unbuilt" "${unbuilt%%=*}" 'not built yet'
 done

@@ -52,9 +52,9 @@ TEST_P(Backward, InTwoHalvesIsTheSameBitForBit) {
   for (RunningModel* model : {&merged, &split}) model->stage.prepare(micro_batch.shape, 1);
   poison_scratch(split);
   const double loss = merged.loss_and_gradients(micro_batch);
-  split.stage.forward(0, micro_batch, {}, true);
+  split.stage.forward(0, micro_batch, {}, {}, true);
   poison_scratch(split);
-  EXPECT_TRUE(split.stage.backward_input(0, micro_batch, {}).is_null());
+  split.stage.backward_input(0, micro_batch, {}, {});
   poison_scratch(split);
   split.stage.backward_weight(0);
   EXPECT_EQ(split.scaled_loss(micro_batch), loss);
@@ -75,10 +75,12 @@ TEST_P(Backward, OfAMiddleStageInTwoHalvesIsTheSameBitForBit) {
   RunningModel merged(config, StageRange{1, 3, false, false}), split(config, StageRange{1, 3, false, false});
   for (RunningModel* model : {&merged, &split}) {
     model->stage.prepare(micro_batch.shape, 1);
-    model->stage.forward(0, micro_batch, input, true);
+    model->stage.forward(0, micro_batch, input, host.poisoned(DType::fp64, shape), true);
   }
-  const testing::Values d_input = testing::read(merged.stage.backward(0, micro_batch, d_output));
-  EXPECT_TRUE(same_bits(testing::read(split.stage.backward_input(0, micro_batch, d_output)), d_input));
+  const Tensor d_input = host.poisoned(DType::fp64, shape), split_d_input = host.poisoned(DType::fp64, shape);
+  merged.stage.backward(0, micro_batch, d_output, d_input);
+  split.stage.backward_input(0, micro_batch, d_output, split_d_input);
+  EXPECT_TRUE(same_bits(testing::read(split_d_input), testing::read(d_input)));
   split.stage.backward_weight(0);
   for (std::size_t group = 0; group < merged.gradients().size(); ++group)
     EXPECT_TRUE(same_bits(split.gradients()[group], merged.gradients()[group]));
@@ -95,30 +97,30 @@ TEST_P(Backward, OfTwoMicroBatchesInFlightEqualsOneAfterTheOther) {
   };
   const auto sequential = fresh();
   sequential->loss_and_gradients(first);
-  sequential->stage.forward(0, second, {}, true);
-  sequential->stage.backward(0, second, {});
+  sequential->stage.forward(0, second, {}, {}, true);
+  sequential->stage.backward(0, second, {}, {});
 
   const auto merged = fresh();
-  merged->stage.forward(0, first, {}, true);
-  merged->stage.forward(1, second, {}, true);
-  merged->stage.backward(0, first, {});
-  merged->stage.backward(1, second, {});
+  merged->stage.forward(0, first, {}, {}, true);
+  merged->stage.forward(1, second, {}, {}, true);
+  merged->stage.backward(0, first, {}, {});
+  merged->stage.backward(1, second, {}, {});
   expect_same_bits_but_embedding(*merged, *sequential);
 
   const auto split = fresh();
-  split->stage.forward(1, first, {}, true);
-  split->stage.forward(0, second, {}, true);
-  split->stage.backward_input(1, first, {});
-  split->stage.backward_input(0, second, {});
+  split->stage.forward(1, first, {}, {}, true);
+  split->stage.forward(0, second, {}, {}, true);
+  split->stage.backward_input(1, first, {}, {});
+  split->stage.backward_input(0, second, {}, {});
   split->stage.backward_weight(1);
   split->stage.backward_weight(0);
   expect_same_bits_but_embedding(*split, *sequential);
 
   const auto reversed = fresh();
-  reversed->stage.forward(0, first, {}, true);
-  reversed->stage.forward(1, second, {}, true);
-  reversed->stage.backward_input(1, second, {});
-  reversed->stage.backward(0, first, {});
+  reversed->stage.forward(0, first, {}, {}, true);
+  reversed->stage.forward(1, second, {}, {}, true);
+  reversed->stage.backward_input(1, second, {}, {});
+  reversed->stage.backward(0, first, {}, {});
   reversed->stage.backward_weight(1);
   for (ParameterId id = 0; id < sequential->parameters.size(); ++id) {
     const std::string& name = sequential->parameters.declaration(id).name;
@@ -133,10 +135,10 @@ TEST_P(Backward, AllocatesNothingFromTheSecondStepOn) {
   RunningModel model(config);
   model.stage.prepare(first.shape, 2);
   const auto step = [&] {
-    model.stage.forward(0, first, {}, true);
-    model.stage.forward(1, second, {}, true);
-    model.stage.backward_input(0, first, {});
-    model.stage.backward_input(1, second, {});
+    model.stage.forward(0, first, {}, {}, true);
+    model.stage.forward(1, second, {}, {}, true);
+    model.stage.backward_input(0, first, {}, {});
+    model.stage.backward_input(1, second, {}, {});
     model.stage.backward_weight(0);
     model.stage.backward_weight(1);
     model.loss_and_gradients(second);
@@ -163,10 +165,10 @@ TEST_P(Backward, OutOfTurnIsADefect) {
   const MicroBatch micro_batch = batch.view();
   RunningModel model(config);
   model.stage.prepare(micro_batch.shape, 2);
-  model.stage.forward(0, micro_batch, {}, true);
+  model.stage.forward(0, micro_batch, {}, {}, true);
   EXPECT_THROW(model.stage.backward_weight(0), InternalError);
-  model.stage.backward_input(0, micro_batch, {});
-  EXPECT_THROW(model.stage.backward_input(0, micro_batch, {}), InternalError);
+  model.stage.backward_input(0, micro_batch, {}, {});
+  EXPECT_THROW(model.stage.backward_input(0, micro_batch, {}, {}), InternalError);
   EXPECT_THROW(model.stage.backward_weight(1), InternalError);
   EXPECT_NO_THROW(model.stage.backward_weight(0));
 }
@@ -197,6 +199,7 @@ TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
   const Shape shape = {2 * 19, config.hidden};
   const Tensor input = host.tensor(DType::fp64, shape, random.normals(elements_of(shape)));
   const Tensor d_output = host.tensor(DType::fp64, shape, random.normals(elements_of(shape)));
+  const Tensor output = host.poisoned(DType::fp64, shape), d_input = host.poisoned(DType::fp64, shape);
   for (const StageRange& range : {whole(config), StageRange{0, 2, true, false}, StageRange{2, 3, false, true}}) {
     RunningModel fresh(config, range), used(config, range);
     used.parameters.zero_gradients(used.execution());
@@ -208,8 +211,9 @@ TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
     for (RunningModel* model : {&fresh, &used}) {
       model->stage.prepare({2, 19}, 1);
       for (const RandomBatch* batch : {&first_batch, &second_batch}) {
-        model->stage.forward(0, batch->view(), range.embedding ? Tensor() : input, true);
-        model->stage.backward(0, batch->view(), range.head ? Tensor() : d_output);
+        model->stage.forward(0, batch->view(), range.embedding ? Tensor() : input, range.head ? Tensor() : output, true);
+        model->stage.backward(0, batch->view(), range.head ? Tensor() : d_output,
+                               range.embedding ? Tensor() : d_input);
       }
     }
     for (std::size_t group = 0; group < fresh.gradients().size(); ++group)

@@ -35,7 +35,7 @@ TEST_P(Decode, GivesTheLogitsOfTheChunkForm) {
       if (state) fill_zero(recurrent.execution(), state);
     RandomBatch batch(shape, config.vocabulary, conversation, false);
     const MicroBatch whole_batch = batch.view();
-    chunked.stage.forward(0, whole_batch, {}, false);
+    chunked.stage.forward(0, whole_batch, {}, {}, false);
     const Tensor expected = host.poisoned(DType::fp64, {shape.tokens(), config.vocabulary});
     chunked.stage.logits(0, expected);
     testing::Values expected_rows, decoded_rows;

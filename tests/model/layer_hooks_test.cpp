@@ -24,14 +24,14 @@ TEST(LayerHooks, FollowThePassesOfAStage) {
   Recorder recorder(model);
   const RandomBatch batch({2, 6}, config.vocabulary, 1, false);
   model.stage.prepare({2, 6}, 1);
-  model.stage.forward(0, batch.view(), {}, true);
+  model.stage.forward(0, batch.view(), {}, {}, true);
   EXPECT_EQ(recorder.calls, (Calls{"forward 0", "forward 1"}));
   recorder.calls.clear();
-  model.stage.backward(0, batch.view(), {});
+  model.stage.backward(0, batch.view(), {}, {});
   EXPECT_EQ(recorder.calls, (Calls{"input 1", "weight 1", "done 1", "input 0", "weight 0", "done 0"}));
   recorder.calls.clear();
-  model.stage.forward(0, batch.view(), {}, true);
-  model.stage.backward_input(0, batch.view(), {});
+  model.stage.forward(0, batch.view(), {}, {}, true);
+  model.stage.backward_input(0, batch.view(), {}, {});
   model.stage.backward_weight(0);
   EXPECT_EQ(recorder.calls, (Calls{"forward 0", "forward 1", "input 1", "input 0", "weight 1", "done 1", "weight 0", "done 0"}));
 }
@@ -49,12 +49,12 @@ TEST(LayerHooks, GradientsAreWholeWhenALayerIsDone) {
     };
     const RandomBatch batch({2, 6}, config.vocabulary, 1, false);
     model.stage.prepare({2, 6}, 1);
-    model.stage.forward(0, batch.view(), {}, true);
+    model.stage.forward(0, batch.view(), {}, {}, true);
     if (apart) {
-      model.stage.backward_input(0, batch.view(), {});
+      model.stage.backward_input(0, batch.view(), {}, {});
       model.stage.backward_weight(0);
     } else {
-      model.stage.backward(0, batch.view(), {});
+      model.stage.backward(0, batch.view(), {}, {});
     }
     EXPECT_EQ(seen.size(), store.size() - 1);   // all but the embedding, which belongs to no layer
     for (const auto& [id, gradient] : seen) {

@@ -102,13 +102,13 @@ class PlacedParameters {
 class RunningModel {
  public:
   explicit RunningModel(const ModelConfig& config, std::optional<StageRange> range = {}, Communicator* tensor = nullptr,
-                        DType dtype = DType::fp64, std::uint64_t seed = 1)
+                        DType dtype = DType::fp64, std::uint64_t seed = 1, Recompute recompute = Recompute::none)
       : self_(make_self_communicator()),
         mesh_({.tensor = tensor == nullptr ? 1 : tensor->size()}, tensor == nullptr ? *self_ : *tensor),
         config_(config),
         parameters(declare_stage(config, range.value_or(whole(config)), 1), mesh_, {dtype, dtype}, execution()),
         context_{execution(), &mesh_.along(Axis::tensor), &parameters},
-        stage(config, range.value_or(whole(config)), context_) {
+        stage(config, range.value_or(whole(config)), context_, recompute) {
     parameters.initialize(seed, execution());
   }
   RunningModel(const RunningModel&) = delete;
@@ -123,14 +123,14 @@ class RunningModel {
   // The scaled loss of one micro-batch, forward only.
   double loss(const MicroBatch& batch) {
     fill_zero(execution(), stage.loss_sum());
-    stage.forward(0, batch, {}, false);
+    stage.forward(0, batch, {}, {}, false);
     return scaled_loss(batch);
   }
   // The same with gradients, added to those of before.
   double loss_and_gradients(const MicroBatch& batch) {
     fill_zero(execution(), stage.loss_sum());
-    stage.forward(0, batch, {}, true);
-    stage.backward(0, batch, {});
+    stage.forward(0, batch, {}, {}, true);
+    stage.backward(0, batch, {}, {});
     return scaled_loss(batch);
   }
   // Of the last forward.

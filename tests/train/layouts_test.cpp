@@ -37,12 +37,14 @@ struct LayoutCase {
   ScheduleKind schedule;
   int micro_batches;
   bool uneven;               // stages of unequal length
+  Recompute recompute;
   std::string overlap = "none";
 
   friend void PrintTo(const LayoutCase& layout, std::ostream* out) { *out << layout.describe(); }
   std::string describe() const {
-    return fmt::format("{}{}, {}, {}, {} micro-batches{}, overlap {}", low_rank ? "tnl3" : "tnl1", documents ? " with documents" : "",
-                       shape.describe(), name_of(schedule), micro_batches, uneven ? ", uneven stages" : "", overlap);
+    return fmt::format("{}{}, {}, {}, {} micro-batches{}, recompute {}, overlap {}", low_rank ? "tnl3" : "tnl1",
+                       documents ? " with documents" : "", shape.describe(), name_of(schedule), micro_batches,
+                       uneven ? ", uneven stages" : "", name_of(recompute), overlap);
   }
 };
 
@@ -85,7 +87,7 @@ std::vector<LayoutCase> generate_cases() {
             ++turn;
             cases.push_back({low_rank, turn % 2 == 0, {tensor, 1, data, pipeline},
                              turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward, micro_batches,
-                             pipeline > 1 && turn % 3 == 0});
+                             pipeline > 1 && turn % 3 == 0, static_cast<Recompute>(turn / 3 % 3)});
           }
         }
   // Sequences shared by every number of ranks, most of which do not divide their 20 tokens, alone and with the other axes;
@@ -100,7 +102,8 @@ std::vector<LayoutCase> generate_cases() {
         const MeshShape shape = {others.tensor, sequence, others.data, others.pipeline};
         cases.push_back({low_rank, turn % 3 != 0, shape,
                          turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward,
-                         std::array{1, 3, 4}[static_cast<std::size_t>(turn) % 3], false, turn % 2 == 0 ? "none" : "sequence"});
+                         std::array{1, 3, 4}[static_cast<std::size_t>(turn) % 3], false,
+                         static_cast<Recompute>(turn / 3 % 3), turn % 2 == 0 ? "none" : "sequence"});
       }
   }
   return cases;
@@ -125,6 +128,7 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
   options.layout.sequence = layout.shape.sequence;
   options.layout.overlap = layout.overlap;
   options.layout.schedule = std::string(name_of(layout.schedule));
+  options.layout.recompute = std::string(name_of(layout.recompute));
   if (layout.uneven) {
     std::vector<std::int64_t> stages(static_cast<std::size_t>(layout.shape.pipeline), 1);
     stages[static_cast<std::size_t>(layout.micro_batches % layout.shape.pipeline)] += options.model.layers - layout.shape.pipeline;
@@ -211,6 +215,7 @@ Reference make_reference(const LayoutCase& layout, const std::filesystem::path& 
   single.shape = {};
   single.uneven = false;
   single.micro_batches = 1;
+  single.recompute = Recompute::none;
   Training training(options_of(single, corpus), make_self_communicator());
   Reference reference;
   training.gradient();
@@ -338,6 +343,8 @@ TEST(LayoutMatrix, HoldsWhatItPromises) {
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches < c.shape.pipeline; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches == c.shape.pipeline; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches > c.shape.pipeline; }), some);
+  for (const Recompute recompute : {Recompute::selective, Recompute::full})
+    EXPECT_GE(count([&](const LayoutCase& c) { return c.recompute == recompute && c.shape.pipeline > 1; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.shape.data > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), some);
 }
 
