@@ -10,8 +10,9 @@
 
 namespace fulmen {
 
-// Scratch memory handed out in stack order. It grows while the first step finds out what is needed and allocates
-// nothing afterwards (`blocks()` stays constant; a test watches it).
+// Scratch memory handed out in stack order. It grows while the first step finds out what is needed: by a block where it
+// must, and once all is given back, blocks become one that holds the most that was ever out at once. Afterwards it
+// allocates nothing (`blocks()` stays constant; a test watches it).
 class Arena {
  public:
   Arena(Device device, MemoryKind kind, MemoryLedger& ledger) : device_(device), kind_(kind), ledger_(&ledger) {}
@@ -22,14 +23,14 @@ class Arena {
   // Everything taken while a Frame lives is given back when it ends. Frames nest.
   class Frame {
    public:
-    explicit Frame(Arena& arena) : arena_(&arena), block_(arena.block_), used_(arena.used_) {}
-    ~Frame() { arena_->block_ = block_, arena_->used_ = used_; }
+    explicit Frame(Arena& arena) : arena_(&arena), block_(arena.block_), used_(arena.used_), taken_(arena.taken_) {}
+    ~Frame() { arena_->block_ = block_, arena_->used_ = used_, arena_->taken_ = taken_; }
     Frame(const Frame&) = delete;
     Frame& operator=(const Frame&) = delete;
 
    private:
     Arena* arena_;
-    std::size_t block_, used_;
+    std::size_t block_, used_, taken_;
   };
 
   std::size_t blocks() const { return blocks_.size(); }
@@ -41,6 +42,8 @@ class Arena {
   std::vector<Buffer> blocks_;
   std::size_t block_ = 0;   // the block in use
   std::size_t used_ = 0;    // bytes of it handed out
+  std::size_t taken_ = 0;   // bytes handed out of all blocks
+  std::size_t most_ = 0;    // that were ever
 };
 
 // Passed to every kernel. A cheap value: the arena and the ledger belong to the run.
