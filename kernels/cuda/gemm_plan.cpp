@@ -14,11 +14,15 @@
 namespace fulmen::cuda {
 namespace {
 
-constexpr int most_candidates = 8;
 // Below this number of operations the first candidate is within what a measurement could tell apart.
 constexpr double least_operations_to_measure = 1e7;
+// From this number on, a few per cent are worth trying many candidates: cuBLASLt's model is not that exact.
+constexpr double large_operations = 1e10;
+constexpr int few_candidates = 8, many_candidates = 32;
+// As many as are measured again, more exactly, after a first trial of all.
+constexpr std::size_t finalists = 6;
 // What a candidate must gain over the one ranked before it.
-constexpr double clearly_faster = 0.98;
+constexpr double clearly_faster = 0.99;
 
 void check(cublasStatus_t status, const char* what, const GemmKind& kind) {
   if (status != CUBLAS_STATUS_SUCCESS)
@@ -76,7 +80,8 @@ std::vector<cublasLtMatmulHeuristicResult_t> candidates(const GemmKind& kind, cu
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, kind.a_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, kind.c_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, kind.c_alignment);
-  std::vector<cublasLtMatmulHeuristicResult_t> results(most_candidates);
+  const int most_candidates = kind.operations() < large_operations ? few_candidates : many_candidates;
+  std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<std::size_t>(most_candidates));
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_of(kind), description, b, a, c, c, preference,
                                                                most_candidates, results.data(), &found);
@@ -169,26 +174,46 @@ void GemmPlan::choose(const Execution& execution, const GemmOperands& operands, 
     sum = elsewhere.data();
   }
   gpu::Event start(execution.device, true), end(execution.device, true);
-  const int repeats = kind_.operations() < 1e10 ? 20 : 3;
-  std::vector<double> seconds(proposed.size(), std::numeric_limits<double>::infinity());
-  for (int round = 0; round < 2; ++round) {
-    for (std::size_t i = 0; i < proposed.size(); ++i) {
-      const auto once = [&] {
-        return launch(execution, operands, sum, proposed[i].algo, workspace) == CUBLAS_STATUS_SUCCESS;
-      };
-      if (!once()) continue;   // warm: its first use loads it. One that is refused is not chosen
-      start.record(execution.stream);
-      bool launched = true;
-      for (int repeat = 0; repeat < repeats; ++repeat) launched = once() && launched;
-      end.record(execution.stream);
-      end.synchronize();
-      if (launched) seconds[i] = std::min(seconds[i], end.seconds_since(start));
-    }
+  // Seconds for each call, infinite for one that is refused.
+  const auto measure = [&](std::size_t i, int repeats) {
+    const auto once = [&] {
+      return launch(execution, operands, sum, proposed[i].algo, workspace) == CUBLAS_STATUS_SUCCESS;
+    };
+    if (!once()) return std::numeric_limits<double>::infinity();   // warm: its first use loads it
+    start.record(execution.stream);
+    bool launched = true;
+    for (int repeat = 0; repeat < repeats; ++repeat) launched = once() && launched;
+    end.record(execution.stream);
+    end.synchronize();
+    return launched ? end.seconds_since(start) / repeats : std::numeric_limits<double>::infinity();
+  };
+  const bool large = kind_.operations() >= large_operations;
+  std::vector<double> seconds(proposed.size());
+  std::vector<std::size_t> order(proposed.size());
+  for (std::size_t i = 0; i < proposed.size(); ++i) {
+    order[i] = i;
+    seconds[i] = measure(i, large ? 1 : 20);
   }
-  std::size_t best = 0;
-  for (std::size_t i = 1; i < proposed.size(); ++i)
+  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return seconds[i]; });
+  order.resize(std::min(order.size(), finalists));
+  std::ranges::sort(order);   // as cuBLASLt ranks them again
+  for (const std::size_t i : order) seconds[i] = std::numeric_limits<double>::infinity();
+  for (int round = 0; round < 3; ++round)
+    for (const std::size_t i : order) seconds[i] = std::min(seconds[i], measure(i, large ? 3 : 20));
+  std::size_t best = order.front();
+  for (const std::size_t i : order)
     if (seconds[i] < clearly_faster * seconds[best]) best = i;
   algorithm_ = proposed[best].algo;
+}
+
+bool GemmPlan::choose_as(const GemmPlan& other) {
+  cublasLtMatmulHeuristicResult_t result{};
+  const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle_of(kind_), description_, b_layout_, a_layout_, c_layout_,
+                                                        c_layout_, &other.algorithm_, &result);
+  const bool usable = status == CUBLAS_STATUS_SUCCESS && result.state == CUBLAS_STATUS_SUCCESS &&
+                      result.workspaceSize <= static_cast<std::size_t>(gemm_workspace_bytes);
+  if (usable) algorithm_ = other.algorithm_;
+  return usable;
 }
 
 const GemmPlan& gemm_plan(const Execution& execution, const GemmKind& kind, const GemmOperands& operands,
@@ -199,8 +224,13 @@ const GemmPlan& gemm_plan(const Execution& execution, const GemmKind& kind, cons
   const auto known = plans.find(kind);
   if (known != plans.end()) return known->second;
   GemmPlan& plan = plans.try_emplace(kind, kind).first->second;
+  // What is best for a product alone is for adding it, which is not so easily measured.
+  GemmKind writing = kind;
+  writing.accumulate = false;
   try {
-    plan.choose(execution, operands, workspace);
+    const auto alone = plans.find(writing);
+    const bool follows = kind.accumulate && !kind.deterministic && alone != plans.end() && plan.choose_as(alone->second);
+    if (!follows) plan.choose(execution, operands, workspace);
   } catch (...) {
     plans.erase(kind);   // the next use must choose, too
     throw;

@@ -48,6 +48,8 @@ class GemmPlan {
   // deterministic mode, where a run must choose as any other does, nor in a stream that is being captured. Leaves c as
   // it was when the product is added to it; undefined, and about to be written, when not.
   void choose(const Execution& execution, const GemmOperands& operands, void* workspace);
+  // Takes the other's algorithm, if it can compute this kind.
+  bool choose_as(const GemmPlan& other);
   void run(const Execution& execution, const GemmOperands& operands, void* workspace) const;
 
  private:
