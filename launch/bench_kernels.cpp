@@ -30,7 +30,7 @@ struct KernelShapes {
   std::int64_t batch, length, hidden, heads, glu, vocabulary, layers;
   std::int64_t tokens() const { return batch * length; }
   // The loss is formed on chunks of tokens, so that the logits of all of them never exist.
-  std::int64_t loss_tokens() const { return std::min<std::int64_t>(tokens(), 4096); }
+  std::int64_t loss_tokens() const { return std::min<std::int64_t>(tokens(), 8192); }
 };
 
 // Small on the CPU; on a GPU those of transnormer-1b in a micro-batch of 8 sequences.
