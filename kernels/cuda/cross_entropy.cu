@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(most_row_threads)
                  Accumulated<T>* maximum, Accumulated<T>* exp_sum, Accumulated<T>* target_logit) {
   using A = Accumulated<T>;
   __shared__ A shared_maxima[most_row_threads / lanes_of_warp], shared_sums[most_row_threads / lanes_of_warp];
-  const std::int64_t row = blockIdx.x;
+  const std::int64_t row = block_from_the_end();   // and backward from the first on, which is then in the L2 cache
   const T* const x = logits.at(row, 0);
   const int packets = valid / length, threads = blockDim.x;
   Exponentials<A> own;

@@ -48,6 +48,10 @@ Rows<T> rows_of(const Tensor& x) {
   return x ? Rows<T>{pointer_to<T>(x), x.stride(0)} : Rows<T>{};
 }
 
+// Blocks start in the order of their numbers, and passes take rows from the last to the first: a product before them has
+// written the last rows last, so that those are still in the L2 cache, and the product after them reads the first first.
+__device__ __forceinline__ unsigned block_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
+
 // How rows are spread: blockDim.x threads over each row, blockDim.y rows in a block of `block_threads` at most.
 struct PassGrid {
   dim3 block;
@@ -80,8 +84,8 @@ template <int length, class Operation>
 __global__ void __launch_bounds__(pass_threads)
     pass_kernel(const Operation whole, std::int64_t rows, std::int64_t width, unsigned chunks) {
   constexpr int items = Operation::items;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x / chunks) * blockDim.y + threadIdx.y;
-  const unsigned chunk = blockIdx.x % chunks;
+  const unsigned block = block_from_the_end(), chunk = block % chunks;
+  const std::int64_t row = static_cast<std::int64_t>(block / chunks) * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   const auto operation = for_row(whole, row);
   const std::int64_t packets = width / length;
@@ -149,7 +153,7 @@ __global__ void __launch_bounds__(reduction_threads)
   using Sum = typename Operation::Sum;
   __shared__ Sum shared[reduction_threads / lanes_of_warp];
   const int threads = whole ? lanes_of_warp : static_cast<int>(blockDim.x);
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const std::int64_t row = static_cast<std::int64_t>(block_from_the_end()) * blockDim.y + threadIdx.y;
   if (whole && row >= rows) return;
   // Otherwise threads without a row stay for the barrier.
   const int packets = row < rows ? width / length : 0, stride = threads * items;

@@ -35,7 +35,7 @@ struct GatherRow {
 
 template <class T>
 struct Gather {
-  static constexpr int items = items_for(1);
+  static constexpr int items = 8;   // the loads of a row wait for that of its token: all of them then, by one warp
   const std::int32_t* tokens;
   Rows<T> weight, out;
   std::int64_t first, rows;
@@ -51,7 +51,7 @@ struct Gather {
 // run is what one row has of them. Runs within a window are added to d_weight where they are found. Of runs that reach
 // over an end of their window, each window leaves the sum of its part, and a second kernel adds the parts in order:
 // thus a token that fills half of the batch is summed by as many blocks as it has windows. Nothing depends on timing.
-constexpr int window = 32;
+constexpr int window = 16;   // so that an H200 has several blocks a multiprocessor one after the other
 constexpr int window_threads = 256;
 constexpr int window_batch = 4;   // positions whose loads are in flight together
 constexpr int gradient_packet = 4;

@@ -12,7 +12,7 @@
 namespace fulmen::cuda {
 namespace {
 
-constexpr int step_threads = 256;
+constexpr int step_threads = 512;   // with rows_in_flight each, they have a head of width 128 on its way at once
 constexpr int staged_keys = 1024;   // keys and queries held in shared memory at a time
 constexpr int rows_in_flight = 8;   // state vectors that a thread loads before it uses the first
 constexpr int least_bytes = 64;     // of a row of the state in one block: what memory transfers at once
@@ -57,7 +57,7 @@ __device__ void sum_over_rows(Packet<A, size>* sums, int column, int group, int 
 
 // grid: (batch * heads, blocks of a head). square_sums [batch * heads, blocks of a head], or null.
 template <class T, int size>
-__global__ void __launch_bounds__(step_threads, 4)
+__global__ void __launch_bounds__(step_threads, 2)
     step_kernel(StepShape shape, HeadsView<const T> query, HeadsView<const T> key, HeadsView<const T> value,
                 Activation query_key_activation, Activation value_activation, Rotation rotation, const double* slope,
                 Accumulated<T>* state, HeadsView<T> output, Accumulated<T>* square_sums) {

@@ -144,7 +144,7 @@ TEST(Embedding, BackwardOfRunsOfEveryLength) {
   Random random(103000);
   for (const DType dtype : testing::test_dtypes()) {
     // Counts around multiples of what a GPU sums together; few different tokens, then nearly all different.
-    for (const std::int64_t count : {1, 2, 31, 32, 33, 64, 65, 96, 500})
+    for (const std::int64_t count : {1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 96, 500})
       for (const std::int64_t vocabulary : {1, 3, 2000})
         check_backward(dtype, count, 12, 0, vocabulary, 0, vocabulary, -1, random);
     for (const std::int64_t width : testing::wide_widths)
