@@ -150,6 +150,10 @@ void KernelBench::run_loss() {
     cross_entropy_backward(execution_, logits, targets, weights, 0, shapes_.vocabulary, maximum, exp_sum, scale,
                            logits);
   });
+  const Tensor losses = tensors_.allocate(DType::fp64, {tokens});
+  measure("cross entropy with gradient", [&] {
+    cross_entropy_with_gradient(execution_, logits, targets, weights, shapes_.vocabulary, scale, losses, logits);
+  });
 }
 
 void KernelBench::run_embedding() {
@@ -187,7 +191,7 @@ void KernelBench::run_all() {
             "gated norm forward", "gated norm backward", "gated norm backward, split"},
            [&] { run_norms(); });
   run_part({"gated unit forward", "gated unit backward"}, [&] { run_gated_unit(); });
-  run_part({"cross entropy forward", "cross entropy backward"}, [&] { run_loss(); });
+  run_part({"cross entropy forward", "cross entropy backward", "cross entropy with gradient"}, [&] { run_loss(); });
   run_part({"embedding forward", "embedding backward"}, [&] { run_embedding(); });
   run_part({"adamw", "gradient norm", "copy"}, [&] { run_flat(); });
 }

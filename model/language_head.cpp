@@ -83,10 +83,15 @@ void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std:
   const Arena::Frame frame(*execution.scratch);
 
   const Tensor logits = execution.scratch->take(type, {tokens, columns_});
+  linear_forward(execution, part(normed), parameters.weight(projection_), logits);
+  if (d_normed && context_.tensor->size() == 1) {
+    cross_entropy_with_gradient(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.size(),
+                                micro_batch.loss_scale, part(losses), logits);
+    return backward(logits, part(normed), part(d_normed));
+  }
   const Tensor maximum = execution.scratch->take(wide, {tokens});
   const Tensor sums = execution.scratch->take(wide, {2, tokens});   // of exponentials, and the target's logit
   const Tensor exp_sum = sums.select(0, 0), target_logit = sums.select(0, 1);
-  linear_forward(execution, part(normed), parameters.weight(projection_), logits);
   cross_entropy_local(execution, logits, part(micro_batch.targets), rows_.begin, rows_.size(), maximum, exp_sum, target_logit);
   Tensor global_maximum = maximum;
   if (context_.tensor->size() > 1) {
@@ -100,8 +105,12 @@ void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std:
   if (!d_normed) return;
   cross_entropy_backward(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.begin, rows_.size(),
                          global_maximum, exp_sum, micro_batch.loss_scale, logits);
-  linear_backward_input(execution, logits, parameters.weight(projection_), part(d_normed));
-  add_weight_gradient(context_, projection_, logits, part(normed));
+  backward(logits, part(normed), part(d_normed));
+}
+
+void LanguageHead::backward(const Tensor& d_logits, const Tensor& normed, const Tensor& d_normed) {
+  linear_backward_input(context_.execution, d_logits, context_.parameters->weight(projection_), d_normed);
+  add_weight_gradient(context_, projection_, d_logits, normed);
 }
 
 void LanguageHead::logits(int slot, const Tensor& out) const {

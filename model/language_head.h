@@ -36,6 +36,8 @@ class LanguageHead {
   // One chunk of tokens. d_normed is null when no gradient is wanted.
   void chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed, const Tensor& losses,
              const Tensor& d_normed);
+  // The products of a chunk's backward pass.
+  void backward(const Tensor& d_logits, const Tensor& normed, const Tensor& d_normed);
 
   const ModelContext& context_;
   ParameterId projection_;

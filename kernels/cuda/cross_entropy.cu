@@ -1,4 +1,5 @@
-// Cross entropy on a GPU: a block per row of logits; one reading of them forward, one reading and one writing backward.
+// Cross entropy on a GPU: a block per row of logits; one reading of them forward, one reading and one writing backward,
+// or one of each for both where a block's registers hold a row.
 #include "kernels/cuda/cross_entropy.h"
 
 #include "kernels/cuda/device_activation.cuh"
@@ -12,11 +13,16 @@ namespace {
 constexpr int row_items = 4;
 constexpr int most_row_threads = 256;   // several blocks on a multiprocessor hide each other's first and last accesses
 constexpr int vector_threads = 256;
+constexpr int held_threads = 1024, held_packets = 8;   // at most, of a row that is held; packets of a thread
 
 template <class A>
 __device__ __forceinline__ A minus_infinity() {
   return -static_cast<A>(INFINITY);
 }
+
+// The other one where one is NaN.
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 
 // The target's column here, or -1 when another rank holds it.
 __device__ __forceinline__ std::int64_t local_column(std::int32_t target, std::int64_t first, int valid) {
@@ -139,6 +145,83 @@ __global__ void __launch_bounds__(most_row_threads)
   }
 }
 
+// Losses and gradients of rows that stay in registers in between. Padded columns become minus infinity, whose share is 0.
+template <int length, class T>
+__global__ void __launch_bounds__(held_threads, 1)
+    held_row_kernel(Rows<const T> logits, const std::int32_t* targets, const float* weights, int valid, int columns,
+                    const double* scale, double* losses, Rows<T> d_logits) {
+  using A = Accumulated<T>;
+  __shared__ A shared_maxima[held_threads / lanes_of_warp], shared_sums[held_threads / lanes_of_warp];
+  const std::int64_t row = block_from_the_end();
+  const T* const x = logits.at(row, 0);
+  T* const d_x = d_logits.at(row, 0);
+  const int packets = columns / length, threads = blockDim.x;
+  const auto has = [&](int i) { return static_cast<int>(threadIdx.x) + i * threads < packets; };
+  const auto column_of = [&](int i) { return (static_cast<int>(threadIdx.x) + i * threads) * length; };
+  const double weight = weights[row];
+  if (weight == 0) {
+    const Packet<T, length> zeros = make_packet<T, length>([](int) { return A(0); });
+#pragma unroll
+    for (int i = 0; i < held_packets; ++i)
+      if (has(i)) store_packet(d_x + column_of(i), zeros);
+    if (threadIdx.x == 0) losses[row] = 0.0;
+    return;
+  }
+  Packet<T, length> loaded[held_packets];
+#pragma unroll
+  for (int i = 0; i < held_packets; ++i)
+    if (has(i)) loaded[i] = load_packet<length>(x + column_of(i));
+  const auto target = static_cast<int>(local_column(targets[row], 0, valid));
+  const A factor = static_cast<A>(*scale * weight);
+  const A target_logit = target < 0 ? A(0) : to_accumulated(x[target]);   // before anything is stored, perhaps in its place
+
+  Exponentials<A> own;
+#pragma unroll
+  for (int i = 0; i < held_packets; ++i) {
+    if (!has(i)) break;
+    if (const int column = column_of(i); column + length > valid) {
+      const Packet<T, length> padded = loaded[i];
+      loaded[i] = make_packet<T, length>([&](int j) { return column + j < valid ? padded[j] : minus_infinity<A>(); });
+    }
+#pragma unroll
+    for (int j = 0; j < length; ++j) own.maximum = larger(loaded[i][j], own.maximum);
+  }
+  own.maximum = maximum_of_block(own.maximum, shared_maxima);
+  const A shift = own.shift();
+#pragma unroll
+  for (int i = 0; i < held_packets; ++i) {
+    keep_packed(loaded[i]);
+    if (!has(i)) break;
+#pragma unroll
+    for (int j = 0; j < length; ++j) own.sum += exponential(loaded[i][j] - shift);
+  }
+  A sum = sum_of_row(own.sum, shared_sums);
+  if (own.maximum == minus_infinity<A>()) sum = static_cast<A>(NAN);   // no number above minus infinity
+  if (threadIdx.x == 0)
+    losses[row] = weight * (log(static_cast<double>(sum)) + static_cast<double>(own.maximum) -
+                            static_cast<double>(target_logit));
+  const A ratio = factor / sum;
+#pragma unroll
+  for (int i = 0; i < held_packets; ++i) {
+    keep_packed(loaded[i]);
+    if (!has(i)) break;
+    const int column = column_of(i);
+    A gradients[length];
+#pragma unroll
+    for (int j = 0; j < length; ++j) gradients[j] = ratio * exponential(loaded[i][j] - shift);
+    if (target >= column && target < column + length) {
+#pragma unroll
+      for (int j = 0; j < length; ++j) gradients[j] -= column + j == target ? factor : A(0);
+    }
+    if (column + length > valid) {
+#pragma unroll
+      for (int j = 0; j < length; ++j)
+        if (column + j >= valid) gradients[j] = A(0);
+    }
+    store_packet(d_x + column, make_packet<T, length>([&](int j) { return gradients[j]; }));
+  }
+}
+
 template <class A>
 __global__ void rescale_kernel(const A* local_maximum, const A* global_maximum, A* exp_sum, std::int64_t count) {
   const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * vector_threads + threadIdx.x;
@@ -226,6 +309,28 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
     });
   });
   FULMEN_CUDA_CHECK_LAUNCH();
+}
+
+bool cross_entropy_with_gradient(const Execution& execution, const Tensor& logits, const Tensor& targets,
+                                 const Tensor& weights, std::int64_t valid, const Tensor& scale, const Tensor& losses,
+                                 const Tensor& d_logits) {
+  check_columns(logits);
+  bool held = false;
+  dispatch_floating(logits.dtype(), [&]<class T>(T) {
+    const std::int64_t columns = logits.size(1);
+    const bool aligned = columns % row_packet<T> == 0 && packets_aligned(row_packet<T>, {logits, d_logits});
+    dispatch_length<row_packet<T>>(aligned, [&](auto length) {
+      const std::int64_t needed = divide_up(columns / length.value, held_packets);
+      held = needed <= held_threads;
+      if (!held) return;
+      const int threads = std::max(lanes_of_warp, round_threads(needed, held_threads));
+      held_row_kernel<length.value><<<static_cast<unsigned>(logits.size(0)), threads, 0, stream_of(execution)>>>(
+          read_rows<T>(logits), pointer_to<std::int32_t>(targets), pointer_to<float>(weights), static_cast<int>(valid),
+          static_cast<int>(columns), pointer_to<double>(scale), pointer_to<double>(losses), rows_of<T>(d_logits));
+      FULMEN_CUDA_CHECK_LAUNCH();
+    });
+  });
+  return held;
 }
 
 }  // namespace fulmen::cuda

@@ -32,6 +32,21 @@ struct Result {
   Values losses, d_logits;
 };
 
+// All of it in one call.
+Result whole_cross_entropy(const Problem& p, DType dtype, std::int64_t padding, double scale, bool in_place) {
+  Host host;
+  const Tensor logits = host.poisoned_strided(dtype, p.tokens, p.vocabulary + padding, 2);   // padded columns stay NaN
+  testing::write(logits.slice(1, 0, p.vocabulary), p.logits);
+  const Tensor d_logits = in_place ? logits : host.poisoned_strided(dtype, p.tokens, p.vocabulary + padding, 3);
+  const Tensor losses = host.poisoned(DType::fp64, {p.tokens});
+  cross_entropy_with_gradient(host.execution, logits, host.integers<std::int32_t>({p.tokens}, p.targets),
+                              host.integers<float>({p.tokens}, p.weights), p.vocabulary,
+                              host.tensor(DType::fp64, {1}, {scale}), losses, d_logits);
+  for (const double padded : testing::read(d_logits.slice(1, p.vocabulary, p.vocabulary + padding)))
+    EXPECT_EQ(padded, 0.0) << "padding";
+  return {testing::read(losses), testing::read(d_logits.slice(1, 0, p.vocabulary))};
+}
+
 // The vocabulary cut over `ranks`, each holding `local` columns, some of the last ones padding.
 Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_t padding, double scale,
                            bool in_place) {
@@ -89,11 +104,12 @@ Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_
 TEST(CrossEntropy, EqualsTheOracleHoweverItIsSplit) {
   std::uint64_t stream = 90000;
   for (const std::int64_t vocabulary : {1, 2, 17, 64, 300}) {
-    for (const int ranks : {1, 2, 3, 8}) {
+    for (const int ranks : {1, 2, 3, 8}) {   // 1: whole, in one call
       for (const DType dtype : testing::test_dtypes()) {
         Random random(++stream);
         const Problem p = random_problem(random.integer(1, 30), vocabulary, dtype, 3.0, random);
-        const auto actual = split_cross_entropy(p, dtype, ranks, stream % 3, 0.37, stream % 2 == 0);
+        const auto actual = ranks == 1 ? whole_cross_entropy(p, dtype, stream % 3, 0.37, stream % 2 == 0)
+                                       : split_cross_entropy(p, dtype, ranks, stream % 3, 0.37, stream % 2 == 0);
         const double tolerance = testing::tolerance_of(dtype);
         const std::string what = fmt::format("vocabulary {} on {} ranks", vocabulary, ranks);
         testing::expect_close(actual.losses, reference::cross_entropy(p.logits, p.targets, p.weights, vocabulary),
@@ -112,18 +128,20 @@ TEST(CrossEntropy, MaskedRowsAreExactlyZeroAndExtremesStayFinite) {
     for (const double size : {1e4, 1e30}) {
       Problem p = random_problem(40, 50, dtype, size, random);
       p.weights[0] = 0;
-      const auto actual = split_cross_entropy(p, dtype, 2, 1, 2.0, false);
-      for (std::int64_t t = 0; t < p.tokens; ++t) {
-        EXPECT_TRUE(std::isfinite(actual.losses[t]));
-        for (std::int64_t j = 0; j < p.vocabulary; ++j) {
-          const double d = actual.d_logits[t * p.vocabulary + j];
-          EXPECT_TRUE(std::isfinite(d));
-          EXPECT_TRUE(p.weights[t] != 0 || d == 0.0);
+      for (const auto& actual :
+           {split_cross_entropy(p, dtype, 2, 1, 2.0, false), whole_cross_entropy(p, dtype, 6, 2.0, false)}) {
+        for (std::int64_t t = 0; t < p.tokens; ++t) {
+          EXPECT_TRUE(std::isfinite(actual.losses[t]));
+          for (std::int64_t j = 0; j < p.vocabulary; ++j) {
+            const double d = actual.d_logits[t * p.vocabulary + j];
+            EXPECT_TRUE(std::isfinite(d));
+            EXPECT_TRUE(p.weights[t] != 0 || d == 0.0);
+          }
+          EXPECT_TRUE(p.weights[t] != 0 || actual.losses[t] == 0.0);
         }
-        EXPECT_TRUE(p.weights[t] != 0 || actual.losses[t] == 0.0);
+        testing::expect_close(actual.losses, reference::cross_entropy(p.logits, p.targets, p.weights, p.vocabulary),
+                              testing::tolerance_of(accumulation_dtype(dtype)), "losses");
       }
-      testing::expect_close(actual.losses, reference::cross_entropy(p.logits, p.targets, p.weights, p.vocabulary),
-                            testing::tolerance_of(accumulation_dtype(dtype)), "losses");
     }
   }
 }
@@ -153,6 +171,26 @@ TEST(CrossEntropy, UnmaskedNaNReachesTheLoss) {
   EXPECT_TRUE(std::isnan(testing::read(losses)[0]));
 }
 
+TEST(CrossEntropy, InOneCallWhatIsNotFinite) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  for (const DType dtype : testing::test_dtypes()) {
+    for (const std::int64_t columns : {8, 100, 5000}) {
+      const auto loss_of = [&](double base, double special, float weight) {
+        Problem p{1, columns, Values(columns, base), {0}, {weight}};
+        p.logits[columns / 2] = special;
+        return whole_cross_entropy(p, dtype, 0, 1.0, true);
+      };
+      testing::expect_close(loss_of(2.0, -infinity, 1.0f).losses, {std::log(columns - 1.0)}, 1e-6, "minus infinity");
+      for (const double special : {std::nan(""), infinity})
+        EXPECT_TRUE(std::isnan(loss_of(2.0, special, 1.0f).losses[0])) << special;
+      EXPECT_TRUE(std::isnan(loss_of(-infinity, -infinity, 1.0f).losses[0]));
+      const Result masked = loss_of(2.0, std::nan(""), 0.0f);
+      EXPECT_EQ(masked.losses, Values{0.0});
+      EXPECT_EQ(masked.d_logits, Values(columns, 0.0));
+    }
+  }
+}
+
 TEST(CrossEntropy, BackwardEqualsFiniteDifferences) {
   Random random(92000);
   Host host;
@@ -169,7 +207,11 @@ TEST(CrossEntropy, BackwardEqualsFiniteDifferences) {
   loss();
   cross_entropy_backward(host.execution, logits, targets, weights, 0, 11, maximum, exp_sum,
                          host.tensor(DType::fp64, {1}, {0.7}), d_logits);
-  testing::expect_close(d_logits, testing::finite_differences(logits, 1e-3, loss), 1e-8, "d_logits");
+  const Values expected = testing::finite_differences(logits, 1e-3, loss);
+  testing::expect_close(d_logits, expected, 1e-8, "d_logits");
+  cross_entropy_with_gradient(host.execution, logits, targets, weights, 11, host.tensor(DType::fp64, {1}, {0.7}),
+                              losses, d_logits);
+  testing::expect_close(d_logits, expected, 1e-8, "d_logits in one call");
 }
 
 // Rows of `vocabulary` logits, then `padding` columns of NaN, as a slice at `offset`. Against the definition, with each
@@ -212,13 +254,24 @@ void check_wide(DType dtype, std::int64_t tokens, std::int64_t vocabulary, std::
   // The logits are what the dtype holds, so the sums are as good as those of fp32.
   testing::expect_close(loss, losses, testing::tolerance_of(sums_dtype), "losses");
   testing::expect_close(target, d_logits, testing::tolerance_of(dtype), "d_logits");
-  target.expect_margins_untouched();
-  const Values actual = testing::read(target.part);
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t from = p.weights[t] == 0 ? 0 : vocabulary;
-    for (std::int64_t j = from; j < vocabulary + padding; ++j)
-      ASSERT_EQ(actual[t * (vocabulary + padding) + j], 0.0) << "row " << t << ", column " << j;
-  }
+  const auto expect_zeros_and_margins = [&](const testing::Sliced& written) {
+    written.expect_margins_untouched();
+    const Values actual = testing::read(written.part);
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const std::int64_t from = p.weights[t] == 0 ? 0 : vocabulary;
+      for (std::int64_t j = from; j < vocabulary + padding; ++j)
+        ASSERT_EQ(actual[t * (vocabulary + padding) + j], 0.0) << "row " << t << ", column " << j;
+    }
+  };
+  expect_zeros_and_margins(target);
+  const testing::Sliced again(host, dtype, tokens, vocabulary + padding, offset);
+  const testing::Sliced apart(host, dtype, tokens, vocabulary + padding, offset);
+  testing::write(again.part.slice(1, 0, vocabulary), p.logits);
+  cross_entropy_with_gradient(host.execution, again, targets, weights, vocabulary,
+                              host.tensor(DType::fp64, {1}, {scale}), loss, in_place ? again : apart);
+  testing::expect_close(loss, losses, testing::tolerance_of(sums_dtype), "losses in one call");
+  testing::expect_close(in_place ? again : apart, d_logits, testing::tolerance_of(dtype), "d_logits in one call");
+  expect_zeros_and_margins(in_place ? again : apart);
 }
 
 TEST(CrossEntropy, EqualsTheOracleAtEveryWidthAndAlignment) {
