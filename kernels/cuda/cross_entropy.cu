@@ -1,5 +1,5 @@
 // Cross entropy on a GPU: a block per row of logits; one reading of them forward, one reading and one writing backward,
-// or one of each for both where a block's registers hold a row.
+// or one of each for both where a block can hold a row.
 #include "kernels/cuda/cross_entropy.h"
 
 #include "kernels/cuda/device_activation.cuh"
@@ -13,7 +13,7 @@ namespace {
 constexpr int row_items = 4;
 constexpr int most_row_threads = 256;   // several blocks on a multiprocessor hide each other's first and last accesses
 constexpr int vector_threads = 256;
-constexpr int held_threads = 1024, held_packets = 8;   // at most, of a row that is held; packets of a thread
+constexpr int held_threads = 512;   // at most, of a row that stays on the chip
 
 template <class A>
 __device__ __forceinline__ A minus_infinity() {
@@ -145,70 +145,101 @@ __global__ void __launch_bounds__(most_row_threads)
   }
 }
 
-// Losses and gradients of rows that stay in registers in between. Padded columns become minus infinity, whose share is 0.
+// A row's packets in a block: a thread's first ones in registers, the others in its own places of shared memory, so that
+// two blocks find room and one computes while the other loads or stores.
 template <int length, class T>
-__global__ void __launch_bounds__(held_threads, 1)
+struct HeldRow {
+  static constexpr int of_registers = 8, of_shared = length > 1 ? 8 : 0, most = of_registers + of_shared;   // of a thread
+  Packet<T, length> registers[of_registers];
+  Packet<T, length>* shared;
+
+  static constexpr std::size_t shared_bytes(int threads) {
+    return sizeof(Packet<T, length>) * static_cast<std::size_t>(of_shared * threads);
+  }
+  __device__ __forceinline__ void load(const T* row, int packets) {
+    const int threads = blockDim.x;
+#pragma unroll
+    for (int i = 0; i < of_registers; ++i)
+      if (const int packet = threadIdx.x + i * threads; packet < packets)
+        registers[i] = load_packet<length>(row + packet * length);
+    if constexpr (of_shared > 0) {
+      static_assert(sizeof(Packet<T, length>) == 16);
+      for (int packet = threadIdx.x + of_registers * threads; packet < packets; packet += threads) {
+        const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared + packet - of_registers * threads));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                     "l"(__cvta_generic_to_global(row + packet * length))
+                     : "memory");
+      }
+    }
+  }
+  // Calls f(packet&, column) for each of the thread's packets.
+  template <class F>
+  __device__ __forceinline__ void for_each(int packets, const F& f) {
+    const int threads = blockDim.x;
+#pragma unroll
+    for (int i = 0; i < of_registers; ++i) {
+      keep_packed(registers[i]);
+      if (const int packet = threadIdx.x + i * threads; packet < packets) f(registers[i], packet * length);
+    }
+    if constexpr (of_shared > 0) {
+      asm volatile("cp.async.wait_all;" ::: "memory");   // it reads what it loaded itself
+      for (int packet = threadIdx.x + of_registers * threads; packet < packets; packet += threads)
+        f(shared[packet - of_registers * threads], packet * length);
+    }
+  }
+};
+
+// Losses and gradients of rows that stay on the chip in between. Padded columns become minus infinity, whose share is 0.
+template <int length, class T>
+__global__ void __launch_bounds__(held_threads, 2)
     held_row_kernel(Rows<const T> logits, const std::int32_t* targets, const float* weights, int valid, int columns,
                     const double* scale, double* losses, Rows<T> d_logits) {
   using A = Accumulated<T>;
+  extern __shared__ __align__(16) unsigned char shared_packets[];
   __shared__ A shared_maxima[held_threads / lanes_of_warp], shared_sums[held_threads / lanes_of_warp];
   const std::int64_t row = block_from_the_end();
   const T* const x = logits.at(row, 0);
   T* const d_x = d_logits.at(row, 0);
-  const int packets = columns / length, threads = blockDim.x;
-  const auto has = [&](int i) { return static_cast<int>(threadIdx.x) + i * threads < packets; };
-  const auto column_of = [&](int i) { return (static_cast<int>(threadIdx.x) + i * threads) * length; };
+  const int packets = columns / length;
   const double weight = weights[row];
   if (weight == 0) {
     const Packet<T, length> zeros = make_packet<T, length>([](int) { return A(0); });
-#pragma unroll
-    for (int i = 0; i < held_packets; ++i)
-      if (has(i)) store_packet(d_x + column_of(i), zeros);
+    for (int packet = threadIdx.x; packet < packets; packet += blockDim.x) store_packet(d_x + packet * length, zeros);
     if (threadIdx.x == 0) losses[row] = 0.0;
     return;
   }
-  Packet<T, length> loaded[held_packets];
-#pragma unroll
-  for (int i = 0; i < held_packets; ++i)
-    if (has(i)) loaded[i] = load_packet<length>(x + column_of(i));
+  HeldRow<length, T> held;
+  held.shared = reinterpret_cast<Packet<T, length>*>(shared_packets);
+  held.load(x, packets);
   const auto target = static_cast<int>(local_column(targets[row], 0, valid));
   const A factor = static_cast<A>(*scale * weight);
   const A target_logit = target < 0 ? A(0) : to_accumulated(x[target]);   // before anything is stored, perhaps in its place
 
   Exponentials<A> own;
-#pragma unroll
-  for (int i = 0; i < held_packets; ++i) {
-    if (!has(i)) break;
-    if (const int column = column_of(i); column + length > valid) {
-      const Packet<T, length> padded = loaded[i];
-      loaded[i] = make_packet<T, length>([&](int j) { return column + j < valid ? padded[j] : minus_infinity<A>(); });
+  held.for_each(packets, [&](Packet<T, length>& packet, int column) {
+    if (column + length > valid) {
+      const Packet<T, length> padded = packet;
+      packet = make_packet<T, length>([&](int j) { return column + j < valid ? padded[j] : minus_infinity<A>(); });
     }
 #pragma unroll
-    for (int j = 0; j < length; ++j) own.maximum = larger(loaded[i][j], own.maximum);
-  }
+    for (int j = 0; j < length; ++j) own.maximum = larger(packet[j], own.maximum);
+  });
   own.maximum = maximum_of_block(own.maximum, shared_maxima);
   const A shift = own.shift();
+  held.for_each(packets, [&](Packet<T, length>& packet, int) {
 #pragma unroll
-  for (int i = 0; i < held_packets; ++i) {
-    keep_packed(loaded[i]);
-    if (!has(i)) break;
-#pragma unroll
-    for (int j = 0; j < length; ++j) own.sum += exponential(loaded[i][j] - shift);
-  }
+    for (int j = 0; j < length; ++j) own.sum += exponential(packet[j] - shift);
+  });
   A sum = sum_of_row(own.sum, shared_sums);
   if (own.maximum == minus_infinity<A>()) sum = static_cast<A>(NAN);   // no number above minus infinity
   if (threadIdx.x == 0)
     losses[row] = weight * (log(static_cast<double>(sum)) + static_cast<double>(own.maximum) -
                             static_cast<double>(target_logit));
   const A ratio = factor / sum;
-#pragma unroll
-  for (int i = 0; i < held_packets; ++i) {
-    keep_packed(loaded[i]);
-    if (!has(i)) break;
-    const int column = column_of(i);
+  held.for_each(packets, [&](Packet<T, length>& packet, int column) {
     A gradients[length];
 #pragma unroll
-    for (int j = 0; j < length; ++j) gradients[j] = ratio * exponential(loaded[i][j] - shift);
+    for (int j = 0; j < length; ++j) gradients[j] = ratio * exponential(packet[j] - shift);
     if (target >= column && target < column + length) {
 #pragma unroll
       for (int j = 0; j < length; ++j) gradients[j] -= column + j == target ? factor : A(0);
@@ -219,7 +250,7 @@ __global__ void __launch_bounds__(held_threads, 1)
         if (column + j >= valid) gradients[j] = A(0);
     }
     store_packet(d_x + column, make_packet<T, length>([&](int j) { return gradients[j]; }));
-  }
+  });
 }
 
 template <class A>
@@ -320,11 +351,17 @@ bool cross_entropy_with_gradient(const Execution& execution, const Tensor& logit
     const std::int64_t columns = logits.size(1);
     const bool aligned = columns % row_packet<T> == 0 && packets_aligned(row_packet<T>, {logits, d_logits});
     dispatch_length<row_packet<T>>(aligned, [&](auto length) {
-      const std::int64_t needed = divide_up(columns / length.value, held_packets);
+      using Row = HeldRow<length.value, T>;
+      const std::int64_t needed = divide_up(columns / length.value, Row::most);
       held = needed <= held_threads;
       if (!held) return;
       const int threads = std::max(lanes_of_warp, round_threads(needed, held_threads));
-      held_row_kernel<length.value><<<static_cast<unsigned>(logits.size(0)), threads, 0, stream_of(execution)>>>(
+      const auto kernel = held_row_kernel<length.value, T>;
+      FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(Row::shared_bytes(held_threads))));
+      FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                             cudaSharedmemCarveoutMaxShared));   // for two blocks
+      kernel<<<static_cast<unsigned>(logits.size(0)), threads, Row::shared_bytes(threads), stream_of(execution)>>>(
           read_rows<T>(logits), pointer_to<std::int32_t>(targets), pointer_to<float>(weights), static_cast<int>(valid),
           static_cast<int>(columns), pointer_to<double>(scale), pointer_to<double>(losses), rows_of<T>(d_logits));
       FULMEN_CUDA_CHECK_LAUNCH();

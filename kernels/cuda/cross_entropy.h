@@ -14,7 +14,7 @@ void cross_entropy_losses(const Execution& execution, const Tensor& maximum, con
 void cross_entropy_backward(const Execution& execution, const Tensor& logits, const Tensor& targets,
                             const Tensor& weights, std::int64_t first, std::int64_t valid, const Tensor& maximum,
                             const Tensor& exp_sum, const Tensor& scale, const Tensor& d_logits);
-// False, and nothing done, where a row does not fit in a block's registers.
+// False, and nothing done, where a block cannot hold a row.
 bool cross_entropy_with_gradient(const Execution& execution, const Tensor& logits, const Tensor& targets,
                                  const Tensor& weights, std::int64_t valid, const Tensor& scale, const Tensor& losses,
                                  const Tensor& d_logits);
