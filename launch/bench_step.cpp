@@ -22,6 +22,7 @@
 #include "train/model_runner.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
+#include "train/training_state.h"
 
 namespace fulmen {
 
@@ -76,8 +77,7 @@ class Steps {
     const ModelRunnerOptions model_options = runner_options(options, mesh.shape());
     runner_.emplace(options.model, model_options, mesh, resources_.execution());
     optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh, resources_.execution());
-    runner_->parameters().initialize(1, resources_.execution(), optimizer_->master().flat());
-    optimizer_->master().round(resources_.execution());
+    initialize_training_state(1, *runner_, *optimizer_);
     mesh.world().report_to(profiler);
     batches_ = random_batches(model_options, options.model.vocabulary, mesh);
   }

@@ -146,6 +146,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
     require_same_model(checkpoint, options.model);
     checkpoint.verify(ranks);
     load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/", resources.execution());
+    runner.weights_changed();
   } else {
     runner.parameters().initialize(static_cast<std::uint64_t>(options.run.seed), resources.execution());
   }

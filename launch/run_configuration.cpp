@@ -8,6 +8,7 @@
 #include "framework/gpu.h"
 #include "framework/text.h"
 #include "parallel/pipeline_schedule.h"
+#include "parallel/shard_groups.h"
 
 namespace fulmen {
 
@@ -46,10 +47,16 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
   schema.add("parallel.stages", parallel.stages, {1, 100000}, "Layers of each stage, such as [9, 7]; auto: even.");
-  schema.add("parallel.zero", parallel.zero, {0, 3}, "ZeRO stage: what is sharded over the data ranks.");
-  schema.built_up_to("parallel.zero", 0, "sharding over data ranks");
-  schema.add("parallel.zero_group", parallel.zero_group, {{"all"}, {"node", "sharding within a group"}},
-             "Data ranks over which ZeRO shards.");
+  schema.add("parallel.zero", parallel.zero, {0, 3},
+             "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the gradients, 3 "
+             "also the weights.");
+  schema.add("parallel.zero_group", parallel.zero_group,
+             "Ranks that hold a shard each: all, node (those of a node), or a number of neighbours. Across such groups shards are "
+             "copies.");
+  const std::string* zero_group = &parallel.zero_group;
+  schema.check("parallel.zero_group", [=] { return zero_group_problem(*zero_group); });
+  schema.add("parallel.bucket_elements", parallel.bucket_elements, {1, many},
+             "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is one.");
   schema.add("parallel.schedule", parallel.schedule,
              {{"gpipe"}, {"1f1b"}, {"interleaved", "the interleaved schedule"}, {"zero-bubble", "the zero-bubble schedule"}},
              "Order of forward and backward passes in the pipeline.");
@@ -60,7 +67,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "What the backward pass computes again instead of keeping; selective: attention and elementwise results, full: all but the input of each layer.");
   schema.add("parallel.overlap", parallel.overlap,
              "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
-             "pipeline, sequence, separated by commas. Built: sequence.");
+             "pipeline, sequence, separated by commas. Built: gradients, weights, sequence.");
   const std::string* overlap = &parallel.overlap;
   schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},

@@ -2,101 +2,120 @@
 #include "model/parameter_store.h"
 
 #include <algorithm>
-#include <type_traits>
+#include <iterator>
 
-#include "framework/transfer.h"
 #include "kernels/elementwise.h"
+#include "parallel/shard_groups.h"
 
 namespace fulmen {
 
 namespace {
 
-constexpr std::int64_t alignment = 64;   // elements
-
-std::int64_t round_up(std::int64_t n) { return (n + alignment - 1) / alignment * alignment; }
-
-// What of one local segment lies in a window of the local matrix's rows: f(global index in the logical tensor, index in the
-// window).
-template <class F>
-void for_each_element(const ParameterDeclaration& declaration, const LocalLayout& layout, const LocalSegment& local,
-                      IndexRange window, F&& f) {
-  const Segment& segment = declaration.segments[local.segment];
-  const Shape& shape = declaration.tensor(segment.tensor).shape;
-  const std::int64_t global_columns = elements_of(shape) / shape[0];
-  const bool by_rows = declaration.dimension == 0;
-  const std::int64_t begin = local.local_begin, end = begin + local.indices.size();
-  const std::int64_t shift = segment.tensor_offset + local.indices.begin - begin;   // from local to global
-  const IndexRange rows = by_rows ? IndexRange{std::max(begin, window.begin), std::min(end, window.end)} : window;
-  const IndexRange columns = by_rows ? IndexRange{0, layout.columns} : IndexRange{begin, end};
-#pragma omp parallel for schedule(static)
-  for (std::int64_t r = rows.begin; r < rows.end; ++r)
-    for (std::int64_t c = columns.begin; c < columns.end; ++c)
-      f(by_rows ? (r + shift) * global_columns + c : r * global_columns + c + shift, (r - window.begin) * layout.columns + c);
+std::int64_t aligned(std::int64_t elements) {
+  return (elements + parameter_alignment - 1) / parameter_alignment * parameter_alignment;
 }
 
-template <class T>
-T rounded(double value) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    return to_bfloat16(static_cast<float>(value));
-  else
-    return static_cast<T>(value);
-}
-
-// Fills a weight from its initialisers, some rows at a time: the host copy stays small.
-template <class T>
-void initialize_weight(const Execution& execution, const ParameterDeclaration& declaration, const LocalLayout& layout,
-                       std::uint64_t seed, const Tensor& weight) {
-  constexpr std::int64_t window_elements = std::int64_t{1} << 20;
-  const std::int64_t step = std::max<std::int64_t>(1, window_elements / std::max<std::int64_t>(1, layout.columns));
-  std::vector<T> values;
-  for (std::int64_t begin = 0; begin < layout.rows; begin += step) {
-    const IndexRange window{begin, std::min(begin + step, layout.rows)};
-    values.assign(static_cast<std::size_t>(window.size() * layout.columns), T{});
-    for (const LocalSegment& local : layout.segments) {
-      const LogicalTensor& tensor = declaration.tensor(declaration.segments[local.segment].tensor);
-      const RandomStream random(seed, tensor.name);
-      for_each_element(declaration, layout, local, window, [&](std::int64_t global, std::int64_t place) {
-        values[static_cast<std::size_t>(place)] = rounded<T>(tensor.initializer(random, global));
-      });
+// Appends to the last run where the two are neighbours in memory.
+void append_run(FlatParts& runs, const Tensor& run) {
+  if (!runs.empty()) {
+    const Tensor& last = runs.back();
+    const bool follows = static_cast<std::byte*>(last.data()) + last.bytes() == run.data() && last.dtype() == run.dtype();
+    if (follows) {
+      runs.back() = Tensor(last.data(), last.dtype(), {last.elements() + run.elements()}, last.device());
+      return;
     }
-    copy_to_device(execution, values.data(), weight.slice(0, window.begin, window.end));
   }
+  runs.push_back(run);
 }
 
 }  // namespace
 
 ParameterStore::ParameterStore(std::vector<ParameterDeclaration> declarations, const Mesh& mesh, Precision precision,
-                               const Execution& execution)
+                               const Execution& execution, const Sharding& sharding)
     : declarations_(std::move(declarations)),
       precision_(precision),
+      sharding_(sharding),
       tensor_coordinate_(mesh.coordinate(Axis::tensor)),
       pipeline_coordinate_(mesh.coordinate(Axis::pipeline)),
-      replica_(mesh.coordinate(Axis::data) * mesh.size(Axis::sequence) + mesh.coordinate(Axis::sequence)),
-      replicas_(mesh.size(Axis::data) * mesh.size(Axis::sequence)) {
+      shard_(ShardGroups::replica(mesh) % sharding.shards),
+      copy_(ShardGroups::replica(mesh) / sharding.shards),
+      copies_(ShardGroups::replicas(mesh) / sharding.shards) {
+  FULMEN_CHECK(sharding.stage > 0 || sharding.shards == 1, "{} shards without ZeRO", sharding.shards);
+  FULMEN_CHECK(copies_ * sharding.shards == ShardGroups::replicas(mesh), "{} shards do not divide {} replicas",
+               sharding.shards, ShardGroups::replicas(mesh));
+  for (ParameterId id = 0; id < declarations_.size(); ++id) {
+    FULMEN_CHECK(ids_.emplace(declarations_[id].name, id).second, "parameter {} is declared twice", declarations_[id].name);
+    layouts_.push_back(local_layout(declarations_[id], mesh.size(Axis::tensor), tensor_coordinate_));
+  }
+  make_groups();
+  place_buckets();
+  allocate(execution);
+}
+
+void ParameterStore::make_groups() {
+  std::vector<MappedParameter> mapped;
   for (ParameterId id = 0; id < declarations_.size(); ++id) {
     const ParameterDeclaration& declaration = declarations_[id];
-    FULMEN_CHECK(ids_.emplace(declaration.name, id).second, "parameter {} is declared twice", declaration.name);
-    layouts_.push_back(local_layout(declaration, mesh.size(Axis::tensor), tensor_coordinate_));
-    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const ParameterGroup& g) { return g.key == declaration.group; });
+    auto group = std::ranges::find_if(groups_, [&](const ParameterGroup& g) { return g.key == declaration.group; });
     if (group == groups_.end()) {
       groups_.emplace_back();
       groups_.back().key = declaration.group;
       group = groups_.end() - 1;
     }
-    places_.push_back({static_cast<std::size_t>(group - groups_.begin()), group->elements});
-    const std::int64_t begin = group->elements;
-    group->elements += round_up(layouts_[id].rows * layouts_[id].columns);
-    if (!counted(id)) continue;
-    if (!group->counted.empty() && group->counted.back().end == begin)
-      group->counted.back().end = group->elements;
-    else
-      group->counted.push_back({begin, group->elements});
+    const auto index = static_cast<std::size_t>(group - groups_.begin());
+    mapped.push_back({declaration.name, index, declaration.layer, layouts_[id].rows * layouts_[id].columns});
   }
-  for (ParameterGroup& group : groups_) {
-    const DType weights = group.key.wide ? DType::fp64 : precision.parameters;
-    const DType gradients = group.key.wide ? DType::fp64 : precision.gradients;
-    group.weights = OwnedTensor(execution.device, weights, {group.elements}, MemoryKind::weights, *execution.ledger);
-    group.gradients = OwnedTensor(execution.device, gradients, {group.elements}, MemoryKind::gradients, *execution.ledger);
+  // A bucket in a slot lives no longer than its layer's pass.
+  const std::int64_t smallest = sharding_.stage >= 2 ? 1 : sharding_.smallest_bucket;
+  map_ = ShardMap(std::move(mapped), {sharding_.shards, smallest});
+  for (std::size_t g = 0; g < groups_.size(); ++g) groups_[g].elements = map_.group_elements(g);
+}
+
+void ParameterStore::place_buckets() {
+  std::vector<std::int64_t> weights(groups_.size()), gradients(groups_.size());   // placed so far
+  storage_.resize(map_.buckets().size());
+  const auto in_order = [&](std::size_t group) {   // a group's buckets by their place in it
+    std::vector<std::size_t> order;
+    for (std::size_t b = 0; b < storage_.size(); ++b)
+      if (group_of(b) == group) order.push_back(b);
+    std::ranges::sort(order, {}, [&](std::size_t b) { return map_.buckets()[b].begin; });
+    return order;
+  };
+  for (std::size_t group = 0; group < groups_.size(); ++group)
+    for (const std::size_t b : in_order(group)) {
+      Storage& storage = storage_[b];
+      const bool of_layers = !map_.buckets()[b].layers.empty() && !groups_[group].key.wide;
+      storage.whole_weights = sharding_.stage < 3 || !of_layers;
+      storage.whole_gradients = sharding_.stage < 2 || !of_layers;
+      storage.weights_begin = weights[group];
+      storage.gradients_begin = gradients[group];
+      const std::int64_t whole = map_.buckets()[b].elements, part = map_.part_elements(b);
+      weights[group] += storage.whole_weights ? whole : part;
+      gradients[group] += storage.whole_gradients ? whole : part;
+    }
+}
+
+void ParameterStore::allocate(const Execution& execution) {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    ParameterGroup& group = groups_[g];
+    std::int64_t weights = 0, gradients = 0, weight_slot = 0, gradient_slot = 0;
+    for (std::size_t b = 0; b < storage_.size(); ++b) {
+      if (group_of(b) != g) continue;
+      const std::int64_t whole = map_.buckets()[b].elements, part = map_.part_elements(b);
+      weights += storage_[b].whole_weights ? whole : part;
+      gradients += storage_[b].whole_gradients ? whole : part;
+      if (weights_in_slots(b)) weight_slot = std::max(weight_slot, whole);
+      if (gradients_in_slots(b)) gradient_slot = std::max(gradient_slot, whole);
+    }
+    const auto allocate = [&](DType dtype, std::int64_t elements, MemoryKind kind) {
+      return OwnedTensor(execution.device, group.key.wide ? DType::fp64 : dtype, {elements}, kind, *execution.ledger);
+    };
+    group.weights = allocate(precision_.parameters, weights, MemoryKind::weights);
+    group.gradients = allocate(precision_.gradients, gradients, MemoryKind::gradients);
+    for (int slot = 0; weight_slot > 0 && slot < sharding_.weight_slots; ++slot)
+      group.weight_slots.push_back(allocate(precision_.parameters, weight_slot, MemoryKind::weights));
+    for (int slot = 0; gradient_slot > 0 && slot < sharding_.gradient_slots; ++slot)
+      group.gradient_slots.push_back(allocate(precision_.gradients, gradient_slot, MemoryKind::gradients));
   }
   unwritten_.assign(declarations_.size(), false);
 }
@@ -107,14 +126,44 @@ ParameterId ParameterStore::id(const std::string& name) const {
   return found->second;
 }
 
-Tensor ParameterStore::view(ParameterId id, const Tensor& flat) const {
+Tensor ParameterStore::view(ParameterId id, const Tensor& bucket) const {
   const LocalLayout& layout = layouts_[id];
-  const std::int64_t begin = places_[id].offset;
-  return flat.slice(0, begin, begin + layout.rows * layout.columns).reshape({layout.rows, layout.columns});
+  const std::int64_t begin = map_.place(id).offset;
+  return bucket.slice(0, begin, begin + layout.rows * layout.columns).reshape({layout.rows, layout.columns});
 }
 
-Tensor ParameterStore::weight(ParameterId id) const { return view(id, groups_[places_[id].group].weights); }
-Tensor ParameterStore::gradient(ParameterId id) const { return view(id, groups_[places_[id].group].gradients); }
+Tensor ParameterStore::weight(ParameterId id) const { return view(id, bucket_weights(map_.place(id).bucket)); }
+Tensor ParameterStore::gradient(ParameterId id) const { return view(id, bucket_gradients(map_.place(id).bucket)); }
+
+Tensor ParameterStore::bucket_weights(std::size_t bucket) const {
+  const ParameterGroup& group = groups_[group_of(bucket)];
+  const Storage& storage = storage_[bucket];
+  const std::int64_t elements = map_.buckets()[bucket].elements;
+  if (storage.whole_weights) return group.weights.view().slice(0, storage.weights_begin, storage.weights_begin + elements);
+  FULMEN_CHECK(storage.weight_slot >= 0, "the weights of bucket {} are not gathered", bucket);
+  return group.weight_slots[static_cast<std::size_t>(storage.weight_slot)].view().slice(0, 0, elements);
+}
+
+Tensor ParameterStore::bucket_gradients(std::size_t bucket) const {
+  const ParameterGroup& group = groups_[group_of(bucket)];
+  const Storage& storage = storage_[bucket];
+  const std::int64_t elements = map_.buckets()[bucket].elements;
+  if (storage.whole_gradients) return group.gradients.view().slice(0, storage.gradients_begin, storage.gradients_begin + elements);
+  FULMEN_CHECK(storage.gradient_slot >= 0, "the gradients of bucket {} have no slot", bucket);
+  return group.gradient_slots[static_cast<std::size_t>(storage.gradient_slot)].view().slice(0, 0, elements);
+}
+
+void ParameterStore::bind_weights(std::size_t bucket, int slot) {
+  for (std::size_t b = 0; b < storage_.size(); ++b)
+    if (group_of(b) == group_of(bucket) && storage_[b].weight_slot == slot) storage_[b].weight_slot = -1;
+  storage_[bucket].weight_slot = slot;
+}
+
+void ParameterStore::bind_gradients(std::size_t bucket, int slot) {
+  for (std::size_t b = 0; b < storage_.size(); ++b)
+    if (group_of(b) == group_of(bucket) && storage_[b].gradient_slot == slot) storage_[b].gradient_slot = -1;
+  storage_[bucket].gradient_slot = slot;
+}
 
 bool ParameterStore::counted(ParameterId id) const {
   const ParameterDeclaration& declaration = declarations_[id];
@@ -123,15 +172,35 @@ bool ParameterStore::counted(ParameterId id) const {
   return declaration.shared_stages.front() == pipeline_coordinate_;
 }
 
-void ParameterStore::initialize(std::uint64_t seed, const Execution& execution, const std::vector<Tensor>& flat) const {
-  for (ParameterId id = 0; id < declarations_.size(); ++id) {
-    const Tensor weight = view(id, flat[places_[id].group]);
-    const auto fill = [&]<class T>(T) { initialize_weight<T>(execution, declarations_[id], layouts_[id], seed, weight); };
-    if (weight.dtype() == DType::bf16)
-      fill(BFloat16{});
-    else
-      dispatch_fp32_fp64(weight.dtype(), fill);
+FlatParts ParameterStore::counted_in(const FlatParts& parts, std::size_t group) const {
+  FlatParts runs;
+  for (std::size_t b = 0; b < parts.size(); ++b) {
+    if (group_of(b) != group) continue;
+    const std::int64_t first = shard_ * map_.part_elements(b), end = first + map_.part_elements(b);
+    for (const ParameterId id : map_.buckets()[b].parameters) {
+      if (!counted(id)) continue;
+      const std::int64_t offset = map_.place(id).offset;
+      const std::int64_t from = std::max(first, offset), to = std::min(end, offset + aligned(map_.parameters()[id].elements));
+      if (from < to) append_run(runs, parts[b].slice(0, from - first, to - first));
+    }
   }
+  return runs;
+}
+
+void ParameterStore::initialize(std::uint64_t seed, const Execution& execution) {
+  for (ParameterId id = 0; id < declarations_.size(); ++id) {
+    const std::size_t bucket = map_.place(id).bucket;
+    if (weights_in_slots(bucket)) continue;
+    const Tensor memory = weight(id).flatten();
+    for (const ParameterPiece& piece : pieces_of(declarations_[id], layouts_[id], {0, memory.elements()}, memory))
+      initialize_piece(execution, declarations_[id], seed, piece);
+  }
+  if (sharding_.stage >= 3) initialize(seed, execution, flat_weights());
+}
+
+void ParameterStore::initialize(std::uint64_t seed, const Execution& execution, const FlatParts& parts) const {
+  for (ParameterId id = 0; id < declarations_.size(); ++id)
+    for (const ParameterPiece& piece : owned_pieces(id, parts)) initialize_piece(execution, declarations_[id], seed, piece);
 }
 
 void ParameterStore::zero_gradients(const Execution& execution) {
@@ -140,47 +209,78 @@ void ParameterStore::zero_gradients(const Execution& execution) {
   for (ParameterId id = 0; id < declarations_.size(); ++id) unwritten_[id] = !declarations_[id].group.wide;
 }
 
-std::vector<ParameterPiece> ParameterStore::pieces(const std::vector<Tensor>& flat) const {
+void ParameterStore::zero_slot(std::size_t bucket, const Execution& execution) {
+  const Tensor whole = bucket_gradients(bucket);
+  std::int64_t end = 0;
+  const auto fill_gap = [&](std::int64_t next) {
+    if (next > end) fill_zero(execution, whole.slice(0, end, next));
+  };
+  for (const ParameterId id : map_.buckets()[bucket].parameters) {
+    unwritten_[id] = true;
+    fill_gap(map_.place(id).offset);
+    end = map_.place(id).offset + map_.parameters()[id].elements;
+  }
+  fill_gap(whole.elements());
+}
+
+std::vector<ParameterPiece> ParameterStore::owned_pieces(ParameterId id, const FlatParts& parts) const {
+  const ShardMap::Place& place = map_.place(id);
+  const IndexRange range = map_.owned(id, shard_);
+  if (range.size() == 0) return {};
+  const std::int64_t begin = place.offset + range.begin - shard_ * map_.part_elements(place.bucket);
+  return pieces_of(declarations_[id], layouts_[id], range, parts[place.bucket].slice(0, begin, begin + range.size()));
+}
+
+std::vector<ParameterPiece> ParameterStore::pieces(const FlatParts& parts) const {
   std::vector<ParameterPiece> list;
   int turn = 0;
-  for (ParameterId id = 0; id < declarations_.size(); ++id) {
-    const ParameterDeclaration& declaration = declarations_[id];
-    const Tensor matrix = view(id, flat[places_[id].group]);
-    for (const LocalSegment& local : layouts_[id].segments) {
-      if (local.indices.size() == 0) continue;
-      const Segment& segment = declaration.segments[local.segment];
-      ParameterPiece piece;
-      piece.tensor = segment.tensor;
-      piece.global_shape = declaration.tensor(segment.tensor).shape;
-      piece.offset.assign(piece.global_shape.size(), 0);
-      piece.offset[static_cast<std::size_t>(declaration.dimension)] = segment.tensor_offset + local.indices.begin;
-      const std::int64_t end = local.local_begin + local.indices.size();
-      if (declaration.dimension == 0) {
-        Shape shape = piece.global_shape;
-        shape[0] = local.indices.size();
-        piece.memory = matrix.slice(0, local.local_begin, end).reshape(shape);
-      } else {
-        FULMEN_CHECK(piece.global_shape.size() == 2, "{} is split by columns but is no matrix", segment.tensor);
-        piece.memory = matrix.slice(1, local.local_begin, end);
-      }
-      piece.owned = counted(id) && turn % replicas_ == replica_;
+  for (ParameterId id = 0; id < declarations_.size(); ++id)
+    for (ParameterPiece& piece : owned_pieces(id, parts)) {
+      piece.owned = counted(id) && turn % copies_ == copy_;
       ++turn;
       list.push_back(std::move(piece));
     }
-  }
   return list;
 }
 
-std::vector<Tensor> ParameterStore::flat_weights() const {
-  std::vector<Tensor> flat;
-  for (const ParameterGroup& group : groups_) flat.push_back(group.weights);
-  return flat;
+Tensor ParameterStore::own_part(std::size_t bucket, const Tensor& whole) const {
+  const std::int64_t part = map_.part_elements(bucket);
+  return whole.slice(0, shard_ * part, (shard_ + 1) * part);
 }
 
-std::vector<Tensor> ParameterStore::flat_gradients() const {
-  std::vector<Tensor> flat;
-  for (const ParameterGroup& group : groups_) flat.push_back(group.gradients);
-  return flat;
+Tensor ParameterStore::weights_part(std::size_t bucket) const {
+  if (!weights_in_slots(bucket)) return own_part(bucket, bucket_weights(bucket));
+  const std::int64_t begin = storage_[bucket].weights_begin;
+  return groups_[group_of(bucket)].weights.view().slice(0, begin, begin + map_.part_elements(bucket));
+}
+
+Tensor ParameterStore::gradients_part(std::size_t bucket) const {
+  if (!gradients_in_slots(bucket)) return own_part(bucket, bucket_gradients(bucket));
+  const std::int64_t begin = storage_[bucket].gradients_begin;
+  return groups_[group_of(bucket)].gradients.view().slice(0, begin, begin + map_.part_elements(bucket));
+}
+
+FlatParts ParameterStore::flat_weights() const {
+  FlatParts parts;
+  for (std::size_t b = 0; b < storage_.size(); ++b) parts.push_back(weights_part(b));
+  return parts;
+}
+
+FlatParts ParameterStore::flat_gradients() const {
+  FlatParts parts;
+  for (std::size_t b = 0; b < storage_.size(); ++b) parts.push_back(gradients_part(b));
+  return parts;
+}
+
+FlatParts ParameterStore::parts_in(const std::vector<Tensor>& flat) const {
+  FlatParts parts;
+  for (std::size_t b = 0; b < storage_.size(); ++b) parts.push_back(part_in(flat, b));
+  return parts;
+}
+
+Tensor ParameterStore::part_in(const std::vector<Tensor>& flat, std::size_t bucket) const {
+  const std::int64_t begin = map_.buckets()[bucket].begin / map_.shards();
+  return flat[group_of(bucket)].slice(0, begin, begin + map_.part_elements(bucket));
 }
 
 }  // namespace fulmen

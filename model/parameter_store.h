@@ -1,4 +1,4 @@
-// The parameters of one rank: views into flat buffers, one set per parameter group.
+// The parameters of one rank: views into flat buffers, one set per parameter group, whole or sharded over replicas.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "framework/execution.h"
-#include "model/parameter.h"
+#include "model/parameter_pieces.h"
+#include "parallel/shard_map.h"
 
 namespace fulmen {
 
@@ -20,38 +21,36 @@ struct Precision {
   DType master() const { return accumulation_dtype(parameters); }
 };
 
+// What of the parameters is sharded over the replicas (Rajbhandari et al., ZeRO, arXiv 1910.02054): at stage 1 the
+// optimiser's state, at 2 also the gradients, at 3 also the weights.
+struct Sharding {
+  int stage = 0;
+  int shards = 1;                          // ranks that hold a shard each; 1 at stage 0
+  std::int64_t smallest_bucket = 1 << 24;  // elements; from stage 2 on each layer has buckets of its own
+  int gradient_slots = 1;                  // whole buckets of gradients that may exist at once, at stage 2 and 3
+  int weight_slots = 1;                    // whole buckets of weights, at stage 3
+};
+
 using ParameterId = std::size_t;
 
-// A run of elements of a group's flat buffers.
-struct FlatRange {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-};
-
-// The parameters of one group, laid end to end in declaration order, each starting at a multiple of 64 elements; the gaps
-// are zero and stay zero.
+// The parameters of one group, laid end to end as the shard map says; the gaps are zero and stay zero.
 struct ParameterGroup {
   ParameterGroupKey key;
-  std::int64_t elements = 0;
+  std::int64_t elements = 0;          // of all its buckets
   OwnedTensor weights;                // flat, fp64 when the key is wide, else Precision::parameters
   OwnedTensor gradients;              // flat, fp64 when the key is wide, else Precision::gradients
-  std::vector<FlatRange> counted;     // what this rank contributes to the norm: no copy that another rank counts
+  std::vector<OwnedTensor> weight_slots, gradient_slots;   // each as large as the group's largest sharded bucket
 };
 
-// A piece of a logical tensor in one of the flat buffers.
-struct ParameterPiece {
-  std::string tensor;
-  Shape global_shape;
-  std::vector<std::int64_t> offset;   // of the piece in the logical tensor
-  Tensor memory;                      // of the logical tensor's rank; may be strided
-  bool owned = false;                 // this rank writes it to checkpoints; other ranks' copies are equal
-};
+// This rank's part of every bucket, in the order of the buckets: what it updates, saves and loads. Without shards the parts
+// are the buckets.
+using FlatParts = std::vector<Tensor>;
 
 class ParameterStore {
  public:
   // Sharing and splitting follow this rank's place in the mesh. Weights and gradients start as zero.
   ParameterStore(std::vector<ParameterDeclaration> declarations, const Mesh& mesh, Precision precision,
-                 const Execution& execution);
+                 const Execution& execution, const Sharding& sharding = {});
 
   // Throws InternalError for a name that was not declared.
   ParameterId id(const std::string& name) const;
@@ -59,53 +58,88 @@ class ParameterStore {
   const ParameterDeclaration& declaration(ParameterId id) const { return declarations_[id]; }
   const LocalLayout& layout(ParameterId id) const { return layouts_[id]; }
   const Precision& precision() const { return precision_; }
+  const Sharding& sharding() const { return sharding_; }
+  const ShardMap& shard_map() const { return map_; }   // its parameters are numbered as here
 
-  // Local matrices [rows, columns]. Layers ask at each use.
+  // Local matrices [rows, columns]. Layers ask at each use: where they are sharded, their bucket must be in a slot.
   Tensor weight(ParameterId id) const;
   Tensor gradient(ParameterId id) const;
 
-  std::vector<ParameterGroup>& groups() { return groups_; }
   const std::vector<ParameterGroup>& groups() const { return groups_; }
+
+  // Whole buckets [elements], in their own memory or in the slot that they are bound to.
+  Tensor bucket_weights(std::size_t bucket) const;
+  Tensor bucket_gradients(std::size_t bucket) const;
+  // Whether the whole bucket exists in a slot only: that of a layer whose gradients come from backward_weight alone. Others
+  // (the embedding, used at both ends of a micro-batch; LRPE's theta, which gets its gradient earlier) always exist whole.
+  bool weights_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_weights; }
+  bool gradients_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_gradients; }
+  // Gives a slot of the bucket's group to it; the slot's former bucket is then in none.
+  void bind_weights(std::size_t bucket, int slot);
+  void bind_gradients(std::size_t bucket, int slot);
 
   // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index), drawn in fp64
   // and rounded to what holds it; bf16 by way of fp32, so that it equals a rounded fp32 copy.
-  void initialize(std::uint64_t seed, const Execution& execution) { initialize(seed, execution, flat_weights()); }
-  // The same into `flat`, one flat tensor per group: another copy of the weights.
-  void initialize(std::uint64_t seed, const Execution& execution, const std::vector<Tensor>& flat) const;
+  void initialize(std::uint64_t seed, const Execution& execution);
+  // The same into this rank's parts of another copy of the weights.
+  void initialize(std::uint64_t seed, const Execution& execution, const FlatParts& parts) const;
   // Gradients count as zero from here on. Those of matrices are not written: what comes first, as first_accumulation says,
   // must overwrite what is left of the step before. A step forms the gradient of every matrix.
   void zero_gradients(const Execution& execution);
-  // Whether nothing was added to this gradient since zero_gradients. True once.
+  // The same for a bucket in a slot, which may hold what is left of another one.
+  void zero_slot(std::size_t bucket, const Execution& execution);
+  // Whether nothing was added to this gradient since it counted as zero. True once.
   bool first_accumulation(ParameterId id) { return std::exchange(unwritten_[id], false); }
 
-  // The local pieces of every logical tensor as they lie in `flat`, one flat tensor per group (weights, gradients or
-  // moments alike). Padding belongs to no piece. Ownership is dealt out over equal copies along data and sequence.
-  std::vector<ParameterPiece> pieces(const std::vector<Tensor>& flat) const;
-  std::vector<Tensor> flat_weights() const;
-  std::vector<Tensor> flat_gradients() const;
+  // The local pieces of every logical tensor as they lie in `parts` (of weights, gradients or moments alike). Padding belongs
+  // to no piece. Ownership is dealt out over equal copies along data and sequence.
+  std::vector<ParameterPiece> pieces(const FlatParts& parts) const;
+  FlatParts flat_weights() const;
+  FlatParts flat_gradients() const;   // sums over the replicas only after reduction
+  Tensor weights_part(std::size_t bucket) const;
+  Tensor gradients_part(std::size_t bucket) const;
+  // This rank's part of a whole bucket.
+  Tensor own_part(std::size_t bucket, const Tensor& whole) const;
+  // The parts in flat memory that has an element for each of a group's that this rank owns; one tensor per group.
+  FlatParts parts_in(const std::vector<Tensor>& flat) const;
+  Tensor part_in(const std::vector<Tensor>& flat, std::size_t bucket) const;
+  std::int64_t part_elements(std::size_t group) const { return groups_[group].elements / map_.shards(); }
 
   // Whether this rank's copy of a parameter counts in sums over ranks: exactly one of equal copies along tensor and
   // pipeline does.
   bool counted(ParameterId id) const;
+  // The runs of a group's parts that count.
+  FlatParts counted_in(const FlatParts& parts, std::size_t group) const;
 
  private:
-  struct Place {
-    std::size_t group = 0;
-    std::int64_t offset = 0;
+  // Where a bucket lies in its group's weights and gradients, whole or this rank's part alone, and the slots that it is
+  // bound to.
+  struct Storage {
+    bool whole_weights = true, whole_gradients = true;
+    std::int64_t weights_begin = 0, gradients_begin = 0;
+    int weight_slot = -1, gradient_slot = -1;
   };
-  Tensor view(ParameterId id, const Tensor& flat) const;
+  void make_groups();
+  void place_buckets();
+  void allocate(const Execution& execution);
+  std::size_t group_of(std::size_t bucket) const { return map_.buckets()[bucket].group; }
+  Tensor view(ParameterId id, const Tensor& bucket) const;
+  std::vector<ParameterPiece> owned_pieces(ParameterId id, const FlatParts& parts) const;
 
   std::vector<ParameterDeclaration> declarations_;
   std::vector<LocalLayout> layouts_;
-  std::vector<Place> places_;
   std::map<std::string, ParameterId> ids_;
   std::vector<ParameterGroup> groups_;
   std::vector<char> unwritten_;   // by parameter: the next to add to its gradient is the first
   Precision precision_;
+  Sharding sharding_;
+  ShardMap map_;
+  std::vector<Storage> storage_;   // per bucket
   int tensor_coordinate_ = 0;
   int pipeline_coordinate_ = 0;
-  int replica_ = 0;     // this rank's number among the equal copies along data and sequence
-  int replicas_ = 1;
+  int shard_ = 0;       // that this rank owns of each bucket
+  int copy_ = 0;        // this rank's number among the owners of the same shard
+  int copies_ = 1;
 };
 
 }  // namespace fulmen

@@ -22,6 +22,7 @@ struct LayoutConfig {
   std::int64_t chunks = 1;
   std::int64_t zero = 0;
   std::string zero_group = "all";
+  std::int64_t bucket_elements = 1 << 24;   // that a bucket of gradients has at least, where there are as many
   std::string recompute = "none";
   std::string overlap = "auto";
 

@@ -46,6 +46,8 @@ class Mesh {
   Communicator& along(Axis axis) { return along(std::vector<Axis>{axis}); }
   // The communicator of those ranks along `axis` whose coordinate is listed (this rank's is); in the order listed.
   Communicator& among(Axis axis, const std::vector<int>& coordinates);
+  // The communicator of these ranks of the world, this one among them, in the order listed; `name` is for messages.
+  Communicator& among(const std::vector<int>& ranks, const std::string& name) { return subgroup(ranks, name); }
   Communicator& world() { return world_; }
 
  private:

@@ -1,38 +1,146 @@
 // Summing gradients over ranks.
 #include "train/gradient_sync.h"
 
+#include <utility>
+
+#include "kernels/elementwise.h"
+
 namespace fulmen {
 
-GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, const Execution& execution)
+namespace {
+constexpr std::size_t no_bucket = static_cast<std::size_t>(-1);
+}
+
+GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution)
     : parameters_(parameters),
       execution_(execution),
-      replicas_(mesh.along({Axis::sequence, Axis::data})),
-      tensor_(mesh.along(Axis::tensor)) {
+      groups_(mesh, parameters.sharding().shards),
+      tensor_(mesh.along(Axis::tensor)),
+      overlap_(overlap),
+      buckets_(parameters.shard_map().buckets().size()),
+      next_slot_(parameters.groups().size()) {
+  for (const ParameterGroup& group : parameters.groups()) slots_.emplace_back(group.gradient_slots.size(), no_bucket);
   for (ParameterId id = 0; id < parameters.size(); ++id) {
     const ParameterDeclaration& declaration = parameters.declaration(id);
     FULMEN_CHECK(declaration.along(Axis::data) == AxisPlacement::replicated_partial &&
                      declaration.along(Axis::sequence) == AxisPlacement::replicated_partial,
                  "{}: only partial gradients along data and sequence are summed", declaration.name);
+    const std::size_t bucket = parameters.shard_map().place(id).bucket;
     if (declaration.along(Axis::tensor) == AxisPlacement::replicated_partial && tensor_.size() > 1)
-      tensor_partial_.push_back(id);
-    if (declaration.along(Axis::pipeline) == AxisPlacement::shared)
-      shared_.push_back({id, &mesh.among(Axis::pipeline, declaration.shared_stages)});
+      buckets_[bucket].tensor_partial.push_back(id);
+    if (declaration.along(Axis::pipeline) != AxisPlacement::shared) continue;
+    FULMEN_CHECK(declaration.layer < 0, "{} is shared between stages and belongs to one layer", declaration.name);
+    shared_.push_back({bucket, &mesh.among(Axis::pipeline, declaration.shared_stages)});
   }
 }
 
+void GradientSync::begin_step(int micro_batches) {
+  parameters_.zero_gradients(execution_);
+  for (std::size_t b = 0; b < buckets_.size(); ++b) {
+    buckets_[b].passes = static_cast<int>(parameters_.shard_map().buckets()[b].layers.size()) * micro_batches;
+    buckets_[b].progress = Progress::none;
+    buckets_[b].accumulated = false;
+  }
+}
+
+void GradientSync::before_backward_weight(std::int64_t layer) {
+  for (const std::size_t b : parameters_.shard_map().buckets_of(layer)) {
+    if (!parameters_.gradients_in_slots(b)) continue;
+    const std::size_t group = parameters_.shard_map().buckets()[b].group;
+    std::size_t& slot = next_slot_[group];
+    std::size_t& holder = slots_[group][slot];
+    finish_scatter(b);
+    if (holder != no_bucket) finish_scatter(holder);
+    parameters_.bind_gradients(b, static_cast<int>(slot));
+    holder = b;
+    slot = (slot + 1) % slots_[group].size();
+    parameters_.zero_slot(b, execution_);
+  }
+}
+
+void GradientSync::after_backward_weight(std::int64_t layer) {
+  for (const std::size_t b : parameters_.shard_map().buckets_of(layer)) {
+    FULMEN_CHECK(buckets_[b].passes > 0, "layer {} is done more often than there are micro-batches", layer);
+    --buckets_[b].passes;
+    if (parameters_.gradients_in_slots(b)) {
+      start(b);
+      if (!overlap_) finish_scatter(b);
+    } else if (overlap_ && buckets_[b].passes == 0) {
+      start(b);
+    }
+  }
+}
+
+ProfileScope GradientSync::communication() const {
+  return ProfileScope::communication(execution_.profiler, "gradient communication");
+}
+
+void GradientSync::start(std::size_t b) {
+  Bucket& bucket = buckets_[b];
+  Communicator& shards = groups_.shards();
+  // The sum across copies of an earlier bucket then goes on behind this one's scatter.
+  if (groups_.copies().size() > 1 && shards.size() > 1)
+    for (std::size_t other = 0; other < buckets_.size(); ++other) finish_scatter(other);
+  for (const ParameterId id : bucket.tensor_partial) {
+    const ProfileScope scope = communication();
+    tensor_.all_reduce(parameters_.gradient(id), ReduceOp::sum, execution_.stream);
+  }
+  bucket.progress = Progress::scattering;
+  if (shards.size() == 1) return finish_scatter(b);
+  const ProfileScope scope = communication();
+  const Tensor whole = parameters_.bucket_gradients(b), part = parameters_.own_part(b, whole);
+  if (overlap_)
+    bucket.pending = shards.start_reduce_scatter(whole, part, ReduceOp::sum, execution_.stream);
+  else
+    shards.reduce_scatter(whole, part, ReduceOp::sum, execution_.stream);
+}
+
+void GradientSync::wait(Bucket& bucket) {
+  if (bucket.pending.complete()) return;
+  const ProfileScope scope = communication();
+  bucket.pending.wait(execution_.stream);
+}
+
+void GradientSync::finish_scatter(std::size_t b) {
+  Bucket& bucket = buckets_[b];
+  if (bucket.progress != Progress::scattering) return;
+  wait(bucket);
+  const Tensor sum = parameters_.gradients_part(b);
+  if (parameters_.gradients_in_slots(b)) {
+    const Tensor part = parameters_.own_part(b, parameters_.bucket_gradients(b));
+    if (std::exchange(bucket.accumulated, true))
+      add(execution_, sum, part, sum);
+    else
+      copy(execution_, part, sum);
+  }
+  bucket.progress = bucket.passes > 0 ? Progress::none : Progress::summing;
+  if (bucket.passes > 0 || groups_.copies().size() == 1) return;
+  const ProfileScope scope = communication();
+  if (overlap_)
+    bucket.pending = groups_.copies().start_all_reduce(sum, ReduceOp::sum, execution_.stream);
+  else
+    groups_.copies().all_reduce(sum, ReduceOp::sum, execution_.stream);
+}
+
+void GradientSync::finish(std::size_t b) {
+  FULMEN_CHECK(buckets_[b].passes == 0, "bucket {} is reduced before its layers are done", b);
+  if (buckets_[b].progress == Progress::none) start(b);
+  finish_scatter(b);
+  wait(buckets_[b]);
+}
+
 void GradientSync::reduce_shared() {
-  const ProfileScope scope = ProfileScope::communication(execution_.profiler, "gradient communication");
-  for (const Shared& shared : shared_)
-    shared.stages->all_reduce(parameters_.gradient(shared.id), ReduceOp::sum, execution_.stream);
+  for (const Shared& shared : shared_) {
+    finish(shared.bucket);
+    const ProfileScope scope = communication();
+    shared.stages->all_reduce(parameters_.gradients_part(shared.bucket), ReduceOp::sum, execution_.stream);
+  }
 }
 
 void GradientSync::reduce_gradients() {
-  const ProfileScope scope = ProfileScope::communication(execution_.profiler, "gradient communication");
-  for (const ParameterId id : tensor_partial_)
-    tensor_.all_reduce(parameters_.gradient(id), ReduceOp::sum, execution_.stream);
-  if (replicas_.size() == 1) return;
-  for (const ParameterGroup& group : parameters_.groups())
-    replicas_.all_reduce(group.gradients, ReduceOp::sum, execution_.stream);
+  for (std::size_t b = 0; b < buckets_.size(); ++b)
+    if (overlap_ && buckets_[b].progress == Progress::none) start(b);
+  for (std::size_t b = 0; b < buckets_.size(); ++b) finish(b);
 }
 
 }  // namespace fulmen

@@ -1,34 +1,63 @@
-// Summing gradients over the ranks that hold parts of them, as the parameters' placements say.
+// Summing gradients over the ranks that hold parts of them, as the parameters' placements say: bucket by bucket, over
+// shards to their owners, then across the copies of a shard.
+//
+// The order of collectives is a function of the schedule alone, so all ranks of a group have the same. With overlap a bucket
+// is reduced when its last layer is done with the last micro-batch; what remains follows after the schedule, in the order of
+// the shard map. Sharded gradients (ZeRO 2 and 3) are reduced after every micro-batch, with overlap or without.
 #pragma once
 
 #include <vector>
 
 #include "model/parameter_store.h"
 #include "parallel/mesh.h"
+#include "parallel/shard_groups.h"
 
 namespace fulmen {
 
 class GradientSync {
  public:
-  GradientSync(ParameterStore& parameters, Mesh& mesh, const Execution& execution);
+  // overlap: reductions go on behind the backward pass.
+  GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution);
 
-  // Between the stages that share a parameter (the tied embedding).
+  // Sets gradients to zero; every layer will be done `micro_batches` times.
+  void begin_step(int micro_batches);
+  // The hooks of a layer.
+  void before_backward_weight(std::int64_t layer);
+  void after_backward_weight(std::int64_t layer);
+  // After the schedule: what stages share (the tied embedding) over replicas and stages; then all that is left, waited for.
   void reduce_shared();
-  // Over tensor for parameters with partial gradients there, then over data and sequence for all.
   void reduce_gradients();
 
  private:
   struct Shared {
-    ParameterId id;
+    std::size_t bucket;
     Communicator* stages;
   };
+  // What of a bucket's reduction is under way.
+  enum class Progress : std::uint8_t { none, scattering, summing };
+  struct Bucket {
+    int passes = 0;                            // of its layers, until its gradients are whole
+    std::vector<ParameterId> tensor_partial;   // to be summed over tensor first
+    Progress progress = Progress::none;
+    bool accumulated = false;                  // this rank's part holds the sum of a micro-batch at least
+    Pending pending;
+  };
+
+  void start(std::size_t bucket);
+  void finish_scatter(std::size_t bucket);   // adds it where gradients are in slots; starts the sum across copies once they are whole
+  void finish(std::size_t bucket);
+  void wait(Bucket& bucket);
+  ProfileScope communication() const;
 
   ParameterStore& parameters_;
   Execution execution_;
-  Communicator& replicas_;                  // data x sequence
+  ShardGroups groups_;
   Communicator& tensor_;
+  bool overlap_;
+  std::vector<Bucket> buckets_;
+  std::vector<std::vector<std::size_t>> slots_;   // per group: the bucket that each slot holds, or none
+  std::vector<std::size_t> next_slot_;            // per group
   std::vector<Shared> shared_;
-  std::vector<ParameterId> tensor_partial_;
 };
 
 }  // namespace fulmen

@@ -5,30 +5,31 @@
 
 namespace fulmen {
 
-MasterWeights::MasterWeights(ParameterStore& parameters, const Execution& execution) : parameters_(parameters) {
+MasterWeights::MasterWeights(ParameterStore& parameters, const Execution& execution)
+    : weights_(parameters.flat_weights()), master_(weights_) {
   const DType master = parameters.precision().master();
-  for (const ParameterGroup& group : parameters.groups()) {
+  std::vector<Tensor> flat;
+  for (std::size_t g = 0; g < parameters.groups().size(); ++g) {
+    const Tensor weights = parameters.groups()[g].weights;
+    const std::int64_t elements = parameters.part_elements(g);
     copies_.emplace_back();
-    if (size_of(group.weights.view().dtype()) >= size_of(master)) continue;
-    copies_.back() = OwnedTensor(execution.device, master, {group.elements}, MemoryKind::optimizer, *execution.ledger);
-    copy(execution, group.weights, copies_.back());
+    if (size_of(weights.dtype()) < size_of(master))
+      copies_.back() = OwnedTensor(execution.device, master, {elements}, MemoryKind::optimizer, *execution.ledger);
+    flat.push_back(copies_.back());
   }
+  for (std::size_t b = 0; b < master_.size(); ++b)
+    if (flat[parameters.shard_map().buckets()[b].group]) master_[b] = parameters.part_in(flat, b);
+  for (std::size_t b = 0; b < master_.size(); ++b)
+    if (rounded(b)) copy(execution, weights_[b], master_[b]);
 }
 
-std::vector<Tensor> MasterWeights::flat() const {
-  std::vector<Tensor> flat = parameters_.flat_weights();
-  for (std::size_t i = 0; i < flat.size(); ++i)
-    if (copies_[i].view()) flat[i] = copies_[i];
-  return flat;
-}
-
-Tensor MasterWeights::rounded(std::size_t group) const {
-  return copies_[group].view() ? parameters_.groups()[group].weights.view() : Tensor();
+Tensor MasterWeights::rounded(std::size_t bucket) const {
+  return weights_[bucket].data() == master_[bucket].data() ? Tensor() : weights_[bucket];
 }
 
 void MasterWeights::round(const Execution& execution) {
-  for (std::size_t i = 0; i < copies_.size(); ++i)
-    if (copies_[i].view()) copy(execution, copies_[i], parameters_.groups()[i].weights);
+  for (std::size_t b = 0; b < master_.size(); ++b)
+    if (const Tensor weights = rounded(b)) copy(execution, master_[b], weights);
 }
 
 }  // namespace fulmen

@@ -37,6 +37,16 @@ SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, const Layo
   return {&mesh.along(Axis::sequence), bounds, overlap_states(layout, execution)};
 }
 
+Sharding sharding_of(const LayoutConfig& layout, Mesh& mesh) {
+  Sharding sharding;
+  sharding.shards = shard_count(layout, mesh);
+  sharding.stage = sharding.shards > 1 ? static_cast<int>(layout.zero) : 0;   // one rank has nothing to share
+  sharding.smallest_bucket = layout.bucket_elements;
+  sharding.gradient_slots = layout.overlaps("gradients") ? 2 : 1;
+  sharding.weight_slots = layout.overlaps("weights") ? 2 : 1;
+  return sharding;
+}
+
 }  // namespace
 
 ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution)
@@ -48,19 +58,26 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       report_(check_schedule(schedule_, options.micro_batches)),
       range_(split_stages(config.layers, mesh.size(Axis::pipeline),
                           options.layout.stages)[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))]),
-      parameters_(declare_stage(config, range_, mesh.size(Axis::pipeline)), mesh, options.precision, execution),
+      parameters_(declare_stage(config, range_, mesh.size(Axis::pipeline)), mesh, options.precision, execution,
+                  sharding_of(options.layout, mesh)),
       slice_(sequence_slice(options.micro_batch.length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence))),
       slice_bounds_(slice_bounds(options.micro_batch.length, mesh.size(Axis::sequence), execution)),
       context_{execution, &mesh.along(Axis::tensor), &parameters_,
                sequence_slices(mesh, slice_bounds_, options.layout, execution)},
       stage_(config, range_, context_, parse_recompute(options.layout.recompute)),
-      sync_(parameters_, mesh, execution),
+      sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution),
+      weights_(parameters_, mesh, options.layout.overlaps("weights"), execution),
       executor_(stage_, mesh.along(Axis::pipeline), {options.micro_batch.batch, slice_.size()}, config.hidden,
                 options.precision.parameters,
                 report_.peak_stash[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], execution),
       loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
       reduce_timer_(execution.stream),
-      update_timer_(execution.stream) {}
+      update_timer_(execution.stream) {
+  context_.hooks.before_forward = [this](std::int64_t layer) { weights_.before_forward(layer); };
+  context_.hooks.before_backward_input = [this](std::int64_t layer) { weights_.before_backward(layer); };
+  context_.hooks.before_backward_weight = [this](std::int64_t layer) { sync_.before_backward_weight(layer); };
+  context_.hooks.after_backward_weight = [this](std::int64_t layer) { sync_.after_backward_weight(layer); };
+}
 
 void ModelRunner::reset_loss() {
   fill_zero(execution_, stage_.loss_sum());
@@ -84,7 +101,8 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
   const double global_targets = mesh_.along({Axis::sequence, Axis::data}).all_reduce(targets_, ReduceOp::sum);
   const double scale = global_targets > 0.0 ? 1.0 / global_targets : 0.0;
   copy_to_device(execution_, &scale, loss_scale_);
-  parameters_.zero_gradients(execution_);
+  weights_.begin_pass();
+  sync_.begin_step(options_.micro_batches);
 
   reduce_timer_.reset();
   update_timer_.reset();
@@ -97,7 +115,9 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
   handlers.reduce_shared = [&] { timed(reduce_timer_, [&] { sync_.reduce_shared(); }); };
   handlers.reduce_gradients = [&] { timed(reduce_timer_, [&] { sync_.reduce_gradients(); }); };
   handlers.optimizer_step = [&] {
-    if (update) timed(update_timer_, update);
+    if (!update) return;
+    timed(update_timer_, update);
+    weights_.weights_changed();
   };
   executor_.run(schedule_[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))], batches, loss_scale_, true, handlers);
   return reduce_loss();
@@ -106,6 +126,7 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
 void ModelRunner::evaluate(std::span<const Batch> batches) {
   for (const Batch& batch : batches) targets_ += batch.target_count();
   const int micro_batches = static_cast<int>(batches.size());
+  weights_.begin_pass();
   const auto lists = make_schedule(ScheduleKind::one_forward_one_backward, mesh_.size(Axis::pipeline), micro_batches);
   executor_.run(forward_only(lists[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))]), batches, loss_scale_, false, {});
 }

@@ -12,6 +12,7 @@
 #include "train/gradient_sync.h"
 #include "train/pipeline_executor.h"
 #include "train/stream_timer.h"
+#include "train/weight_gather.h"
 
 namespace fulmen {
 
@@ -31,7 +32,7 @@ struct StepLoss {
 class ModelRunner {
  public:
   // Makes the pipeline's schedule and checks it before anything runs. Throws UserError for a layout that does not fit the
-  // model (heads, layers).
+  // model (heads, layers) or the ranks (zero_group).
   ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution);
   ModelRunner(const ModelRunner&) = delete;
   ModelRunner& operator=(const ModelRunner&) = delete;
@@ -45,8 +46,13 @@ class ModelRunner {
   const Execution& execution() const { return execution_; }
 
   // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces them;
-  // then calls update (null for none). Collective.
+  // then calls update (null for none) and gathers what it changed. Collective.
   StepLoss accumulate(std::span<const Batch> batches, const std::function<void()>& update);
+
+  // Around a change of this rank's parts of the weights that is not an update (a checkpoint, an initialisation): what still
+  // reads them ends before; after, collectively, the others' parts are gathered.
+  void before_weights_change() { weights_.wait(); }
+  void weights_changed() { weights_.weights_changed(); }
 
   // The sum of losses and of target weights of this data rank's batches, forward only; any number of them, the same on all
   // ranks of a pipeline. Call reduce_loss for the mean over all.
@@ -73,6 +79,7 @@ class ModelRunner {
   ModelContext context_;
   Stage stage_;
   GradientSync sync_;
+  WeightGather weights_;
   PipelineExecutor executor_;
   OwnedTensor loss_scale_;    // fp64 [1]
   double targets_ = 0.0;      // of this data rank, since the last reset

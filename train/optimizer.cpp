@@ -1,88 +1,145 @@
 // AdamW over flat buffers.
 #include "train/optimizer.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
+#include <set>
 
+#include "framework/text.h"
 #include "framework/transfer.h"
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
 
 namespace fulmen {
 
+namespace {
+
+// Whether b begins where a ends; two nulls do.
+bool follows(const Tensor& a, const Tensor& b) {
+  return static_cast<std::byte*>(a.data()) + a.bytes() == b.data() && a.dtype() == b.dtype();
+}
+
+Tensor joined(const Tensor& a, const Tensor& b) {
+  return a ? Tensor(a.data(), a.dtype(), {a.elements() + b.elements()}, a.device()) : Tensor();
+}
+
+// The clip groups of the parameters of all ranks, sorted.
+std::vector<std::string> clip_groups(const ParameterStore& parameters, Communicator& model_ranks) {
+  std::set<std::string> mine, all;
+  for (const ParameterGroup& group : parameters.groups()) mine.insert(group.key.clip_group);
+  const std::string text = join({mine.begin(), mine.end()}, "\n");
+  for (int rank = 0; rank < model_ranks.size(); ++rank)
+    for (const std::string& name : split(model_ranks.broadcast_text(text, rank), '\n')) all.insert(name);
+  return {all.begin(), all.end()};
+}
+
+}  // namespace
+
 Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore& parameters, Mesh& mesh,
                      const Execution& execution)
     : config_(config),
       clip_(clip),
       parameters_(parameters),
+      shard_groups_(mesh, parameters.sharding().shards),
       model_ranks_(mesh.along({Axis::tensor, Axis::pipeline})),
       execution_(execution),
-      master_(parameters, execution) {
-  const auto allocate = [&](DType dtype, std::int64_t elements) {
-    return OwnedTensor(execution.device, dtype, {elements}, MemoryKind::optimizer, *execution.ledger);
+      master_(parameters, execution),
+      clip_groups_(clip_groups(parameters, model_ranks_)) {
+  const auto allocate = [&](DType dtype, const Shape& shape) {
+    return OwnedTensor(execution.device, dtype, shape, MemoryKind::optimizer, *execution.ledger);
   };
-  for (const ParameterGroup& group : parameters.groups()) {
-    FULMEN_CHECK(group.key.clip_group == parameters.groups().front().key.clip_group, "only one clip group is built");
-    const DType type = group.weights.view().dtype() == DType::fp64 ? DType::fp64 : DType::fp32;
-    moments_.push_back({allocate(type, group.elements), allocate(type, group.elements)});
+  std::vector<Tensor> first, second;
+  for (std::size_t g = 0; g < parameters.groups().size(); ++g) {
+    const DType type = parameters.groups()[g].weights.view().dtype() == DType::fp64 ? DType::fp64 : DType::fp32;
+    moments_.push_back(allocate(type, {2, parameters.part_elements(g)}));
+    first.push_back(moments_.back().view().select(0, 0));
+    second.push_back(moments_.back().view().select(0, 1));
   }
-  scalars_ = allocate(DType::fp64, adamw_scalars);
-  square_sum_ = allocate(DType::fp64, 1);
-  norm_ = allocate(DType::fp64, 1);
+  exp_avg_ = parameters.parts_in(first);
+  exp_avg_sq_ = parameters.parts_in(second);
+  make_runs();
+  const auto groups = static_cast<std::int64_t>(clip_groups_.size());
+  scalars_ = allocate(DType::fp64, {groups, adamw_scalars});
+  square_sums_ = allocate(DType::fp64, {groups});
+  norms_ = allocate(DType::fp64, {groups});
 }
 
-void Optimizer::reduce_square_sum() {
-  fill_zero(execution_, square_sum_);
-  for (const ParameterGroup& group : parameters_.groups())
-    for (const FlatRange& range : group.counted)
-      add_sum_of_squares(execution_, group.gradients.view().slice(0, range.begin, range.end), square_sum_);
-  if (model_ranks_.size() > 1) model_ranks_.all_reduce(square_sum_, ReduceOp::sum, execution_.stream);
+void Optimizer::make_runs() {
+  const ShardMap& map = parameters_.shard_map();
+  const FlatParts gradients = parameters_.flat_gradients();
+  std::vector<std::size_t> order(map.buckets().size());   // as they lie in memory
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::sort(order, {}, [&](std::size_t b) { return std::pair(map.buckets()[b].group, map.buckets()[b].begin); });
+  counted_.resize(clip_groups_.size());
+  for (std::size_t g = 0; g < parameters_.groups().size(); ++g)
+    std::ranges::copy(parameters_.counted_in(gradients, g), std::back_inserter(counted_[clip_group(g)]));
+  for (const std::size_t b : order) {
+    const Run run{map.buckets()[b].group, master_.flat()[b], gradients[b], exp_avg_[b], exp_avg_sq_[b], master_.rounded(b)};
+    Run* const last = runs_.empty() ? nullptr : &runs_.back();
+    if (last && last->group == run.group && follows(last->master, run.master) && follows(last->gradients, run.gradients) &&
+        follows(last->exp_avg, run.exp_avg) && follows(last->exp_avg_sq, run.exp_avg_sq) && follows(last->rounded, run.rounded))
+      *last = {run.group, joined(last->master, run.master), joined(last->gradients, run.gradients),
+               joined(last->exp_avg, run.exp_avg), joined(last->exp_avg_sq, run.exp_avg_sq), joined(last->rounded, run.rounded)};
+    else
+      runs_.push_back(run);
+  }
+}
+
+std::size_t Optimizer::clip_group(std::size_t group) const {
+  return static_cast<std::size_t>(std::ranges::find(clip_groups_, parameters_.groups()[group].key.clip_group) - clip_groups_.begin());
+}
+
+Tensor Optimizer::scalars(std::size_t clip_group) const {
+  return scalars_.view().select(0, static_cast<std::int64_t>(clip_group));
+}
+
+void Optimizer::reduce_square_sums() {
+  fill_zero(execution_, square_sums_);
+  for (std::size_t c = 0; c < counted_.size(); ++c) {
+    const auto index = static_cast<std::int64_t>(c);
+    for (const Tensor& run : counted_[c]) add_sum_of_squares(execution_, run, square_sums_.view().slice(0, index, index + 1));
+  }
+  if (shard_groups_.shards().size() > 1) shard_groups_.shards().all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
+  if (model_ranks_.size() > 1) model_ranks_.all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
 }
 
 void Optimizer::step(double learning_rate, std::int64_t updates_before) {
   const double t = static_cast<double>(updates_before + 1);
-  const std::array<double, adamw_scalars> scalars = {learning_rate, 1.0 - std::pow(config_.betas[0], t),
-                                                     1.0 - std::pow(config_.betas[1], t), 1.0};
-  copy_to_device(execution_, scalars.data(), scalars_);
-  reduce_square_sum();
-  set_clip_scale(execution_, square_sum_, clip_, norm_, scalars_);
-  const std::vector<Tensor> master = master_.flat();
-  for (std::size_t i = 0; i < moments_.size(); ++i) {
-    const ParameterGroup& group = parameters_.groups()[i];
+  const std::array<double, adamw_scalars> values = {learning_rate, 1.0 - std::pow(config_.betas[0], t),
+                                                    1.0 - std::pow(config_.betas[1], t), 1.0};
+  reduce_square_sums();
+  for (std::size_t c = 0; c < clip_groups_.size(); ++c) {
+    const auto index = static_cast<std::int64_t>(c);
+    copy_to_device(execution_, values.data(), scalars(c));
+    set_clip_scale(execution_, square_sums_.view().slice(0, index, index + 1), clip_, norms_.view().slice(0, index, index + 1),
+                   scalars(c));
+  }
+  for (const Run& run : runs_) {
+    const ParameterGroupKey& key = parameters_.groups()[run.group].key;
     AdamwOptions options;
     options.beta1 = config_.betas[0];
     options.beta2 = config_.betas[1];
     options.epsilon = config_.epsilon;
-    options.weight_decay = group.key.weight_decay ? config_.weight_decay : 0.0;
-    options.learning_rate_scale = group.key.learning_rate_scale;
-    adamw_update(execution_, master[i], group.gradients, moments_[i].exp_avg, moments_[i].exp_avg_sq, scalars_, options,
-                 master_.rounded(i));
+    options.weight_decay = key.weight_decay ? config_.weight_decay : 0.0;
+    options.learning_rate_scale = key.learning_rate_scale;
+    adamw_update(execution_, run.master, run.gradients, run.exp_avg, run.exp_avg_sq, scalars(clip_group(run.group)), options,
+                 run.rounded);
   }
 }
 
 double Optimizer::compute_gradient_norm() {
-  reduce_square_sum();
-  double sum = 0.0;
-  copy_to_host(execution_, square_sum_, &sum);
-  return std::sqrt(sum);
+  reduce_square_sums();
+  std::vector<double> squares(clip_groups_.size());
+  copy_to_host(execution_, square_sums_, squares.data());
+  return std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
 }
 
 double Optimizer::gradient_norm() const {
-  double norm = 0.0;
-  copy_to_host(execution_, norm_, &norm);
-  return norm;
-}
-
-std::vector<Tensor> Optimizer::exp_avg() const {
-  std::vector<Tensor> flat;
-  for (const Moments& moments : moments_) flat.push_back(moments.exp_avg);
-  return flat;
-}
-
-std::vector<Tensor> Optimizer::exp_avg_sq() const {
-  std::vector<Tensor> flat;
-  for (const Moments& moments : moments_) flat.push_back(moments.exp_avg_sq);
-  return flat;
+  std::vector<double> norms(clip_groups_.size());
+  copy_to_host(execution_, norms_, norms.data());
+  return norms.size() == 1 ? norms[0] : std::sqrt(std::inner_product(norms.begin(), norms.end(), norms.begin(), 0.0));
 }
 
 }  // namespace fulmen

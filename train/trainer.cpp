@@ -87,6 +87,7 @@ class Trainer {
  private:
   void set_weights();
   void write_header(double peak);
+  void write_shard_maps();
   StepMetrics step(BatchLoader& loader);
   bool asked_to_stop();
   void save();
@@ -112,8 +113,7 @@ void Trainer::set_weights() {
     saved_step_ = progress_.step;
     log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
   } else {
-    runner_.parameters().initialize(static_cast<std::uint64_t>(options_.run.seed), execution_, optimizer_.master().flat());
-    optimizer_.master().round(execution_);
+    initialize_training_state(static_cast<std::uint64_t>(options_.run.seed), runner_, optimizer_);
   }
 }
 
@@ -137,7 +137,23 @@ void Trainer::start(PhaseTimes& start_up) {
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
   if (leader_) write_header(peak_);
+  write_shard_maps();
   log_start_up(start_up, mesh_.world());
+}
+
+// Collective: a map differs between stages, and between tensor ranks whose parts differ.
+void Trainer::write_shard_maps() {
+  const ShardMap& map = runner_.parameters().shard_map();
+  log_info("shards: ZeRO {} over {} ranks, {} buckets", runner_.parameters().sharding().stage, map.shards(), map.buckets().size());
+  Communicator& model_ranks = mesh_.along({Axis::tensor, Axis::pipeline});
+  const std::string mine = fmt::format("  - tensor: {}\n    pipeline: {}\n{}", mesh_.coordinate(Axis::tensor),
+                                       mesh_.coordinate(Axis::pipeline), map.yaml(4));
+  std::string maps;
+  for (int rank = 0; rank < model_ranks.size(); ++rank) maps += model_ranks.broadcast_text(mine, rank);
+  if (!leader_) return;
+  write_text_atomically(folder_ / "shard_map.yaml",
+                        "# Rank r of a shard group owns part r of the `shards` equal parts of every bucket.\n"
+                        "format: fulmen-shard-map\nversion: 1\nmaps:\n" + maps);
 }
 
 void Trainer::write_header(double peak) {

@@ -34,14 +34,23 @@ std::filesystem::path save_training_state(const std::filesystem::path& root, con
   return save_checkpoint(root, description, pieces, world, options);
 }
 
+void initialize_training_state(std::uint64_t seed, ModelRunner& runner, Optimizer& optimizer) {
+  runner.before_weights_change();
+  runner.parameters().initialize(seed, runner.execution(), optimizer.master().flat());
+  optimizer.master().round(runner.execution());
+  runner.weights_changed();
+}
+
 TrainingProgress load_training_state(const CheckpointReader& checkpoint, const ModelConfig& model, ModelRunner& runner,
                                      Optimizer& optimizer, Communicator& world) {
   require_same_model(checkpoint, model);
   checkpoint.verify(world);
   const ParameterStore& parameters = runner.parameters();
   const Execution& execution = runner.execution();
+  runner.before_weights_change();
   load_pieces(checkpoint, parameters, optimizer.master().flat(), parameters_prefix, execution);
   optimizer.master().round(execution);
+  runner.weights_changed();
   const CheckpointDescription& saved = checkpoint.description();
   if (saved.step == 0) return {};
   load_pieces(checkpoint, parameters, optimizer.exp_avg(), exp_avg_prefix, execution);

@@ -24,6 +24,9 @@ std::filesystem::path save_training_state(const std::filesystem::path& root, con
                                           const ModelRunner& runner, const Optimizer& optimizer,
                                           const std::vector<std::filesystem::path>& extra_files, Communicator& world);
 
+// Sets the master weights, and the model's from them, to their initial values. Collective.
+void initialize_training_state(std::uint64_t seed, ModelRunner& runner, Optimizer& optimizer);
+
 // Restores the master weights (and the model's, rounded from them) and, past step 0 (an imported checkpoint has none),
 // moments. Collective: checksums are verified first.
 TrainingProgress load_training_state(const CheckpointReader& checkpoint, const ModelConfig& model, ModelRunner& runner,

@@ -65,11 +65,14 @@ refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
 refuse_set 1 parallel.recompute=some parallel.recompute selective
 refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
-for unbuilt in parallel.zero=1 parallel.schedule=interleaved \
+for unbuilt in parallel.schedule=interleaved \
   parallel.schedule=zero-bubble parallel.chunks=2 checkpoint.async=true; do
   refuse_set 1 "$unbuilt" "${unbuilt%%=*}" 'not built yet'
 done
-refuse_set 4 parallel.zero=1 parallel.zero 'not built yet'
+refuse_set 1 parallel.zero=4 parallel.zero 'out of range'
+refuse_set 1 parallel.zero_group=some parallel.zero_group 'neither all, node nor a number'
+refuse 4 parallel.zero_group 'does not divide the 4 ranks' -- train good.yaml --set parallel.zero=1 --set parallel.zero_group=3
+refuse_set 1 parallel.overlap=gradient parallel.overlap "'gradient' is not one of"
 refuse 3 parallel.sequence 'samples of 2 tokens' 'at most 2' -- train good.yaml --set parallel.sequence=3 --set data.sequence_length=2
 
 # Devices and precisions. No GPU is visible here (lib.sh), whatever the build and the machine.

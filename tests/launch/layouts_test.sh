@@ -63,9 +63,14 @@ gradients 6 parallel.data=2 parallel.pipeline=3 parallel.schedule=gpipe train.mi
 gradients 3 parallel.sequence=3
 gradients 8 parallel.sequence=8 parallel.overlap=none train.micro_batch=4
 gradients 8 parallel.sequence=2 parallel.tensor=2 parallel.pipeline=2 parallel.overlap=sequence train.micro_batch=2
+gradients 4 parallel.data=4 parallel.zero=1 parallel.zero_group=node
+gradients 8 parallel.data=2 parallel.tensor=2 parallel.pipeline=2 parallel.zero=2 train.micro_batch=2
+gradients 4 parallel.data=2 parallel.sequence=2 parallel.zero=3 parallel.zero_group=2
 
 train 4 parallel.tensor=2 parallel.data=2
 train 6 parallel.sequence=3 parallel.data=2
+train 4 parallel.data=4 parallel.zero=3 parallel.overlap=weights
+check 'the map of shards' grep -q 'shards: 4' many/shard_map.yaml
 train 6 parallel.tensor=3 parallel.pipeline=2
 train 5 parallel.pipeline=5 train.micro_batch=2
 

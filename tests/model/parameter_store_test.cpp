@@ -115,17 +115,12 @@ TEST_P(EveryRank, CountedRangesHoldEachElementOncePerReplica) {
   for (const auto& rank : ranks) {
     const ParameterStore& store = rank->store;
     // Mark the counted ranges in the gradients, then see which logical elements they hold.
-    for (const ParameterGroup& group : store.groups()) {
-      std::int64_t last = 0;
-      for (const FlatRange& range : group.counted) {
-        EXPECT_GE(range.begin, last);
-        EXPECT_GT(range.end, range.begin);
-        EXPECT_LE(range.end, group.elements);
-        last = range.end;
-        const Tensor part = group.gradients.view().slice(0, range.begin, range.end);
-        testing::write(part, testing::Values(static_cast<std::size_t>(part.elements()), 1.0));
+    for (std::size_t group = 0; group < store.groups().size(); ++group)
+      for (const Tensor& run : store.counted_in(store.flat_gradients(), group)) {
+        EXPECT_GT(run.elements(), 0);
+        for (const double value : testing::read(run)) EXPECT_EQ(value, 0.0) << "counted twice";
+        testing::write(run, testing::Values(static_cast<std::size_t>(run.elements()), 1.0));
       }
-    }
     for (const ParameterPiece& piece : store.pieces(store.flat_gradients()))
       for_each_global_index(piece, [&](std::int64_t global, std::int64_t offset) {
         dispatch_fp32_fp64(piece.memory.dtype(), [&]<class T>(T) {

@@ -50,9 +50,9 @@ void sum_partial_gradients(RunningModel& model) {
 
 double gradient_norm(RunningModel& model) {
   double squares = 0.0;
-  for (const ParameterGroup& group : model.parameters.groups())
-    for (const FlatRange& range : group.counted)
-      for (const double g : testing::read(group.gradients.view().slice(0, range.begin, range.end))) squares += g * g;
+  for (std::size_t group = 0; group < model.parameters.groups().size(); ++group)
+    for (const Tensor& run : model.parameters.counted_in(model.parameters.flat_gradients(), group))
+      for (const double g : testing::read(run)) squares += g * g;
   return std::sqrt(model.tensor().all_reduce(squares, ReduceOp::sum));
 }
 
@@ -80,11 +80,11 @@ class Updates {
                    options);
     }
   }
-  std::vector<Tensor> flat(int moment) const {
+  FlatParts flat(int moment) const {
     std::vector<Tensor> list;
     for (std::size_t i = 0; 2 * i < moments_.size(); ++i)
       list.push_back(moments_[2 * i + static_cast<std::size_t>(moment)]);
-    return list;
+    return model_.parameters.parts_in(list);
   }
 
  private:
@@ -122,8 +122,7 @@ void expect_zero_padding(const RunningModel& model, const std::vector<Tensor>& f
   const ParameterId id = model.parameters.id(tied_embedding_name);
   const LocalLayout& layout = model.parameters.layout(id);
   const std::int64_t used = layout.segments.front().indices.size() * layout.columns;
-  const testing::Values values =
-      testing::read(flat.front().slice(0, 0, layout.rows * layout.columns));   // declared first
+  const testing::Values values = testing::read(flat[model.parameters.shard_map().place(id).bucket]);
   for (std::size_t i = static_cast<std::size_t>(used); i < values.size(); ++i) ASSERT_EQ(values[i], 0.0) << what;
 }
 

@@ -1,4 +1,4 @@
-// Layouts do not change what is trained: over a generated matrix of data x sequence x tensor x pipeline x schedule x
+// Layouts do not change what is trained: over a generated matrix of data x sequence x tensor x pipeline x ZeRO x schedule x
 // micro-batches x overlap x documents, the gradient of every parameter, five training steps, and a resume from a checkpoint of another layout equal
 // one rank's. In fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0.
 #include <algorithm>
@@ -38,13 +38,17 @@ struct LayoutCase {
   int micro_batches;
   bool uneven;               // stages of unequal length
   Recompute recompute;
-  std::string overlap = "none";
+  int zero = 0;
+  std::string zero_group = "all";
+  std::string overlap = "auto";
+  std::int64_t bucket_elements = 1;   // a layer has some 20,000
 
   friend void PrintTo(const LayoutCase& layout, std::ostream* out) { *out << layout.describe(); }
   std::string describe() const {
-    return fmt::format("{}{}, {}, {}, {} micro-batches{}, recompute {}, overlap {}", low_rank ? "tnl3" : "tnl1",
-                       documents ? " with documents" : "", shape.describe(), name_of(schedule), micro_batches,
-                       uneven ? ", uneven stages" : "", name_of(recompute), overlap);
+    return fmt::format("{}{}, {}, {}, {} micro-batches{}, recompute {}, zero {} over {}, overlap {}, buckets of {}",
+                       low_rank ? "tnl3" : "tnl1", documents ? " with documents" : "", shape.describe(), name_of(schedule),
+                       micro_batches, uneven ? ", uneven stages" : "", name_of(recompute), zero, zero_group, overlap,
+                       bucket_elements);
   }
 };
 
@@ -75,6 +79,29 @@ std::vector<int> micro_batch_counts(int data, int stages) {
   return counts;
 }
 
+// What is sharded, over whom and how it overlaps.
+struct Shards {
+  int zero;
+  const char* group;
+  const char* overlap;
+};
+
+// Every way to shard on some meshes.
+void add_sharded_cases(std::vector<LayoutCase>& cases) {
+  int turn = 0;
+  for (const MeshShape& shape : {MeshShape{2, 1, 2, 2}, MeshShape{1, 1, 4, 2}})
+    for (const Shards& shards : std::vector<Shards>{{1, "all", "auto"}, {1, "2", "auto"}, {2, "all", "none"}, {2, "all", "auto"},
+                                                    {2, "2", "auto"}, {3, "all", "none"}, {3, "all", "auto"},
+                                                    {3, "all", "gradients"}, {3, "all", "weights"}, {3, "2", "none"},
+                                                    {3, "2", "auto"}, {3, "1", "auto"}}) {
+      if (shards.group == std::string("2") && shape.data == 2) continue;   // that is all
+      ++turn;
+      cases.push_back({turn % 3 != 0, turn % 2 == 0, shape,
+                       turn % 4 < 2 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward, 1 + turn % 3, false,
+                       static_cast<Recompute>(turn % 3), shards.zero, shards.group, shards.overlap, turn % 5 == 0 ? 30000 : 1});
+    }
+}
+
 std::vector<LayoutCase> generate_cases() {
   std::vector<LayoutCase> cases;
   int turn = 0;
@@ -88,6 +115,12 @@ std::vector<LayoutCase> generate_cases() {
             cases.push_back({low_rank, turn % 2 == 0, {tensor, 1, data, pipeline},
                              turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward, micro_batches,
                              pipeline > 1 && turn % 3 == 0, static_cast<Recompute>(turn / 3 % 3)});
+            LayoutCase& added = cases.back();
+            if (data == 1) continue;
+            added.zero = turn / 2 % 4;
+            added.zero_group = data % 2 == 0 && turn % 3 == 0 ? "2" : "all";
+            added.overlap = turn % 5 < 2 ? "none" : "auto";
+            added.bucket_elements = turn % 3 == 0 ? 30000 : 1;
           }
         }
   // Sequences shared by every number of ranks, most of which do not divide their 20 tokens, alone and with the other axes;
@@ -103,9 +136,11 @@ std::vector<LayoutCase> generate_cases() {
         cases.push_back({low_rank, turn % 3 != 0, shape,
                          turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward,
                          std::array{1, 3, 4}[static_cast<std::size_t>(turn) % 3], false,
-                         static_cast<Recompute>(turn / 3 % 3), turn % 2 == 0 ? "none" : "sequence"});
+                         static_cast<Recompute>(turn / 3 % 3), turn / 4 % 4, "all",
+                         turn % 2 == 0 ? "none" : turn % 4 == 1 ? "sequence" : "auto"});
       }
   }
+  add_sharded_cases(cases);
   return cases;
 }
 
@@ -126,9 +161,12 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
   options.layout.data = layout.shape.data;
   options.layout.pipeline = layout.shape.pipeline;
   options.layout.sequence = layout.shape.sequence;
-  options.layout.overlap = layout.overlap;
   options.layout.schedule = std::string(name_of(layout.schedule));
   options.layout.recompute = std::string(name_of(layout.recompute));
+  options.layout.zero = layout.zero;
+  options.layout.zero_group = layout.zero_group;
+  options.layout.overlap = layout.overlap;
+  options.layout.bucket_elements = layout.bucket_elements;
   if (layout.uneven) {
     std::vector<std::int64_t> stages(static_cast<std::size_t>(layout.shape.pipeline), 1);
     stages[static_cast<std::size_t>(layout.micro_batches % layout.shape.pipeline)] += options.model.layers - layout.shape.pipeline;
@@ -164,7 +202,7 @@ class Training {
         resources_(testing::test_device()),
         runner_(options.model, runner_options(options, mesh_.shape()), mesh_, resources_.execution()),
         optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh_, resources_.execution()) {
-    runner_.parameters().initialize(7, resources_.execution());
+    initialize_training_state(7, runner_, optimizer_);
   }
 
   std::vector<Batch> batches(std::int64_t step) {
@@ -216,6 +254,7 @@ Reference make_reference(const LayoutCase& layout, const std::filesystem::path& 
   single.uneven = false;
   single.micro_batches = 1;
   single.recompute = Recompute::none;
+  single.zero = 0;
   Training training(options_of(single, corpus), make_self_communicator());
   Reference reference;
   training.gradient();
@@ -346,6 +385,11 @@ TEST(LayoutMatrix, HoldsWhatItPromises) {
   for (const Recompute recompute : {Recompute::selective, Recompute::full})
     EXPECT_GE(count([&](const LayoutCase& c) { return c.recompute == recompute && c.shape.pipeline > 1; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.shape.data > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), some);
+  for (int zero = 1; zero <= 3; ++zero)
+    for (const char* overlap : {"none", "auto"}) {
+      EXPECT_GE(count([&](const LayoutCase& c) { return c.zero == zero && c.overlap == overlap && c.shape.data > 1; }), 2 * some);
+      EXPECT_GE(count([&](const LayoutCase& c) { return c.zero == zero && c.zero_group == "2" && c.shape.data > 2; }), some / 2);
+    }
 }
 
 }  // namespace
