@@ -173,6 +173,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   ExecutionResources resources(device);
   ModelRunnerOptions runner_options;
   runner_options.layout = layout;
+  runner_options.layout.recompute = "full";   // no backward pass will ask for what layers made
   runner_options.precision = precision;
   runner_options.micro_batch = {options.micro_batch, options.sequence_length};
   ModelRunner runner(model, runner_options, mesh, resources.execution());

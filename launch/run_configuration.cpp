@@ -46,7 +46,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
-  schema.add("parallel.stages", parallel.stages, {1, 100000}, "Layers of each stage, such as [9, 7]; auto: even.");
+  schema.add("parallel.stages", parallel.stages, {1, 100000}, "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: even.");
   schema.add("parallel.zero", parallel.zero, {0, 3},
              "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the gradients, 3 "
              "also the weights.");
@@ -58,16 +58,16 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.bucket_elements", parallel.bucket_elements, {1, many},
              "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is one.");
   schema.add("parallel.schedule", parallel.schedule,
-             {{"gpipe"}, {"1f1b"}, {"interleaved", "the interleaved schedule"}, {"zero-bubble", "the zero-bubble schedule"}},
-             "Order of forward and backward passes in the pipeline.");
-  schema.add("parallel.chunks", parallel.chunks, {1, 1024}, "Model chunks per pipeline rank.");
-  schema.built_up_to("parallel.chunks", 1, "interleaved model chunks");
+             {{"gpipe"}, {"1f1b"}, {"interleaved"}, {"zero-bubble"}},
+             "Order of forward and backward passes in the pipeline; zero-bubble: weight gradients fill the bubble.");
+  schema.add("parallel.chunks", parallel.chunks, {1, 1024},
+             "Model chunks per pipeline rank, with schedule interleaved or zero-bubble: chunk c of rank r is stage c x pipeline + r.");
   schema.add("parallel.recompute", parallel.recompute,
              {{"none"}, {"selective"}, {"full"}},
              "What the backward pass computes again instead of keeping; selective: attention and elementwise results, full: all but the input of each layer.");
   schema.add("parallel.overlap", parallel.overlap,
              "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
-             "pipeline, sequence, separated by commas. Built: gradients, weights, sequence.");
+             "pipeline, sequence, separated by commas. Built: gradients, weights, pipeline, sequence.");
   const std::string* overlap = &parallel.overlap;
   schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},

@@ -15,12 +15,12 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                      const std::optional<std::vector<std::int64_t>>& layers_per_stage) {
   if (pipeline_stages > layers)
     throw UserError("parallel.pipeline", fmt::format("{} stages for {} layers", pipeline_stages, layers),
-                    "every stage needs a layer: use fewer stages");
+                    "every stage needs a layer: use fewer ranks, or fewer parallel.chunks");
   if (layers_per_stage) {
     const std::vector<std::int64_t>& counts = *layers_per_stage;
     const std::int64_t sum = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
     if (counts.size() != static_cast<std::size_t>(pipeline_stages))
-      throw UserError("parallel.stages", fmt::format("lists {} stages, parallel.pipeline is {}", counts.size(), pipeline_stages));
+      throw UserError("parallel.stages", fmt::format("lists {} stages, parallel.pipeline x parallel.chunks is {}", counts.size(), pipeline_stages));
     if (sum != layers || std::ranges::any_of(counts, [](std::int64_t n) { return n < 1; }))
       throw UserError("parallel.stages", fmt::format("the stages hold {} layers, the model has {}", sum, layers),
                       "list at least one layer a stage, adding up to model.layers");

@@ -19,7 +19,7 @@ struct StageRange {
   bool head = true;
 };
 
-// The stages of a pipeline: `layers_per_stage` when given (it must add up to the layers), else as even as can be, the
+// The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (it must add up to the layers), else as even as can be, the
 // earlier ones larger. Throws UserError naming parallel.stages or parallel.pipeline.
 std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                      const std::optional<std::vector<std::int64_t>>& layers_per_stage);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "framework/error.h"
+#include "parallel/list_schedule.h"
 
 namespace fulmen {
 namespace {
@@ -157,23 +158,34 @@ std::string_view name_of(ScheduleKind kind) {
   switch (kind) {
     case ScheduleKind::gpipe: return "gpipe";
     case ScheduleKind::one_forward_one_backward: return "1f1b";
+    case ScheduleKind::interleaved: return "interleaved";
+    case ScheduleKind::zero_bubble: return "zero-bubble";
   }
   throw InternalError("unknown pipeline schedule");
 }
 
 ScheduleKind parse_schedule_kind(std::string_view name) {
-  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward})
+  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward, ScheduleKind::interleaved,
+                                  ScheduleKind::zero_bubble})
     if (name == name_of(kind)) return kind;
-  throw UserError("pipeline schedule", fmt::format("'{}' is unknown", name), "use gpipe or 1f1b");
+  throw UserError("parallel.schedule", fmt::format("'{}' is unknown", name), "use gpipe, 1f1b, interleaved or zero-bubble");
 }
 
-std::vector<InstructionList> make_schedule(ScheduleKind kind, int stages, int micro_batches) {
-  FULMEN_CHECK(stages >= 1 && micro_batches >= 1, "a schedule of {} stages and {} micro-batches", stages,
-               micro_batches);
+std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int micro_batches, int chunks) {
+  FULMEN_CHECK(ranks >= 1 && micro_batches >= 1 && chunks >= 1, "a schedule of {} ranks, {} micro-batches and {} chunks",
+               ranks, micro_batches, chunks);
+  if (chunks > 1 && ranks == 1)
+    throw UserError("parallel.chunks", fmt::format("{} model chunks on a single pipeline rank", chunks),
+                    "use 1, or more pipeline ranks");
+  const bool listed = kind == ScheduleKind::interleaved || kind == ScheduleKind::zero_bubble;
+  if (chunks > 1 && !listed)
+    throw UserError("parallel.chunks", fmt::format("the schedule {} runs one model chunk per rank, not {}", name_of(kind), chunks),
+                    "use 1, or parallel.schedule interleaved or zero-bubble");
+  if (listed) return make_list_schedule({.weights_wait = kind == ScheduleKind::zero_bubble}, ranks, micro_batches, chunks);
   std::vector<InstructionList> lists;
-  for (int stage = 0; stage < stages; ++stage)
-    lists.push_back(kind == ScheduleKind::gpipe ? gpipe(stage, stages, micro_batches)
-                                                : one_forward_one_backward(stage, stages, micro_batches));
+  for (int rank = 0; rank < ranks; ++rank)
+    lists.push_back(kind == ScheduleKind::gpipe ? gpipe(rank, ranks, micro_batches)
+                                                : one_forward_one_backward(rank, ranks, micro_batches));
   return lists;
 }
 

@@ -39,26 +39,36 @@ std::string to_string(const Instruction& instruction);   // "send_forward m3 c0 
 
 using InstructionList = std::vector<Instruction>;
 
-enum class ScheduleKind : std::uint8_t { gpipe, one_forward_one_backward };
-std::string_view name_of(ScheduleKind kind);   // "gpipe", "1f1b", as configurations spell them
+enum class ScheduleKind : std::uint8_t { gpipe, one_forward_one_backward, interleaved, zero_bubble };
+std::string_view name_of(ScheduleKind kind);   // "gpipe", "1f1b", "interleaved", "zero-bubble", as configurations spell them
 ScheduleKind parse_schedule_kind(std::string_view name);
 
 // One list per pipeline rank, of one optimisation step: all micro-batches, then reduce_shared, reduce_gradients and
-// optimizer_step. Works for any number of stages and micro-batches >= 1, with one chunk per rank.
+// optimizer_step. Works for any number of ranks and micro-batches >= 1. With `chunks` model chunks per rank, chunk c of rank
+// r is stage c * ranks + r; throws UserError where the kind, or a single rank, takes no chunks.
 //   gpipe: all forwards, then all backwards.
 //   1f1b: rank r of p warms up with min(p - 1 - r, m) forwards, then alternates (PipeDream-Flush, arXiv 2006.09503).
-std::vector<InstructionList> make_schedule(ScheduleKind kind, int stages, int micro_batches);
+//   interleaved: 1f1b over chunks, which shortens the bubble by as many times (arXiv 2104.04473); any m, p need not divide it.
+//   zero-bubble: as 1f1b (interleaved, with chunks), but weight gradients wait for idle time, as long as no rank keeps more
+//     stashes than rank 0 needs (ZB-H1, arXiv 2401.10241).
+std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int micro_batches, int chunks = 1);
 
-// Relative durations, for the simulated bubble.
-struct ScheduleCosts {
+// Relative durations of a stage's passes, for the simulated bubble.
+struct PassCosts {
   double forward = 1.0;
   double backward_input = 1.0;
   double backward_weight = 1.0;
+};
+
+struct ScheduleCosts {
+  std::vector<PassCosts> stages;   // by stage of the whole model; empty: all alike
   double transfer = 0.0;
+  bool overlap = false;            // transfers go on beside passes: a rank waits only for what it is about to use
 };
 
 struct ScheduleReport {
   std::vector<int> peak_stash;   // per pipeline rank: stashes (micro-batch, chunk) alive at once, at most
+  std::vector<std::vector<int>> peak_slots;   // per rank and chunk: micro-batches between forward and backward_weight, at most
   double makespan = 0.0;         // simulated time of the whole step
   double bubble = 0.0;           // idle share of the ranks' total time
 };

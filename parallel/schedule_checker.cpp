@@ -53,13 +53,15 @@ class ListChecker {
     for (Chunk& chunk : chunks_) chunk.micro_batches.resize(static_cast<std::size_t>(dimensions.micro_batches));
   }
 
-  // Returns the most stashes alive at once.
-  int check() {
+  // Adds to the report the most stashes and slots in use at once.
+  void check(ScheduleReport& report) {
     for (position_ = 0; position_ < list_.size(); ++position_) check_form(list_[position_]);
     note_recomputed_and_gathered();
     for (position_ = 0; position_ < list_.size(); ++position_) check_turn(list_[position_]);
     check_end();
-    return peak_;
+    report.peak_stash.push_back(peak_);
+    report.peak_slots.emplace_back();
+    for (const Chunk& chunk : chunks_) report.peak_slots.back().push_back(chunk.peak_slots);
   }
 
  private:
@@ -71,6 +73,7 @@ class ListChecker {
     std::vector<MicroBatch> micro_batches;
     std::array<int, operations> next{};   // the micro-batch that is due
     bool gathers = false, gathered = false, reduced = false;
+    int slots = 0, peak_slots = 0;        // micro-batches between forward and backward_weight
   };
 
   [[noreturn]] void refuse(const std::string& what) const {
@@ -185,6 +188,8 @@ class ListChecker {
       refuse("recompute of this micro-batch must come before");
     micro_batch.done[index_of(operation)] = true;
     count_stash(operation, micro_batch);
+    if (operation == Operation::forward) chunk.peak_slots = std::max(chunk.peak_slots, ++chunk.slots);
+    if (operation == Operation::backward_weight) --chunk.slots;
   }
 
   void count_stash(Operation operation, const MicroBatch& micro_batch) {
@@ -256,6 +261,17 @@ class ListChecker {
   bool stepped_ = false;
 };
 
+double pass_cost(const ScheduleCosts& costs, int stage, Operation operation) {
+  const PassCosts pass = costs.stages.empty() ? PassCosts{} : costs.stages[static_cast<std::size_t>(stage)];
+  switch (operation) {
+    case Operation::forward:
+    case Operation::recompute: return pass.forward;
+    case Operation::backward_input: return pass.backward_input;
+    case Operation::backward_weight: return pass.backward_weight;
+    default: return 0.0;
+  }
+}
+
 // Lets all ranks run until each has ended its list. A rank that reaches a group of transfers posts all of them and
 // stays until every one has met its counterpart: the first unmet one, in order, between the same two ranks.
 class Simulation {
@@ -271,12 +287,7 @@ class Simulation {
       advance(rank);
     }
     refuse_deadlock();
-    double busy = 0.0;
-    for (const Rank& rank : ranks_) {
-      busy += rank.busy;
-      report.makespan = std::max(report.makespan, rank.clock);
-    }
-    if (report.makespan > 0.0) report.bubble = 1.0 - busy / (report.makespan * dimensions_.ranks);
+    for (const Rank& rank : ranks_) report.makespan = std::max(report.makespan, rank.clock);
   }
 
  private:
@@ -287,7 +298,6 @@ class Simulation {
   struct Rank {
     std::size_t position = 0;
     double clock = 0.0;
-    double busy = 0.0;
     std::vector<Posted> group;   // empty unless it stands at transfers
     double group_end = 0.0;
   };
@@ -299,10 +309,10 @@ class Simulation {
   void advance(int rank) {
     Rank& state = state_of(rank);
     while (state.position < list_of(rank).size()) {
-      const Operation operation = instruction_at(rank, state.position).operation;
-      if (!is_transfer(operation)) {
-        state.clock += cost_of(operation);
-        state.busy += cost_of(operation);
+      const Instruction& instruction = instruction_at(rank, state.position);
+      if (!is_transfer(instruction.operation)) {
+        const double cost = cost_of(rank, instruction);
+        state.clock += cost;
         ++state.position;
         continue;
       }
@@ -317,14 +327,8 @@ class Simulation {
     }
   }
 
-  double cost_of(Operation operation) const {
-    switch (operation) {
-      case Operation::forward:
-      case Operation::recompute: return costs_.forward;
-      case Operation::backward_input: return costs_.backward_input;
-      case Operation::backward_weight: return costs_.backward_weight;
-      default: return 0.0;
-    }
+  double cost_of(int rank, const Instruction& instruction) const {
+    return pass_cost(costs_, stage_of(dimensions_, rank, instruction.chunk), instruction.operation);
   }
 
   static bool all_met(const Rank& state) {
@@ -401,6 +405,76 @@ class Simulation {
   std::deque<int> ready_;
 };
 
+// The same when transfers go on beside passes: a list that passed the simulation above is walked with the times at which
+// what it uses has arrived.
+class OverlappedTiming {
+ public:
+  OverlappedTiming(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs)
+      : dimensions_(dimensions), lists_(lists), costs_(costs), positions_(lists.size()), clocks_(lists.size()) {
+    const auto stages = static_cast<std::size_t>(dimensions.ranks * dimensions.chunks);
+    for (auto* arrivals : {&activations_, &gradients_})
+      arrivals->assign(stages, std::vector<double>(static_cast<std::size_t>(dimensions.micro_batches), unknown));
+  }
+
+  double makespan() {
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (std::size_t rank = 0; rank < lists_.size(); ++rank)
+        while (positions_[rank] < lists_[rank].size() && step(rank)) moved = true;
+    }
+    return *std::ranges::max_element(clocks_);
+  }
+
+ private:
+  static constexpr double unknown = -1.0;
+
+  // False when something that the rank's next instruction uses is not made yet.
+  bool step(std::size_t rank) {
+    const Instruction& instruction = lists_[rank][positions_[rank]];
+    const int stage = stage_of(dimensions_, static_cast<int>(rank), instruction.chunk);
+    double& clock = clocks_[rank];
+    switch (instruction.operation) {
+      case Operation::send_forward: place(activations_, stage + 1, instruction.micro_batch) = clock + costs_.transfer; break;
+      case Operation::send_backward: place(gradients_, stage - 1, instruction.micro_batch) = clock + costs_.transfer; break;
+      case Operation::forward:
+        if (stage > 0 && !wait(clock, place(activations_, stage, instruction.micro_batch))) return false;
+        break;
+      case Operation::backward_input:
+        if (stage + 1 < dimensions_.ranks * dimensions_.chunks && !wait(clock, place(gradients_, stage, instruction.micro_batch)))
+          return false;
+        break;
+      default: break;
+    }
+    clock += pass_cost(costs_, stage, instruction.operation);
+    ++positions_[rank];
+    return true;
+  }
+
+  static bool wait(double& clock, double arrival) {
+    if (arrival == unknown) return false;
+    clock = std::max(clock, arrival);
+    return true;
+  }
+  static double& place(std::vector<std::vector<double>>& arrivals, int stage, int micro_batch) {
+    return arrivals[static_cast<std::size_t>(stage)][static_cast<std::size_t>(micro_batch)];
+  }
+
+  Dimensions dimensions_;
+  const std::vector<InstructionList>& lists_;
+  ScheduleCosts costs_;
+  std::vector<std::size_t> positions_;
+  std::vector<double> clocks_;
+  std::vector<std::vector<double>> activations_, gradients_;   // when they arrive, by receiving stage and micro-batch
+};
+
+double work_of(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs) {
+  double work = 0.0;
+  for (int rank = 0; rank < dimensions.ranks; ++rank)
+    for (const Instruction& instruction : lists[static_cast<std::size_t>(rank)])
+      work += pass_cost(costs, stage_of(dimensions, rank, instruction.chunk), instruction.operation);
+  return work;
+}
+
 }  // namespace
 
 ScheduleReport check_schedule(const std::vector<InstructionList>& lists, int micro_batches, int chunks,
@@ -408,11 +482,15 @@ ScheduleReport check_schedule(const std::vector<InstructionList>& lists, int mic
   const Dimensions dimensions{static_cast<int>(lists.size()), micro_batches, chunks};
   FULMEN_CHECK(dimensions.ranks >= 1 && micro_batches >= 1 && chunks >= 1,
                "a schedule of {} ranks, {} micro-batches and {} chunks", dimensions.ranks, micro_batches, chunks);
+  FULMEN_CHECK(costs.stages.empty() || costs.stages.size() == lists.size() * static_cast<std::size_t>(chunks),
+               "costs of {} stages for {} ranks of {} chunks", costs.stages.size(), lists.size(), chunks);
   FULMEN_CHECK(dimensions.ranks > 1 || chunks == 1, "{} model chunks on a single pipeline rank", chunks);
   ScheduleReport report;
   for (int rank = 0; rank < dimensions.ranks; ++rank)
-    report.peak_stash.push_back(ListChecker(dimensions, rank, lists[static_cast<std::size_t>(rank)]).check());
+    ListChecker(dimensions, rank, lists[static_cast<std::size_t>(rank)]).check(report);
   Simulation(dimensions, lists, costs).run(report);
+  if (costs.overlap) report.makespan = OverlappedTiming(dimensions, lists, costs).makespan();
+  if (report.makespan > 0.0) report.bubble = 1.0 - work_of(dimensions, lists, costs) / (report.makespan * dimensions.ranks);
   return report;
 }
 

@@ -31,7 +31,7 @@ MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t res
 }
 
 void MetricsWriter::write(const StepMetrics& metrics) {
-  const nlohmann::ordered_json line = {
+  nlohmann::ordered_json line = {
       {"step", metrics.step},
       {"tokens", metrics.tokens},
       {"loss_nats", metrics.loss_nats},
@@ -44,6 +44,8 @@ void MetricsWriter::write(const StepMetrics& metrics) {
       {"parts", metrics.parts},
       {"memory_peak_bytes", metrics.memory_peak_bytes},
   };
+  if (metrics.bubble) line["bubble"] = *metrics.bubble;
+  if (metrics.predicted_bubble) line["predicted_bubble"] = *metrics.predicted_bubble;
   file_ << line.dump() << std::endl;
   if (!file_) throw UserError(path_.string(), "cannot be written", "check the disk");
 }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "model/model_config.h"
@@ -22,6 +23,7 @@ struct StepMetrics {
   double model_flops_utilisation = 0.0;
   double step_seconds = 0.0;
   std::map<std::string, double> parts;    // of step_seconds, by name
+  std::optional<double> bubble, predicted_bubble;   // of a pipeline: share of step_seconds that ranks wait for transfers
   std::uint64_t memory_peak_bytes = 0;    // the largest of any rank
 };
 

@@ -1,10 +1,13 @@
 // Turns batches into losses and gradients on a mesh of ranks.
 #include "train/model_runner.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
+#include "model/stage_costs.h"
 
 namespace fulmen {
 
@@ -47,6 +50,39 @@ Sharding sharding_of(const LayoutConfig& layout, Mesh& mesh) {
   return sharding;
 }
 
+int chunks_of(const ModelRunnerOptions& options) { return static_cast<int>(options.layout.chunks); }
+
+// What this rank holds of a list by stage of the whole model: chunk c is stage c * ranks + rank.
+template <class T>
+std::vector<T> of_this_rank(const std::vector<T>& stages, const Mesh& mesh) {
+  std::vector<T> mine;
+  for (auto stage = static_cast<std::size_t>(mesh.coordinate(Axis::pipeline)); stage < stages.size();
+       stage += static_cast<std::size_t>(mesh.size(Axis::pipeline)))
+    mine.push_back(stages[stage]);
+  return mine;
+}
+
+std::vector<ParameterDeclaration> declare_stages(const ModelConfig& config, const std::vector<StageRange>& ranges, const Mesh& mesh) {
+  std::vector<ParameterDeclaration> list;
+  for (const StageRange& range : of_this_rank(ranges, mesh))
+    std::ranges::move(declare_stage(config, range, mesh.size(Axis::pipeline)), std::back_inserter(list));
+  return list;
+}
+
+std::vector<std::unique_ptr<Stage>> make_stages(const ModelConfig& config, const std::vector<StageRange>& ranges, const Mesh& mesh,
+                                                const ModelContext& context, Recompute recompute) {
+  std::vector<std::unique_ptr<Stage>> stages;
+  for (const StageRange& range : of_this_rank(ranges, mesh))
+    stages.push_back(std::make_unique<Stage>(config, range, context, recompute));
+  return stages;
+}
+
+std::vector<Stage*> pointers_to(const std::vector<std::unique_ptr<Stage>>& stages) {
+  std::vector<Stage*> pointers;
+  for (const auto& stage : stages) pointers.push_back(stage.get());
+  return pointers;
+}
+
 }  // namespace
 
 ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution)
@@ -54,22 +90,25 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       options_(options),
       mesh_(mesh),
       execution_(execution),
-      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline), options.micro_batches)),
-      report_(check_schedule(schedule_, options.micro_batches)),
-      range_(split_stages(config.layers, mesh.size(Axis::pipeline),
-                          options.layout.stages)[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))]),
-      parameters_(declare_stage(config, range_, mesh.size(Axis::pipeline)), mesh, options.precision, execution,
+      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline), options.micro_batches,
+                              chunks_of(options))),
+      ranges_(split_stages(config.layers, mesh.size(Axis::pipeline) * chunks_of(options), options.layout.stages)),
+      report_(check_schedule(schedule_, options.micro_batches, chunks_of(options),
+                             {stage_costs(config, ranges_, parse_recompute(options.layout.recompute)), 0.0,
+                              options.layout.overlaps("pipeline")})),
+      parameters_(declare_stages(config, ranges_, mesh), mesh, options.precision, execution,
                   sharding_of(options.layout, mesh)),
       slice_(sequence_slice(options.micro_batch.length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence))),
       slice_bounds_(slice_bounds(options.micro_batch.length, mesh.size(Axis::sequence), execution)),
       context_{execution, &mesh.along(Axis::tensor), &parameters_,
                sequence_slices(mesh, slice_bounds_, options.layout, execution)},
-      stage_(config, range_, context_, parse_recompute(options.layout.recompute)),
+      stages_(make_stages(config, ranges_, mesh, context_, parse_recompute(options.layout.recompute))),
       sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution),
       weights_(parameters_, mesh, options.layout.overlaps("weights"), execution),
-      executor_(stage_, mesh.along(Axis::pipeline), {options.micro_batch.batch, slice_.size()}, config.hidden,
-                options.precision.parameters,
-                report_.peak_stash[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], execution),
+      executor_(pointers_to(stages_), mesh.along(Axis::pipeline),
+                {{options.micro_batch.batch, slice_.size()}, config.hidden, options.precision.parameters,
+                 report_.peak_slots[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], options.layout.overlaps("pipeline")},
+                execution),
       loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
       reduce_timer_(execution.stream),
       update_timer_(execution.stream) {
@@ -80,17 +119,18 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
 }
 
 void ModelRunner::reset_loss() {
-  fill_zero(execution_, stage_.loss_sum());
+  fill_zero(execution_, stage().loss_sum());
   targets_ = 0.0;
 }
 
 StepLoss ModelRunner::reduce_loss() {
   // Losses live on the last stage only, and every rank of a tensor group has them; targets are known on all stages.
-  std::array<double, 2> sums = {0.0, targets_ / mesh_.size(Axis::pipeline)};
-  copy_to_host(execution_, stage_.loss_sum(), &sums[0]);
-  mesh_.along({Axis::sequence, Axis::data, Axis::pipeline})
-      .all_reduce(Tensor(sums.data(), DType::fp64, {2}), ReduceOp::sum, Stream{});
-  return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1]};
+  Communicator& ranks = mesh_.along({Axis::sequence, Axis::data, Axis::pipeline});
+  std::array<double, 3> sums = {0.0, targets_ / mesh_.size(Axis::pipeline), 0.0};
+  copy_to_host(execution_, stage().loss_sum(), &sums[0]);
+  sums[2] = executor_.waiting_seconds() / ranks.size();   // the device is done with the step: reading it waits for nothing
+  ranks.all_reduce(Tensor(sums.data(), DType::fp64, {3}), ReduceOp::sum, Stream{});
+  return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1], sums[2]};
 }
 
 StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::function<void()>& update) {
@@ -127,7 +167,9 @@ void ModelRunner::evaluate(std::span<const Batch> batches) {
   for (const Batch& batch : batches) targets_ += batch.target_count();
   const int micro_batches = static_cast<int>(batches.size());
   weights_.begin_pass();
-  const auto lists = make_schedule(ScheduleKind::one_forward_one_backward, mesh_.size(Axis::pipeline), micro_batches);
+  const int chunks = chunks_of(options_);
+  const ScheduleKind kind = chunks > 1 ? ScheduleKind::interleaved : ScheduleKind::one_forward_one_backward;
+  const auto lists = make_schedule(kind, mesh_.size(Axis::pipeline), micro_batches, chunks);
   executor_.run(forward_only(lists[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))]), batches, loss_scale_, false, {});
 }
 

@@ -1,4 +1,4 @@
-// The model on this rank: its parameters, its stage of the pipeline, and what turns batches into losses and gradients.
+// The model on this rank: its parameters, its stages of the pipeline, and what turns batches into losses and gradients.
 #pragma once
 
 #include <functional>
@@ -27,6 +27,7 @@ struct ModelRunnerOptions {
 struct StepLoss {
   double loss_nats = 0.0;     // mean over the targets that count
   double targets = 0.0;
+  double waiting_seconds = 0.0;   // of the last pass through the pipeline, for its transfers: the mean of the ranks
 };
 
 class ModelRunner {
@@ -39,7 +40,8 @@ class ModelRunner {
 
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
-  Stage& stage() { return stage_; }
+  // The last of this rank's model chunks.
+  Stage& stage() { return *stages_.back(); }
   PipelineExecutor& executor() { return executor_; }
   const ScheduleReport& schedule_report() const { return report_; }
   int micro_batches() const { return options_.micro_batches; }
@@ -71,13 +73,13 @@ class ModelRunner {
   Mesh& mesh_;
   Execution execution_;
   std::vector<InstructionList> schedule_;
+  std::vector<StageRange> ranges_;        // of the whole model's stages
   ScheduleReport report_;
-  StageRange range_;
   ParameterStore parameters_;
   IndexRange slice_;          // of every sample, that this rank holds
   OwnedTensor slice_bounds_;
   ModelContext context_;
-  Stage stage_;
+  std::vector<std::unique_ptr<Stage>> stages_;   // this rank's model chunks
   GradientSync sync_;
   WeightGather weights_;
   PipelineExecutor executor_;

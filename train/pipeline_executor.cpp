@@ -5,143 +5,224 @@
 
 namespace fulmen {
 
-Tensor PipelineExecutor::Pool::acquire(int micro_batch, const std::function<OwnedTensor()>& make) {
+namespace {
+
+// Groups of transfers under way at once. More would hold more buffers for what is not yet needed.
+constexpr std::size_t most_in_flight = 4;
+
+bool is_send(Operation operation) { return operation == Operation::send_forward || operation == Operation::send_backward; }
+
+std::size_t end_of_group(const InstructionList& list, std::size_t begin) {
+  while (list[begin].with_next) ++begin;
+  return begin + 1;
+}
+
+}  // namespace
+
+Tensor PipelineExecutor::Pool::acquire(const Instruction& user, const std::function<OwnedTensor()>& make) {
   auto free = std::ranges::find_if(entries_, [](const Entry& entry) { return entry.micro_batch < 0; });
   if (free == entries_.end()) {
-    entries_.push_back({make(), -1});
+    entries_.push_back({make()});
     free = entries_.end() - 1;
   }
-  free->micro_batch = micro_batch;
+  free->micro_batch = user.micro_batch;
+  free->chunk = user.chunk;
   return free->tensor;
 }
 
-Tensor PipelineExecutor::Pool::get(int micro_batch) const {
-  const auto found = std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.micro_batch == micro_batch; });
+Tensor PipelineExecutor::Pool::get(int micro_batch, int chunk) const {
+  const auto found = std::ranges::find_if(
+      entries_, [&](const Entry& entry) { return entry.micro_batch == micro_batch && entry.chunk == chunk; });
   return found == entries_.end() ? Tensor() : found->tensor.view();
 }
 
-void PipelineExecutor::Pool::release(int micro_batch) {
+void PipelineExecutor::Pool::release(int micro_batch, int chunk) {
   for (Entry& entry : entries_)
-    if (entry.micro_batch == micro_batch) entry.micro_batch = -1;
+    if (entry.micro_batch == micro_batch && entry.chunk == chunk) entry.micro_batch = -1;
 }
 
-PipelineExecutor::PipelineExecutor(Stage& stage, Communicator& pipeline, const BatchShape& shape, std::int64_t hidden,
-                                   DType activation, int stashes, const Execution& execution)
-    : stage_(stage), pipeline_(pipeline), execution_(execution) {
-  stage.prepare(shape, stashes);
-  for (int i = 0; i < stashes; ++i) slots_.push_back({std::make_unique<MicroBatchBuffers>(shape, execution), -1});
+PipelineExecutor::PipelineExecutor(std::vector<Stage*> stages, Communicator& pipeline, const PipelineOptions& options,
+                                   const Execution& execution)
+    : pipeline_(pipeline), execution_(execution), overlap_(options.overlap), waiting_(execution.stream) {
+  for (std::size_t c = 0; c < stages.size(); ++c) {
+    stages[c]->prepare(options.shape, options.slots[c]);
+    chunks_.push_back({stages[c], {}});
+    for (int i = 0; i < options.slots[c]; ++i)
+      chunks_.back().slots.push_back({std::make_unique<MicroBatchBuffers>(options.shape, execution), -1});
+  }
   make_buffer_ = [=] {
-    return OwnedTensor(execution.device, activation, {shape.tokens(), hidden}, MemoryKind::communication, *execution.ledger);
+    return OwnedTensor(execution.device, options.activation, {options.shape.tokens(), options.hidden},
+                       MemoryKind::communication, *execution.ledger);
   };
 }
 
-int PipelineExecutor::slot_of(int micro_batch) const {
-  const auto found = std::ranges::find_if(slots_, [&](const Slot& slot) { return slot.micro_batch == micro_batch; });
-  FULMEN_CHECK(found != slots_.end(), "micro-batch {} holds no stash", micro_batch);
-  return static_cast<int>(found - slots_.begin());
+PipelineExecutor::Slot& PipelineExecutor::slot_of(const Instruction& instruction) {
+  std::vector<Slot>& slots = chunk_of(instruction).slots;
+  const auto found = std::ranges::find_if(slots, [&](const Slot& slot) { return slot.micro_batch == instruction.micro_batch; });
+  FULMEN_CHECK(found != slots.end(), "{}: the micro-batch holds no stash", to_string(instruction));
+  return *found;
 }
 
-int PipelineExecutor::acquire_slot(int micro_batch) {
-  const auto free = std::ranges::find_if(slots_, [](const Slot& slot) { return slot.micro_batch < 0; });
-  FULMEN_CHECK(free != slots_.end(), "no stash is free for micro-batch {}", micro_batch);
-  free->micro_batch = micro_batch;
-  return static_cast<int>(free - slots_.begin());
+int PipelineExecutor::acquire_slot(const Instruction& instruction) {
+  std::vector<Slot>& slots = chunk_of(instruction).slots;
+  const auto free = std::ranges::find_if(slots, [](const Slot& slot) { return slot.micro_batch < 0; });
+  FULMEN_CHECK(free != slots.end(), "{}: no stash is free", to_string(instruction));
+  free->micro_batch = instruction.micro_batch;
+  return static_cast<int>(free - slots.begin());
 }
 
 void PipelineExecutor::forward(const Instruction& instruction, std::span<const Batch> batches, const Tensor& loss_scale,
                                bool gradient) {
-  const int m = instruction.micro_batch;
-  const int slot = acquire_slot(m);
+  const int m = instruction.micro_batch, c = instruction.chunk;
+  Chunk& chunk = chunk_of(instruction);
+  await(Operation::receive_forward, instruction);
+  const int slot = acquire_slot(instruction);
   const MicroBatch& micro_batch =
-      slots_[static_cast<std::size_t>(slot)].buffers->fill(batches[static_cast<std::size_t>(m)], loss_scale, execution_);
-  const Tensor output = stage_.head() ? Tensor() : outputs_.acquire(m, make_buffer_);
-  stage_.forward(slot, micro_batch, inputs_.get(m), output, gradient);
-  inputs_.release(m);
-  if (!gradient && on_forward) on_forward(m, slot);
+      slot_of(instruction).buffers->fill(batches[static_cast<std::size_t>(m)], loss_scale, execution_);
+  const Tensor output = chunk.stage->head() ? Tensor() : outputs_.acquire(instruction, make_buffer_);
+  chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient);
+  inputs_.release(m, c);
+  if (gradient) return;
+  if (chunk.stage->head() && on_forward) on_forward(m, slot);
+  finish_micro_batch(instruction);
 }
 
 void PipelineExecutor::backward_input(const Instruction& instruction, bool with_weights) {
-  const int m = instruction.micro_batch;
-  const int slot = slot_of(m);
-  const Tensor d_output = d_outputs_.get(m);
-  const Tensor d_input = stage_.range().embedding ? Tensor() : d_inputs_.acquire(m, make_buffer_);
-  const MicroBatch& micro_batch = slots_[static_cast<std::size_t>(slot)].buffers->micro_batch();
+  Chunk& chunk = chunk_of(instruction);
+  await(Operation::receive_backward, instruction);
+  Slot& slot = slot_of(instruction);
+  const int number = static_cast<int>(&slot - chunk.slots.data());
+  const Tensor d_output = d_outputs_.get(instruction.micro_batch, instruction.chunk);
+  const Tensor d_input = chunk.stage->range().embedding ? Tensor() : d_inputs_.acquire(instruction, make_buffer_);
   if (with_weights)
-    stage_.backward(slot, micro_batch, d_output, d_input);
+    chunk.stage->backward(number, slot.buffers->micro_batch(), d_output, d_input);
   else
-    stage_.backward_input(slot, micro_batch, d_output, d_input);
+    chunk.stage->backward_input(number, slot.buffers->micro_batch(), d_output, d_input);
 }
 
-void PipelineExecutor::finish_micro_batch(int micro_batch) {
-  slots_[static_cast<std::size_t>(slot_of(micro_batch))].micro_batch = -1;
-  d_outputs_.release(micro_batch);
+void PipelineExecutor::finish_micro_batch(const Instruction& instruction) {
+  slot_of(instruction).micro_batch = -1;
+  d_outputs_.release(instruction.micro_batch, instruction.chunk);
 }
 
 Tensor PipelineExecutor::transfer_buffer(const Instruction& instruction) {
-  const int m = instruction.micro_batch;
   switch (instruction.operation) {
-    case Operation::send_forward: return outputs_.get(m);
-    case Operation::send_backward: return d_inputs_.get(m);
-    case Operation::receive_forward: return inputs_.acquire(m, make_buffer_);
-    case Operation::receive_backward: return d_outputs_.acquire(m, make_buffer_);
+    case Operation::send_forward: return outputs_.get(instruction.micro_batch, instruction.chunk);
+    case Operation::send_backward: return d_inputs_.get(instruction.micro_batch, instruction.chunk);
+    case Operation::receive_forward: return inputs_.acquire(instruction, make_buffer_);
+    case Operation::receive_backward: return d_outputs_.acquire(instruction, make_buffer_);
     default: break;
   }
   throw InternalError("not a transfer: " + to_string(instruction));
 }
 
-void PipelineExecutor::transfer(std::span<const Instruction> group) {
+void PipelineExecutor::transfer(const InstructionList& list, std::size_t begin) {
+  if (begin < started_end_) return;
+  const std::size_t end = end_of_group(list, begin);
+  start(std::span(list).subspan(begin, end - begin));
+  started_end_ = end;
+  if (!overlap_) return await_all();
+  while (in_flight_.size() >= most_in_flight) {
+    complete(in_flight_.front());
+    in_flight_.pop_front();
+  }
+  const auto next = std::find_if(list.begin() + static_cast<std::ptrdiff_t>(end), list.end(),
+                                 [](const Instruction& instruction) { return is_transfer(instruction.operation); });
+  if (next == list.end()) return;
+  const std::size_t next_begin = static_cast<std::size_t>(next - list.begin()), next_end = end_of_group(list, next_begin);
+  const std::span<const Instruction> group = std::span(list).subspan(next_begin, next_end - next_begin);
+  if (std::ranges::any_of(group, [](const Instruction& instruction) { return is_send(instruction.operation); })) return;
+  start(group);
+  started_end_ = next_end;
+}
+
+void PipelineExecutor::start(std::span<const Instruction> group) {
   std::vector<Transfer> transfers;
-  for (const Instruction& instruction : group) {
-    const bool sends = instruction.operation == Operation::send_forward || instruction.operation == Operation::send_backward;
-    transfers.push_back({sends ? Transfer::Direction::send : Transfer::Direction::receive, instruction.peer,
-                         transfer_buffer(instruction)});
+  for (const Instruction& instruction : group)
+    transfers.push_back({is_send(instruction.operation) ? Transfer::Direction::send : Transfer::Direction::receive,
+                         instruction.peer, transfer_buffer(instruction)});
+  Started started{{group.begin(), group.end()}, {}};
+  if (overlap_) {
+    started.pending = pipeline_.start_exchange(transfers, execution_.stream);
+  } else {
+    const ProfileScope scope = ProfileScope::communication(execution_.profiler, "pipeline communication");
+    waiting_.start();
+    pipeline_.exchange(transfers, execution_.stream);
+    waiting_.stop();
   }
-  const ProfileScope scope = ProfileScope::communication(execution_.profiler, "pipeline communication");
-  pipeline_.exchange(transfers, execution_.stream);
-  for (const Instruction& instruction : group) {
-    if (instruction.operation == Operation::send_forward) outputs_.release(instruction.micro_batch);
-    if (instruction.operation == Operation::send_backward) d_inputs_.release(instruction.micro_batch);
+  in_flight_.push_back(std::move(started));
+}
+
+// What was sent lies in buffers that are free now.
+void PipelineExecutor::complete(Started& started) {
+  if (!started.pending.complete()) {
+    waiting_.start();
+    started.pending.wait(execution_.stream);
+    waiting_.stop();
   }
+  for (const Instruction& instruction : started.group) {
+    if (instruction.operation == Operation::send_forward) outputs_.release(instruction.micro_batch, instruction.chunk);
+    if (instruction.operation == Operation::send_backward) d_inputs_.release(instruction.micro_batch, instruction.chunk);
+  }
+}
+
+// Waits for the transfer that brings what `user` is about to read, if it is still under way.
+void PipelineExecutor::await(Operation operation, const Instruction& user) {
+  const auto brings = [&](const Instruction& instruction) {
+    return instruction.operation == operation && instruction.micro_batch == user.micro_batch && instruction.chunk == user.chunk;
+  };
+  const auto found =
+      std::ranges::find_if(in_flight_, [&](const Started& started) { return std::ranges::any_of(started.group, brings); });
+  if (found == in_flight_.end()) return;
+  complete(*found);
+  in_flight_.erase(found);
+}
+
+void PipelineExecutor::await_all() {
+  for (Started& started : in_flight_) complete(started);
+  in_flight_.clear();
 }
 
 void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> batches, const Tensor& loss_scale,
                            bool gradient, const StepHandlers& handlers) {
+  started_end_ = 0;
+  waiting_.reset();
   for (std::size_t i = 0; i < list.size(); ++i) {
     const Instruction& instruction = list[i];
     if (is_transfer(instruction.operation)) {
-      std::size_t end = i + 1;
-      while (list[end - 1].with_next) ++end;
-      transfer(std::span(list).subspan(i, end - i));
-      if (!gradient)   // a stash lasts until its output was sent
-        for (const Instruction& done : std::span(list).subspan(i, end - i))
-          if (done.operation == Operation::send_forward) finish_micro_batch(done.micro_batch);
-      i = end - 1;
+      transfer(list, i);
+      i = end_of_group(list, i) - 1;
       continue;
     }
     switch (instruction.operation) {
-      case Operation::forward:
-        forward(instruction, batches, loss_scale, gradient);
-        if (!gradient && stage_.head()) finish_micro_batch(instruction.micro_batch);
-        break;
+      case Operation::forward: forward(instruction, batches, loss_scale, gradient); break;
       case Operation::backward_input: {
         const bool with_weights = i + 1 < list.size() && list[i + 1].operation == Operation::backward_weight &&
-                                  list[i + 1].micro_batch == instruction.micro_batch;
+                                  list[i + 1].micro_batch == instruction.micro_batch && list[i + 1].chunk == instruction.chunk;
         backward_input(instruction, with_weights);
         if (!with_weights) break;
-        finish_micro_batch(instruction.micro_batch);
+        finish_micro_batch(instruction);
         ++i;
         break;
       }
-      case Operation::backward_weight:
-        stage_.backward_weight(slot_of(instruction.micro_batch));
-        finish_micro_batch(instruction.micro_batch);
+      case Operation::backward_weight: {
+        Chunk& chunk = chunk_of(instruction);
+        chunk.stage->backward_weight(static_cast<int>(&slot_of(instruction) - chunk.slots.data()));
+        finish_micro_batch(instruction);
         break;
-      case Operation::reduce_shared: handlers.reduce_shared(); break;
-      case Operation::reduce_gradients: handlers.reduce_gradients(); break;
+      }
+      case Operation::reduce_shared:
+        await_all();
+        handlers.reduce_shared();
+        break;
+      case Operation::reduce_gradients:
+        if (static_cast<std::size_t>(instruction.chunk) + 1 == chunks_.size()) handlers.reduce_gradients();
+        break;
       case Operation::optimizer_step: handlers.optimizer_step(); break;
       default: throw InternalError("the executor cannot run " + to_string(instruction));
     }
   }
+  await_all();
 }
 
 InstructionList forward_only(const InstructionList& list) {

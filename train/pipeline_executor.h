@@ -1,6 +1,7 @@
 // Runs one pipeline rank's list of instructions.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -9,43 +10,55 @@
 #include "model/stage.h"
 #include "parallel/pipeline_schedule.h"
 #include "train/micro_batch_buffers.h"
+#include "train/stream_timer.h"
 
 namespace fulmen {
 
-// What a list's instructions mean beyond the stage itself.
+// What a list's instructions mean beyond the stages themselves.
 struct StepHandlers {
   std::function<void()> reduce_shared;
-  std::function<void()> reduce_gradients;
+  std::function<void()> reduce_gradients;   // of all chunks: called at the last one's instruction
   std::function<void()> optimizer_step;
+};
+
+struct PipelineOptions {
+  BatchShape shape;              // of a micro-batch on this rank
+  std::int64_t hidden = 0;
+  DType activation = DType::fp32;
+  std::vector<int> slots;        // micro-batches in flight, by chunk
+  bool overlap = false;          // transfers go on beside passes
 };
 
 class PipelineExecutor {
  public:
-  // `pipeline` is the communicator along the pipeline axis, in stage order. Prepares the stage for `stashes`
-  // micro-batches in flight.
-  PipelineExecutor(Stage& stage, Communicator& pipeline, const BatchShape& shape, std::int64_t hidden, DType activation,
-                   int stashes, const Execution& execution);
+  // stages[c] is model chunk c of this rank; `pipeline` the communicator along the pipeline axis, in stage order. Prepares
+  // the stages.
+  PipelineExecutor(std::vector<Stage*> stages, Communicator& pipeline, const PipelineOptions& options,
+                   const Execution& execution);
 
   // batches[m] is micro-batch m. loss_scale (fp64 [1], device memory) multiplies the gradient of each loss. Without
   // `gradient` the list may hold no backward instruction; a micro-batch's stash is then free after its forward.
   void run(const InstructionList& list, std::span<const Batch> batches, const Tensor& loss_scale, bool gradient,
            const StepHandlers& handlers);
 
-  // Called after each forward without gradient, with the micro-batch's number and the slot that holds its stash.
+  // Called after each forward of the last stage without gradient, with the micro-batch's number and the slot of its stash.
   std::function<void(int micro_batch, int slot)> on_forward;
 
+  // Seconds of the last run that passes waited for transfers: the host's, or on a GPU the stream's.
+  double waiting_seconds() { return waiting_.seconds(); }
+
  private:
-  // Activation-sized buffers, lent out by micro-batch; as many as were ever lent at once.
+  // Activation-sized buffers, lent out by micro-batch and chunk; as many as were ever lent at once.
   class Pool {
    public:
-    Tensor acquire(int micro_batch, const std::function<OwnedTensor()>& make);
-    Tensor get(int micro_batch) const;
-    void release(int micro_batch);
+    Tensor acquire(const Instruction& user, const std::function<OwnedTensor()>& make);
+    Tensor get(int micro_batch, int chunk) const;
+    void release(int micro_batch, int chunk);
 
    private:
     struct Entry {
       OwnedTensor tensor;
-      int micro_batch = -1;
+      int micro_batch = -1, chunk = 0;
     };
     std::vector<Entry> entries_;
   };
@@ -54,21 +67,40 @@ class PipelineExecutor {
     std::unique_ptr<MicroBatchBuffers> buffers;
     int micro_batch = -1;
   };
+  struct Chunk {
+    Stage* stage;
+    std::vector<Slot> slots;
+  };
+  // A group of transfers that was started.
+  struct Started {
+    std::vector<Instruction> group;
+    Pending pending;
+  };
 
-  int slot_of(int micro_batch) const;
-  int acquire_slot(int micro_batch);
+  Chunk& chunk_of(const Instruction& instruction) { return chunks_[static_cast<std::size_t>(instruction.chunk)]; }
+  Slot& slot_of(const Instruction& instruction);
+  int acquire_slot(const Instruction& instruction);
   Tensor transfer_buffer(const Instruction& instruction);
   void forward(const Instruction& instruction, std::span<const Batch> batches, const Tensor& loss_scale, bool gradient);
   void backward_input(const Instruction& instruction, bool with_weights);
-  void finish_micro_batch(int micro_batch);
-  void transfer(std::span<const Instruction> group);
+  void finish_micro_batch(const Instruction& instruction);
+  // Runs the group, or starts it. A group of receives that comes next is started with it: its place in the order of
+  // transfers is the same, and what it brings may travel during the passes between.
+  void transfer(const InstructionList& list, std::size_t begin);
+  void start(std::span<const Instruction> group);
+  void complete(Started& started);
+  void await(Operation operation, const Instruction& user);
+  void await_all();
 
-  Stage& stage_;
+  std::vector<Chunk> chunks_;
   Communicator& pipeline_;
   Execution execution_;
-  std::vector<Slot> slots_;
+  bool overlap_;
   Pool inputs_, outputs_, d_outputs_, d_inputs_;
   std::function<OwnedTensor()> make_buffer_;
+  std::deque<Started> in_flight_;
+  std::size_t started_end_ = 0;   // transfers of the list before it are started
+  StreamTimer waiting_;
 };
 
 // The list with only what evaluation needs: forwards and their transfers.

@@ -103,6 +103,8 @@ class Trainer {
   TrainingProgress progress_;
   std::int64_t saved_step_ = -1;
   double flops_per_token_ = 0.0, peak_ = 0.0;
+  double bubbles_ = 0.0;            // measured, the sum over the steps of this process
+  std::int64_t steps_done_ = 0;     // counted with a pipeline only
   std::vector<Batch> batches_;
 };
 
@@ -133,7 +135,7 @@ void Trainer::start(PhaseTimes& start_up) {
   const MeshShape& shape = mesh_.shape();
   log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
            with_thousands(parameter_count(options_.model)));
-  log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, bubble {:.1f} %", shape.describe(),
+  log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, predicted bubble {:.1f} %", shape.describe(),
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
   if (leader_) write_header(peak_);
@@ -203,6 +205,12 @@ StepMetrics Trainer::step(BatchLoader& loader) {
                    {"reduce", reduce_seconds},
                    {"update", update_seconds},
                    {"compute", metrics.step_seconds - data_seconds - reduce_seconds - update_seconds}};
+  if (mesh_.size(Axis::pipeline) > 1) {
+    metrics.bubble = loss.waiting_seconds / metrics.step_seconds;
+    metrics.predicted_bubble = runner_.schedule_report().bubble;
+    bubbles_ += *metrics.bubble;
+    ++steps_done_;
+  }
   return metrics;
 }
 
@@ -248,6 +256,9 @@ ExitCode Trainer::run() {
     if (due || stopped || progress_.step == steps_) save();
   }
   bar.finish();
+  if (steps_done_ > 0)
+    log_info("bubble: {:.1f} % of a step measured (waiting for transfers, the mean over ranks and {} steps), {:.1f} % predicted",
+             100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
   save();
   if (!stopped) return ExitCode::done;
   if (leader_) std::filesystem::remove(folder_ / "STOP");

@@ -65,10 +65,9 @@ refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
 refuse_set 1 parallel.recompute=some parallel.recompute selective
 refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
-for unbuilt in parallel.schedule=interleaved \
-  parallel.schedule=zero-bubble parallel.chunks=2 checkpoint.async=true; do
-  refuse_set 1 "$unbuilt" "${unbuilt%%=*}" 'not built yet'
-done
+refuse_set 1 parallel.chunks=2 parallel.chunks 'a single pipeline rank'
+refuse 2 parallel.chunks 1f1b interleaved -- train good.yaml --set parallel.pipeline=2 --set parallel.chunks=2
+refuse_set 1 checkpoint.async=true checkpoint.async 'not built yet'
 refuse_set 1 parallel.zero=4 parallel.zero 'out of range'
 refuse_set 1 parallel.zero_group=some parallel.zero_group 'neither all, node nor a number'
 refuse 4 parallel.zero_group 'does not divide the 4 ranks' -- train good.yaml --set parallel.zero=1 --set parallel.zero_group=3

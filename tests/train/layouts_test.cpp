@@ -42,13 +42,14 @@ struct LayoutCase {
   std::string zero_group = "all";
   std::string overlap = "auto";
   std::int64_t bucket_elements = 1;   // a layer has some 20,000
+  int chunks = 1;
 
   friend void PrintTo(const LayoutCase& layout, std::ostream* out) { *out << layout.describe(); }
   std::string describe() const {
-    return fmt::format("{}{}, {}, {}, {} micro-batches{}, recompute {}, zero {} over {}, overlap {}, buckets of {}",
+    return fmt::format("{}{}, {}, {}, {} micro-batches{}, recompute {}, zero {} over {}, overlap {}, buckets of {}, {} chunks",
                        low_rank ? "tnl3" : "tnl1", documents ? " with documents" : "", shape.describe(), name_of(schedule),
                        micro_batches, uneven ? ", uneven stages" : "", name_of(recompute), zero, zero_group, overlap,
-                       bucket_elements);
+                       bucket_elements, chunks);
   }
 };
 
@@ -141,6 +142,18 @@ std::vector<LayoutCase> generate_cases() {
       }
   }
   add_sharded_cases(cases);
+  // Schedules that interleave model chunks or let weight gradients wait, over numbers of micro-batches that ranks do not
+  // divide, with transfers that go on beside passes and without.
+  for (const bool low_rank : {false, true})
+    for (const ScheduleKind schedule : {ScheduleKind::interleaved, ScheduleKind::zero_bubble})
+      for (const auto& [shape, chunks] :
+           {std::pair{MeshShape{1, 1, 1, 2}, 2}, {MeshShape{2, 1, 2, 2}, 2}, {MeshShape{1, 2, 2, 2}, 2}, {MeshShape{2, 2, 1, 2}, 2},
+            {MeshShape{1, 1, 2, 3}, 1}, {MeshShape{2, 1, 1, 4}, 1}, {MeshShape{1, 1, 1, 5}, 1}, {MeshShape{1, 1, 1, 4}, 1}}) {
+        ++turn;
+        cases.push_back({low_rank, turn % 3 == 0, shape, schedule, std::array{3, 4, 6, 1, 12}[static_cast<std::size_t>(turn) % 5],
+                         turn % 4 == 0, static_cast<Recompute>(turn % 3), turn % 4, "all",
+                         turn / 2 % 2 == 0 ? "auto" : turn % 2 == 0 ? "pipeline" : "none", turn % 3 == 0 ? 30000 : 1, chunks});
+      }
   return cases;
 }
 
@@ -167,9 +180,11 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
   options.layout.zero_group = layout.zero_group;
   options.layout.overlap = layout.overlap;
   options.layout.bucket_elements = layout.bucket_elements;
+  options.layout.chunks = layout.chunks;
   if (layout.uneven) {
-    std::vector<std::int64_t> stages(static_cast<std::size_t>(layout.shape.pipeline), 1);
-    stages[static_cast<std::size_t>(layout.micro_batches % layout.shape.pipeline)] += options.model.layers - layout.shape.pipeline;
+    const int count = layout.shape.pipeline * layout.chunks;
+    std::vector<std::int64_t> stages(static_cast<std::size_t>(count), 1);
+    stages[static_cast<std::size_t>(layout.micro_batches % count)] += options.model.layers - count;
     options.layout.stages = stages;
   }
   options.precision = {test_dtype(), test_dtype()};
@@ -255,6 +270,8 @@ Reference make_reference(const LayoutCase& layout, const std::filesystem::path& 
   single.micro_batches = 1;
   single.recompute = Recompute::none;
   single.zero = 0;
+  single.schedule = ScheduleKind::gpipe;
+  single.chunks = 1;
   Training training(options_of(single, corpus), make_self_communicator());
   Reference reference;
   training.gradient();
@@ -382,6 +399,10 @@ TEST(LayoutMatrix, HoldsWhatItPromises) {
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches < c.shape.pipeline; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches == c.shape.pipeline; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches > c.shape.pipeline; }), some);
+  for (const ScheduleKind schedule : {ScheduleKind::interleaved, ScheduleKind::zero_bubble}) {
+    EXPECT_GE(count([&](const LayoutCase& c) { return c.schedule == schedule && c.chunks > 1; }), some);
+    EXPECT_GE(count([&](const LayoutCase& c) { return c.schedule == schedule && c.overlap != "none"; }), some);
+  }
   for (const Recompute recompute : {Recompute::selective, Recompute::full})
     EXPECT_GE(count([&](const LayoutCase& c) { return c.recompute == recompute && c.shape.pipeline > 1; }), some);
   EXPECT_GE(count([](const LayoutCase& c) { return c.shape.data > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), some);
