@@ -67,7 +67,7 @@ void initialize(const Execution& execution, const LogicalTensor& tensor, std::ui
   for (std::int64_t begin = 0; begin < rows; begin += step) {
     const std::int64_t end = std::min(begin + step, rows);
     values.resize(static_cast<std::size_t>((end - begin) * columns));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (values.size() > 4096)
     for (std::int64_t r = begin; r < end; ++r)
       for (std::int64_t c = 0; c < columns; ++c)
         values[static_cast<std::size_t>((r - begin) * columns + c)] =

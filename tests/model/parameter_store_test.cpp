@@ -252,6 +252,55 @@ INSTANTIATE_TEST_SUITE_P(Layouts, EveryRank,
                                               s.sequence, s.data, s.pipeline);
                          });
 
+// Parts of buckets, whose bounds fall anywhere within rows, still make every logical tensor once, with its own values.
+TEST(ShardedStore, PiecesOfAllShardsMakeEveryTensorOnce) {
+  struct Case {
+    const char* variant;
+    MeshShape shape;
+    int stage, shards;
+  };
+  for (const auto& [variant, shape, stage, shards] :
+       {Case{"tnl3", {.tensor = 2, .data = 6}, 1, 2}, Case{"tnl3", {.tensor = 3, .data = 3}, 3, 3},
+        Case{"tnl1", {.data = 6}, 3, 6}, Case{"tnl1", {.tensor = 2, .data = 2, .pipeline = 2}, 2, 2}}) {
+    SCOPED_TRACE(fmt::format("{}, ZeRO {} over {}", variant, stage, shards));
+    const ModelConfig config = six_heads(variant);
+    const std::vector<StageRange> stages = split_stages(config.layers, shape.pipeline, {});
+    Coverage held(config), owned(config), counted(config);
+    for (int rank = 0; rank < shape.ranks(); ++rank) {
+      const StageRange& range = stages[static_cast<std::size_t>(rank / (shape.tensor * shape.data))];
+      PlacedParameters placed(config, range, shape, rank, {DType::fp64, DType::fp64}, {stage, shards});
+      placed.initialize(5);
+      const ParameterStore& store = placed.store;
+      for (std::size_t group = 0; group < store.groups().size(); ++group)
+        for (const Tensor& run : store.counted_in(store.flat_gradients(), group))
+          testing::write(run, testing::Values(static_cast<std::size_t>(run.elements()), 1.0));
+      const std::vector<ParameterPiece> weights = store.pieces(store.flat_weights());
+      const std::vector<ParameterPiece> gradients = store.pieces(store.flat_gradients());
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        const RandomStream random(5, weights[i].tensor);
+        const bool drawn = weights[i].tensor.find("theta") == std::string::npos;
+        for_each_global_index(weights[i], [&](std::int64_t global, std::int64_t offset) {
+          held.meet(weights[i].tensor, global);
+          if (weights[i].owned) owned.meet(weights[i].tensor, global);
+          if (gradients[i].memory.as<double>()[offset] == 1.0) counted.meet(weights[i].tensor, global);
+          if (!drawn) return;
+          ASSERT_EQ(weights[i].memory.as<double>()[offset],
+                    config.initializer_std * random.normal(static_cast<std::uint64_t>(global)));
+        });
+      }
+    }
+    const int copies = shape.data / shards;
+    held.expect(
+        [&](const std::string& tensor) {
+          const int stages_of_it = is_embedding(tensor) ? std::min(shape.pipeline, 2) : 1;
+          return copies * stages_of_it * (is_replicated_over_tensor(tensor) ? shape.tensor : 1);
+        },
+        "held");
+    owned.expect([](const std::string&) { return 1; }, "written to checkpoints");
+    counted.expect([&](const std::string&) { return copies; }, "counted");
+  }
+}
+
 TEST(ParameterStore, PadsAVocabularyThatTensorRanksDoNotDivide) {
   ModelConfig config = six_heads("tnl1");
   config.vocabulary = 4;   // over three ranks: two rows, two rows, none

@@ -81,10 +81,11 @@ class TestExecution {
 // The parameters that one rank of a mesh holds.
 class PlacedParameters {
  public:
-  PlacedParameters(const ModelConfig& config, const StageRange& range, MeshShape shape, int rank, Precision precision)
+  PlacedParameters(const ModelConfig& config, const StageRange& range, MeshShape shape, int rank, Precision precision,
+                   const Sharding& sharding = {})
       : place_(rank, shape.ranks()),
         mesh_(shape, place_),
-        store(declare_stage(config, range, shape.pipeline), mesh_, precision, resources_.execution()) {}
+        store(declare_stage(config, range, shape.pipeline), mesh_, precision, resources_.execution(), sharding) {}
 
   void initialize(std::uint64_t seed) { store.initialize(seed, resources_.execution()); }
   const Mesh& mesh() const { return mesh_; }
