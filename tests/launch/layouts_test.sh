@@ -73,6 +73,19 @@ train 4 parallel.data=4 parallel.zero=3 parallel.overlap=weights
 check 'the map of shards' grep -q 'shards: 4' many/shard_map.yaml
 train 6 parallel.tensor=3 parallel.pipeline=2
 train 5 parallel.pipeline=5 train.micro_batch=2
+check 'no bubble of one stage' test "$(json one/metrics.jsonl bubble | wc -w)" = 0
+# Both bubbles in the log and in each line of the metrics, as shares of a step.
+for setting in 'parallel.schedule=interleaved parallel.chunks=2 parallel.recompute=full' 'parallel.schedule=zero-bubble parallel.overlap=none'; do
+  # shellcheck disable=SC2086
+  gradients 2 parallel.pipeline=2 $setting train.micro_batch=2
+  # shellcheck disable=SC2086
+  train 2 parallel.pipeline=2 $setting train.micro_batch=2
+  for key in bubble predicted_bubble; do
+    json many/metrics.jsonl "$key" >got
+    check "$key of five steps" test "$(awk '$1 > 0 && $1 < 1' got | wc -l)" = 5
+  done
+  check 'the bubble in the log' grep -q 'bubble: .* measured .* predicted' err
+done
 
 # Evaluation, too.
 succeed 1 eval --checkpoint one/checkpoints --data corpus --precision fp64 --json

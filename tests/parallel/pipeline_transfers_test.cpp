@@ -99,8 +99,9 @@ class StageRunner {
   int weights_updated_ = 0;
 };
 
-TEST(PipelineTransfers, BothSchedulesDeliverEveryMicroBatch) {
-  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward})
+TEST(PipelineTransfers, EveryScheduleDeliversEveryMicroBatch) {
+  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward, ScheduleKind::interleaved,
+                                  ScheduleKind::zero_bubble})
     for (const int stages : {1, 2, 3, 4})
       on_first_ranks(test_world(), std::min(stages, test_world().size()), [&](Communicator& pipeline) {
         for (const int micro_batches : {1, 3, 4, 6}) {
