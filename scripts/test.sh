@@ -4,15 +4,21 @@
 #   scripts/test.sh             installs what is missing, builds, runs every test; where nvcc is, the CUDA build is compiled
 #                               too, and its GPU tests are run where a GPU is
 #   scripts/test.sh --fast      only the fast suite (within three minutes on two cores)
+#   scripts/test.sh --all [FIRST/SHARES]
+#                               besides, every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
+#                               than a million, some hundreds of core hours, in shares of a few minutes each, from share
+#                               FIRST of SHARES (0/5000) on
 #   PRESET=asan scripts/test.sh with another preset of CMakePresets.json
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 preset=${PRESET:-cpu}
 selection=()
+shares=
 case ${1:-} in
   "") ;;
   --fast) selection=(-L fast) ;;
-  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
+  --all) shares=${2:-0/5000} ;;
+  *) sed -n '2,12p' "$0" >&2; exit 2 ;;
 esac
 
 scripts/setup.sh
@@ -30,3 +36,14 @@ fi
 
 # Last, so that its summary is what a run ends with.
 ctest --preset "$preset" "${selection[@]}"
+
+# The whole product of layouts. It goes on after a share that failed, and fails in the end.
+if [ -n "${shares:-}" ]; then
+  export OMP_NUM_THREADS=1 OMPI_MCA_btl=self,vader OMPI_MCA_mpi_yield_when_idle=1
+  failed=
+  for ((share = ${shares%/*}; share < ${shares#*/}; ++share)); do
+    echo "layouts, share $share of ${shares#*/}"
+    FULMEN_LAYOUTS=$share/${shares#*/} mpirun --oversubscribe -n 8 "build/$preset/bin/layouts_test" --gtest_brief=1 || failed="$failed $share"
+  done
+  [ -z "$failed" ] || { echo "layouts: shares that failed:$failed of ${shares#*/}" >&2; exit 1; }
+fi

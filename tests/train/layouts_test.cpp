@@ -1,8 +1,10 @@
-// Layouts do not change what is trained: over a generated matrix of data x sequence x tensor x pipeline x ZeRO x schedule x
-// micro-batches x overlap x documents, the gradient of every parameter, five training steps, and a resume from a checkpoint of another layout equal
-// one rank's. In fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0.
+// Layouts do not change what is trained: over a covering array of everything that a layout can be (layout_matrix.h), the
+// gradient of every parameter, three training steps, and a resume from a checkpoint of another layout equal one rank's. In
+// fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0. FULMEN_LAYOUTS=3/1000 takes
+// share 3 (from 0) of 1000 of the whole product instead; scripts/test.sh --all does so for all shares.
 #include <algorithm>
-#include <array>
+#include <cstdlib>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -17,6 +19,7 @@
 #include "tests/golden.h"
 #include "tests/kernels/kernel_test.h"
 #include "tests/mpi_main.h"
+#include "tests/train/layout_matrix.h"
 #include "train/learning_rate.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
@@ -27,38 +30,16 @@ namespace {
 
 DType test_dtype() { return testing::on_gpu() ? DType::fp32 : DType::fp64; }
 double tolerance() { return testing::on_gpu() ? 1e-5 : 1e-10; }
-constexpr std::int64_t global_batch = 24, sequence_length = 20;
-constexpr int training_steps = 5, resumed_after = 2;
+constexpr std::int64_t global_batch = matrix_global_batch, sequence_length = matrix_sequence_length;
+constexpr int training_steps = 3, resumed_after = 2;
 
-struct LayoutCase {
-  bool low_rank;             // the tnl3 model with 8 heads, else the tnl1 one with 6
-  bool documents;
-  MeshShape shape;
-  ScheduleKind schedule;
-  int micro_batches;
-  bool uneven;               // stages of unequal length
-  Recompute recompute;
-  int zero = 0;
-  std::string zero_group = "all";
-  std::string overlap = "auto";
-  std::int64_t bucket_elements = 1;   // a layer has some 20,000
-  int chunks = 1;
-
-  friend void PrintTo(const LayoutCase& layout, std::ostream* out) { *out << layout.describe(); }
-  std::string describe() const {
-    return fmt::format("{}{}, {}, {}, {} micro-batches{}, recompute {}, zero {} over {}, overlap {}, buckets of {}, {} chunks",
-                       low_rank ? "tnl3" : "tnl1", documents ? " with documents" : "", shape.describe(), name_of(schedule),
-                       micro_batches, uneven ? ", uneven stages" : "", name_of(recompute), zero, zero_group, overlap,
-                       bucket_elements, chunks);
-  }
-};
-
-ModelConfig model_of(bool low_rank) {
+ModelConfig model_of(const LayoutCase& layout) {
+  const bool low_rank = layout.model == "tnl3";
   ModelConfig config;
-  config.variant = low_rank ? "tnl3" : "tnl1";
-  config.layers = 5;
-  config.heads = low_rank ? 8 : 6;
-  config.hidden = 8 * config.heads;
+  config.variant = layout.model;
+  config.layers = matrix_layers;
+  config.heads = low_rank ? matrix_tnl3_heads : matrix_tnl1_heads;
+  config.hidden = (testing::on_gpu() ? 8 : 4) * config.heads;
   config.glu = 50;              // neither the tensor sizes nor
   config.vocabulary = 101;      // these divide it
   config.gate_rank = low_rank ? 5 : 0;
@@ -67,99 +48,15 @@ ModelConfig model_of(bool low_rank) {
   return config;
 }
 
-// Numbers of micro-batches that `data` ranks can have: fewer than, as many as and more than the stages, where they divide.
-std::vector<int> micro_batch_counts(int data, int stages) {
-  std::vector<int> counts;
-  const int samples = static_cast<int>(global_batch) / data;
-  for (int m = 1; m <= samples; ++m) {
-    if (samples % m != 0) continue;
-    const bool fewer = m < stages && (counts.empty() || counts.back() < m);
-    if (fewer && !counts.empty() && counts.back() < stages) counts.back() = m;
-    else if (counts.size() < 3) counts.push_back(m);
-  }
-  return counts;
-}
-
-// What is sharded, over whom and how it overlaps.
-struct Shards {
-  int zero;
-  const char* group;
-  const char* overlap;
-};
-
-// Every way to shard on some meshes.
-void add_sharded_cases(std::vector<LayoutCase>& cases) {
-  int turn = 0;
-  for (const MeshShape& shape : {MeshShape{2, 1, 2, 2}, MeshShape{1, 1, 4, 2}})
-    for (const Shards& shards : std::vector<Shards>{{1, "all", "auto"}, {1, "2", "auto"}, {2, "all", "none"}, {2, "all", "auto"},
-                                                    {2, "2", "auto"}, {3, "all", "none"}, {3, "all", "auto"},
-                                                    {3, "all", "gradients"}, {3, "all", "weights"}, {3, "2", "none"},
-                                                    {3, "2", "auto"}, {3, "1", "auto"}}) {
-      if (shards.group == std::string("2") && shape.data == 2) continue;   // that is all
-      ++turn;
-      cases.push_back({turn % 3 != 0, turn % 2 == 0, shape,
-                       turn % 4 < 2 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward, 1 + turn % 3, false,
-                       static_cast<Recompute>(turn % 3), shards.zero, shards.group, shards.overlap, turn % 5 == 0 ? 30000 : 1});
-    }
-}
-
-std::vector<LayoutCase> generate_cases() {
-  std::vector<LayoutCase> cases;
-  int turn = 0;
-  for (const bool low_rank : {false, true})
-    for (const int tensor : low_rank ? std::vector<int>{1, 2, 4, 8} : std::vector<int>{1, 2, 3, 6})
-      for (const int pipeline : {1, 2, 3, 4, 5})
-        for (const int data : {1, 2, 3, 4, 6, 8}) {
-          if (tensor * pipeline * data > 8) continue;
-          for (const int micro_batches : micro_batch_counts(data, pipeline)) {
-            ++turn;
-            cases.push_back({low_rank, turn % 2 == 0, {tensor, 1, data, pipeline},
-                             turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward, micro_batches,
-                             pipeline > 1 && turn % 3 == 0, static_cast<Recompute>(turn / 3 % 3)});
-            LayoutCase& added = cases.back();
-            if (data == 1) continue;
-            added.zero = turn / 2 % 4;
-            added.zero_group = data % 2 == 0 && turn % 3 == 0 ? "2" : "all";
-            added.overlap = turn % 5 < 2 ? "none" : "auto";
-            added.bucket_elements = turn % 3 == 0 ? 30000 : 1;
-          }
-        }
-  // Sequences shared by every number of ranks, most of which do not divide their 20 tokens, alone and with the other axes;
-  // each combination with one of the models.
-  for (const bool low_rank : {false, true}) {
-    int place = low_rank ? 1 : 0;
-    for (const int sequence : {2, 3, 4, 5, 6, 7, 8})
-      for (const MeshShape& others : {MeshShape{}, MeshShape{2, 1, 1, 1}, MeshShape{1, 1, 2, 1}, MeshShape{1, 1, 1, 2},
-                                      MeshShape{2, 1, 1, 2}, MeshShape{1, 1, 2, 2}}) {
-        if (sequence * others.ranks() > 8 || ++place % 2 == 0) continue;
-        ++turn;
-        const MeshShape shape = {others.tensor, sequence, others.data, others.pipeline};
-        cases.push_back({low_rank, turn % 3 != 0, shape,
-                         turn / 2 % 2 == 0 ? ScheduleKind::gpipe : ScheduleKind::one_forward_one_backward,
-                         std::array{1, 3, 4}[static_cast<std::size_t>(turn) % 3], false,
-                         static_cast<Recompute>(turn / 3 % 3), turn / 4 % 4, "all",
-                         turn % 2 == 0 ? "none" : turn % 4 == 1 ? "sequence" : "auto"});
-      }
-  }
-  add_sharded_cases(cases);
-  // Schedules that interleave model chunks or let weight gradients wait, over numbers of micro-batches that ranks do not
-  // divide, with transfers that go on beside passes and without.
-  for (const bool low_rank : {false, true})
-    for (const ScheduleKind schedule : {ScheduleKind::interleaved, ScheduleKind::zero_bubble})
-      for (const auto& [shape, chunks] :
-           {std::pair{MeshShape{1, 1, 1, 2}, 2}, {MeshShape{2, 1, 2, 2}, 2}, {MeshShape{1, 2, 2, 2}, 2}, {MeshShape{2, 2, 1, 2}, 2},
-            {MeshShape{1, 1, 2, 3}, 1}, {MeshShape{2, 1, 1, 4}, 1}, {MeshShape{1, 1, 1, 5}, 1}, {MeshShape{1, 1, 1, 4}, 1}}) {
-        ++turn;
-        cases.push_back({low_rank, turn % 3 == 0, shape, schedule, std::array{3, 4, 6, 1, 12}[static_cast<std::size_t>(turn) % 5],
-                         turn % 4 == 0, static_cast<Recompute>(turn % 3), turn % 4, "all",
-                         turn / 2 % 2 == 0 ? "auto" : turn % 2 == 0 ? "pipeline" : "none", turn % 3 == 0 ? 30000 : 1, chunks});
-      }
-  return cases;
-}
-
-// On the GPU, which all ranks share, one of a few: a stride that all properties are prime to.
+// On the GPU, which all ranks share, one of a few: a stride that leaves some of everything.
 std::vector<LayoutCase> cases_to_run() {
-  const std::vector<LayoutCase> cases = generate_cases();
+  if (const char* share = std::getenv("FULMEN_LAYOUTS")) {
+    const std::string text = share;
+    const std::size_t slash = text.find('/');
+    FULMEN_CHECK(slash != std::string::npos, "FULMEN_LAYOUTS={}: expected SHARE/SHARES, from 0", text);
+    return layout_shard(std::stoll(text.substr(0, slash)), std::stoll(text.substr(slash + 1)));
+  }
+  const std::vector<LayoutCase> cases = layout_matrix();
   if (!testing::on_gpu()) return cases;
   constexpr std::size_t stride = 5;
   std::vector<LayoutCase> chosen;
@@ -167,26 +64,19 @@ std::vector<LayoutCase> cases_to_run() {
   return chosen;
 }
 
+// Uneven stages: one layer each, and what is left on one of them.
+std::vector<std::int64_t> uneven_stages(const LayoutCase& layout) {
+  const std::size_t parts = static_cast<std::size_t>(layout.shape.pipeline * layout.chunks);
+  std::vector<std::int64_t> stages(parts, 1);
+  stages[static_cast<std::size_t>(layout.micro_batches) % parts] += matrix_layers - static_cast<std::int64_t>(parts);
+  return stages;
+}
+
 TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path& corpus) {
   TrainerOptions options;
-  options.model = model_of(layout.low_rank);
-  options.layout.tensor = layout.shape.tensor;
-  options.layout.data = layout.shape.data;
-  options.layout.pipeline = layout.shape.pipeline;
-  options.layout.sequence = layout.shape.sequence;
-  options.layout.schedule = std::string(name_of(layout.schedule));
-  options.layout.recompute = std::string(name_of(layout.recompute));
-  options.layout.zero = layout.zero;
-  options.layout.zero_group = layout.zero_group;
-  options.layout.overlap = layout.overlap;
-  options.layout.bucket_elements = layout.bucket_elements;
-  options.layout.chunks = layout.chunks;
-  if (layout.uneven) {
-    const int count = layout.shape.pipeline * layout.chunks;
-    std::vector<std::int64_t> stages(static_cast<std::size_t>(count), 1);
-    stages[static_cast<std::size_t>(layout.micro_batches % count)] += options.model.layers - count;
-    options.layout.stages = stages;
-  }
+  options.model = model_of(layout);
+  options.layout = layout.layout();
+  if (layout.uneven) options.layout.stages = uneven_stages(layout);
   options.precision = {test_dtype(), test_dtype()};
   options.data.path = corpus.string();
   options.data.sequence_length = sequence_length;
@@ -226,10 +116,13 @@ class Training {
     for (int m = 0; m < runner_.micro_batches(); ++m) list.push_back(loader.next());
     return list;
   }
-  double gradient() { return runner_.accumulate(batches(0), {}).loss_nats; }
-  std::pair<double, double> step(std::int64_t t) {
+  // Step t. `look` is called when the gradient is complete, before the update.
+  std::pair<double, double> step(std::int64_t t, const std::function<void()>& look = [] {}) {
     const double rate = learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, t, training_steps);
-    const StepLoss loss = runner_.accumulate(batches(t), [&] { optimizer_.step(rate, t); });
+    const StepLoss loss = runner_.accumulate(batches(t), [&] {
+      look();
+      optimizer_.step(rate, t);
+    });
     return {loss.loss_nats, optimizer_.gradient_norm()};
   }
   void save(const std::filesystem::path& root, std::int64_t step) {
@@ -240,6 +133,7 @@ class Training {
     return load_training_state(CheckpointReader(find_checkpoint(root)), options_.model, runner_, optimizer_, mesh_.world()).step;
   }
   ParameterStore& parameters() { return runner_.parameters(); }
+  Communicator& ranks() { return *ranks_; }
   const Execution& execution() const { return resources_.execution(); }
 
  private:
@@ -264,52 +158,57 @@ void for_each_place(const Execution& execution, const ParameterPiece& piece, F&&
 }
 
 Reference make_reference(const LayoutCase& layout, const std::filesystem::path& corpus) {
-  LayoutCase single = layout;
-  single.shape = {};
-  single.uneven = false;
-  single.micro_batches = 1;
-  single.recompute = Recompute::none;
-  single.zero = 0;
-  single.schedule = ScheduleKind::gpipe;
-  single.chunks = 1;
+  LayoutCase single;
+  single.model = layout.model;
+  single.documents = layout.documents;
   Training training(options_of(single, corpus), make_self_communicator());
   Reference reference;
-  training.gradient();
-  for (const ParameterPiece& piece : training.parameters().pieces(training.parameters().flat_gradients())) {
-    std::vector<double>& whole = reference.gradients[piece.tensor];
-    whole.resize(static_cast<std::size_t>(elements_of(piece.global_shape)));
-    double& largest = reference.largest[piece.tensor];
-    for_each_place(training.execution(), piece, [&](std::int64_t place, double value) {
-      whole[static_cast<std::size_t>(place)] = value;
-      largest = std::max(largest, std::abs(value));
-    });
-  }
+  const auto keep_gradients = [&] {
+    for (const ParameterPiece& piece : training.parameters().pieces(training.parameters().flat_gradients())) {
+      std::vector<double>& whole = reference.gradients[piece.tensor];
+      whole.resize(static_cast<std::size_t>(elements_of(piece.global_shape)));
+      double& largest = reference.largest[piece.tensor];
+      for_each_place(training.execution(), piece, [&](std::int64_t place, double value) {
+        whole[static_cast<std::size_t>(place)] = value;
+        largest = std::max(largest, std::abs(value));
+      });
+    }
+  };
   for (int t = 0; t < training_steps; ++t) {
-    const auto [loss, norm] = training.step(t);
+    const auto [loss, norm] = t == 0 ? training.step(t, keep_gradients) : training.step(t);
     reference.losses.push_back(loss);
     reference.norms.push_back(norm);
   }
   return reference;
 }
 
-void expect_equal_gradients(Training& training, const Reference& reference) {
+// Each rank compares what it holds; together they hold every element of every parameter.
+void expect_equal_gradients(Training& training, const Reference& reference, Communicator& ranks) {
   const ParameterStore& parameters = training.parameters();
+  std::map<std::string, std::vector<std::uint8_t>> held;
+  for (const auto& [name, whole] : reference.gradients) held[name].resize(whole.size());
   for (const ParameterPiece& piece : parameters.pieces(parameters.flat_gradients())) {
     const std::vector<double>& whole = reference.gradients.at(piece.tensor);
+    std::vector<std::uint8_t>& places = held.at(piece.tensor);
     double difference = 0.0;
     bool finite = true;
     for_each_place(training.execution(), piece, [&](std::int64_t place, double value) {
       finite = finite && std::isfinite(value);
       difference = std::max(difference, std::abs(value - whole[static_cast<std::size_t>(place)]));
+      places[static_cast<std::size_t>(place)] = 1;
     });
     EXPECT_TRUE(finite) << piece.tensor;
     EXPECT_GT(reference.largest.at(piece.tensor), 0.0) << piece.tensor;
     EXPECT_LE(difference, tolerance() * reference.largest.at(piece.tensor)) << piece.tensor;
   }
+  for (auto& [name, places] : held) {
+    ranks.all_reduce(Tensor(places.data(), DType::uint8, {static_cast<std::int64_t>(places.size())}), ReduceOp::max, {});
+    EXPECT_EQ(std::ranges::count(places, 1), static_cast<std::ptrdiff_t>(places.size())) << "elements of " << name << " that no rank holds";
+  }
 }
 
-void expect_equal_step(Training& training, int t, const Reference& reference) {
-  const auto [loss, norm] = training.step(t);
+void expect_equal_step(Training& training, int t, const Reference& reference, const std::function<void()>& look = [] {}) {
+  const auto [loss, norm] = training.step(t, look);
   const auto i = static_cast<std::size_t>(t);
   EXPECT_NEAR(loss, reference.losses[i], tolerance() * reference.losses[i]) << "loss of step " << t;
   EXPECT_NEAR(norm, reference.norms[i], tolerance() * reference.norms[i]) << "norm of step " << t;
@@ -352,8 +251,8 @@ class Layouts : public ::testing::TestWithParam<LayoutCase> {
  protected:
   inline static std::optional<testing_support::TemporaryFolder> temporary_;
   inline static std::filesystem::path folder_;
-  inline static std::map<std::pair<bool, bool>, Reference> references_;
-  inline static std::map<std::pair<bool, bool>, std::filesystem::path> last_checkpoint_;
+  inline static std::map<std::pair<std::string, bool>, Reference> references_;
+  inline static std::map<std::pair<std::string, bool>, std::filesystem::path> last_checkpoint_;
   inline static int number_ = 0;
 };
 
@@ -361,7 +260,7 @@ TEST_P(Layouts, GradientsStepsAndResumeEqualOneRanks) {
   Communicator& world = test_world();
   const LayoutCase& layout = GetParam();
   SCOPED_TRACE(layout.describe());
-  const std::pair key{layout.low_rank, layout.documents};
+  const std::pair key{layout.model, layout.documents};
   if (!references_.contains(key)) references_.emplace(key, make_reference(layout, folder_ / "corpus"));
   const Reference& reference = references_.at(key);
   const std::filesystem::path saved = folder_ / fmt::format("checkpoints-{}", number_++);
@@ -370,10 +269,13 @@ TEST_P(Layouts, GradientsStepsAndResumeEqualOneRanks) {
     std::vector<int> members(static_cast<std::size_t>(layout.shape.ranks()));
     std::iota(members.begin(), members.end(), 0);
     Training training(options_of(layout, folder_ / "corpus"), world.subgroup(members));
-    const double loss = training.gradient();
-    EXPECT_NEAR(loss, reference.losses[0], tolerance() * reference.losses[0]);
-    expect_equal_gradients(training, reference);
-    for (int t = 0; t < training_steps; ++t) {
+    bool looked = false;
+    expect_equal_step(training, 0, reference, [&] {
+      expect_equal_gradients(training, reference, training.ranks());
+      looked = true;
+    });
+    EXPECT_TRUE(looked);
+    for (int t = 1; t < training_steps; ++t) {
       expect_equal_step(training, t, reference);
       if (t + 1 == resumed_after) training.save(saved, resumed_after);
     }
@@ -387,31 +289,6 @@ TEST_P(Layouts, GradientsStepsAndResumeEqualOneRanks) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Matrix, Layouts, ::testing::ValuesIn(cases_to_run()));
-
-TEST(LayoutMatrix, HoldsWhatItPromises) {
-  const std::vector<LayoutCase> cases = cases_to_run();
-  const auto count = [&](auto&& condition) { return std::ranges::count_if(cases, condition); };
-  const std::int64_t some = testing::on_gpu() ? 1 : 5;
-  EXPECT_GE(cases.size(), testing::on_gpu() ? 30u : 100u);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.tensor == 3; }), some);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.pipeline == 3; }), some);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.ranks() == 8; }), 2 * some);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches < c.shape.pipeline; }), some);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches == c.shape.pipeline; }), some);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches > c.shape.pipeline; }), some);
-  for (const ScheduleKind schedule : {ScheduleKind::interleaved, ScheduleKind::zero_bubble}) {
-    EXPECT_GE(count([&](const LayoutCase& c) { return c.schedule == schedule && c.chunks > 1; }), some);
-    EXPECT_GE(count([&](const LayoutCase& c) { return c.schedule == schedule && c.overlap != "none"; }), some);
-  }
-  for (const Recompute recompute : {Recompute::selective, Recompute::full})
-    EXPECT_GE(count([&](const LayoutCase& c) { return c.recompute == recompute && c.shape.pipeline > 1; }), some);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.data > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), some);
-  for (int zero = 1; zero <= 3; ++zero)
-    for (const char* overlap : {"none", "auto"}) {
-      EXPECT_GE(count([&](const LayoutCase& c) { return c.zero == zero && c.overlap == overlap && c.shape.data > 1; }), 2 * some);
-      EXPECT_GE(count([&](const LayoutCase& c) { return c.zero == zero && c.zero_group == "2" && c.shape.data > 2; }), some / 2);
-    }
-}
 
 }  // namespace
 }  // namespace fulmen

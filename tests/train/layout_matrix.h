@@ -1,0 +1,48 @@
+// The layouts that layouts_test compares with one rank: what can be combined, a covering array of it, and the whole.
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "parallel/layout.h"
+#include "tests/train/covering_array.h"
+
+namespace fulmen {
+
+// Neither the sequence and tensor sizes nor the vocabulary and the GLU's width of the test's models divide each other.
+inline constexpr std::int64_t matrix_global_batch = 24, matrix_sequence_length = 13, matrix_layers = 6;
+inline constexpr int matrix_tnl1_heads = 6, matrix_tnl3_heads = 8;
+
+struct LayoutCase {
+  MeshShape shape;
+  std::string model;          // tnl1, tnl3
+  int micro_batches = 1;
+  std::string schedule = "gpipe";
+  int chunks = 1;
+  bool uneven = false;        // stages of unequal length
+  bool split = false;         // parallel.tensor_sequence_split
+  int zero = 0;
+  std::string zero_group = "all";
+  std::string recompute = "none";
+  std::string overlap = "none";
+  std::int64_t bucket_elements = 1;
+  bool documents = false;
+
+  // The keys of the configuration but for the stages' lengths.
+  LayoutConfig layout() const;
+  std::string describe() const;
+  friend void PrintTo(const LayoutCase& layout, std::ostream* out) { *out << layout.describe(); }
+};
+
+const CombinationSpace& layout_space();
+LayoutCase layout_of(const Combination& combination);
+
+// At least 200 layouts of up to 8 ranks in which every possible pair of values meets, some of which have three axes.
+std::vector<Combination> layout_combinations();
+std::vector<LayoutCase> layout_matrix();
+// Of all layouts of up to 8 ranks, counted from 0, those whose number leaves `shard` when divided by `shards`.
+std::vector<LayoutCase> layout_shard(std::int64_t shard, std::int64_t shards);
+
+}  // namespace fulmen
