@@ -5,6 +5,7 @@
 #include "kernels/cuda/hopper/linear_attention.h"
 #endif
 #include "kernels/cuda/linear_attention_plain.h"
+#include "kernels/cuda/linear_attention_states.h"
 
 namespace fulmen::cuda {
 
@@ -22,6 +23,51 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   if (hopper::takes(inputs, gradients)) return hopper::linear_attention_backward(execution, inputs, gradients);
 #endif
   linear_attention_backward_plain(execution, inputs, gradients);
+}
+
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state) {
+#ifdef FULMEN_HOPPER
+  if (hopper::takes_states(inputs)) return hopper::linear_attention_final_state(execution, inputs, final_state);
+#endif
+  linear_attention_final_state_plain(execution, inputs, final_state);
+}
+
+void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
+                                             const Tensor& d_output, const Tensor& d_initial_state) {
+#ifdef FULMEN_HOPPER
+  if (hopper::takes_state_gradients(inputs, d_output))
+    return hopper::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state);
+#endif
+  linear_attention_initial_state_gradient_plain(execution, inputs, d_output, d_initial_state);
+}
+
+void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                        const LinearAttentionOutputs& outputs) {
+#ifdef FULMEN_HOPPER
+  if (hopper::takes_initial_state(inputs)) {
+    const Arena::Frame frame(*execution.scratch);
+    const Tensor added = execution.scratch->take(outputs.output.dtype(), outputs.output.shape());
+    hopper::linear_attention_initial_state_outputs(execution, inputs, added);
+    return add_heads(execution, added, outputs.output, outputs.square_sums);
+  }
+#endif
+  linear_attention_add_initial_state_plain(execution, inputs, outputs);
+}
+
+void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
+                                               const LinearAttentionGradients& gradients) {
+  const Arena::Frame frame(*execution.scratch);
+  LinearAttentionGradients added = gradients;
+  added.d_key = execution.scratch->take(inputs.key.dtype(), inputs.key.shape());
+  added.d_value = execution.scratch->take(inputs.value.dtype(), inputs.value.shape());
+#ifdef FULMEN_HOPPER
+  if (hopper::takes_states(inputs))
+    hopper::linear_attention_final_state_gradients(execution, inputs, added);
+  else
+#endif
+    linear_attention_final_state_gradients_plain(execution, inputs, added);
+  add_heads(execution, added.d_key, gradients.d_key, {});
+  add_heads(execution, added.d_value, gradients.d_value, {});
 }
 
 }  // namespace fulmen::cuda

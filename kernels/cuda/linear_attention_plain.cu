@@ -370,14 +370,14 @@ void linear_attention_backward_plain(const Execution& execution, const LinearAtt
                [&]<class A>(A, const AttentionTiles& tiles) { backward<A>(execution, tiles, inputs, gradients); });
 }
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& to) {
+void linear_attention_final_state_plain(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& to) {
   LinearAttentionInputs keys = inputs;
   keys.query = inputs.key;   // in place of a query that is not read
   run_on_tiles(execution, keys, [&]<class A>(A, const AttentionTiles& tiles) { final_state<A>(execution, tiles, keys, to); });
 }
 
-void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& to) {
+void linear_attention_initial_state_gradient_plain(const Execution& execution, const LinearAttentionInputs& inputs,
+                                                   const Tensor& d_output, const Tensor& to) {
   LinearAttentionInputs queries = inputs;
   queries.key = inputs.query;
   run_on_tiles(execution, queries, [&]<class A>(A, const AttentionTiles& tiles) {
@@ -385,26 +385,21 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
   });
 }
 
-void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
-                                        const LinearAttentionOutputs& outputs) {
+void linear_attention_add_initial_state_plain(const Execution& execution, const LinearAttentionInputs& inputs,
+                                              const LinearAttentionOutputs& outputs) {
   run_on_tiles(execution, inputs,
                [&]<class A>(A, const AttentionTiles& tiles) { add_initial_state<A>(execution, tiles, inputs, outputs); });
 }
 
-void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                               const LinearAttentionGradients& gradients) {
+void linear_attention_final_state_gradients_plain(const Execution& execution, const LinearAttentionInputs& inputs,
+                                                  const LinearAttentionGradients& gradients) {
   const Arena::Frame frame(*execution.scratch);
-  const DType dtype = inputs.key.dtype();
   LinearAttentionInputs keys = inputs;
   keys.query = inputs.key;
-  LinearAttentionGradients added = gradients;
-  added.d_query = execution.scratch->take(dtype, inputs.key.shape());   // zero, and used no further
-  added.d_key = execution.scratch->take(dtype, inputs.key.shape());
-  added.d_value = execution.scratch->take(dtype, inputs.value.shape());
+  LinearAttentionGradients all = gradients;
+  all.d_query = execution.scratch->take(inputs.key.dtype(), inputs.key.shape());   // zero, and used no further
   run_on_tiles(execution, keys,
-               [&]<class A>(A, const AttentionTiles& tiles) { final_state_gradients<A>(execution, tiles, keys, added); });
-  add_heads(execution, added.d_key, gradients.d_key);
-  add_heads(execution, added.d_value, gradients.d_value);
+               [&]<class A>(A, const AttentionTiles& tiles) { final_state_gradients<A>(execution, tiles, keys, all); });
 }
 
 }  // namespace fulmen::cuda

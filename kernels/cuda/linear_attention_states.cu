@@ -33,16 +33,26 @@ combine_states_kernel(const A* states, const double* slope, const std::int64_t* 
   out[i] = sum;
 }
 
-template <class T>
+// A warp per token and head.
+template <class T, class A>
 __global__ void __launch_bounds__(threads)
-add_heads_kernel(HeadsView<const T> from, HeadsView<T> to, std::int64_t length, std::int64_t heads, std::int64_t width,
-                 std::int64_t total) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+add_heads_kernel(HeadsView<const T> from, HeadsView<T> to, std::int64_t length, std::int64_t heads, int width,
+                 std::int64_t total, A* square_sums) {
+  const std::int64_t i = (std::int64_t{blockIdx.x} * threads + threadIdx.x) / 32;
   if (i >= total) return;
-  const std::int64_t column = i % width, head = i / width % heads, token = i / (width * heads) % length;
-  const std::int64_t row = i / (width * heads * length);
-  T* const place = to.at(row, token, head) + column;
-  *place = round_to<T>(to_accumulated(*place) + to_accumulated(from.at(row, token, head)[column]));
+  const std::int64_t head = i % heads, token = i / heads % length, row = i / (heads * length);
+  const T* const added = from.at(row, token, head);
+  T* const place = to.at(row, token, head);
+  A sum = 0;
+  for (int column = threadIdx.x % 32; column < width; column += 32) {
+    const T result = round_to<T>(to_accumulated(place[column]) + to_accumulated(added[column]));
+    place[column] = result;
+    const A wide = to_accumulated(result);
+    sum += wide * wide;
+  }
+  if (square_sums == nullptr) return;
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  if (threadIdx.x % 32 == 0) square_sums[i] = sum;
 }
 
 unsigned blocks_of(std::int64_t total) {
@@ -66,10 +76,13 @@ void combine_slice_states(const Execution& execution, const SliceStates& slices,
   });
 }
 
-void add_heads(const Execution& execution, const Tensor& from, const Tensor& to) {
+void add_heads(const Execution& execution, const Tensor& from, const Tensor& to, const Tensor& square_sums) {
+  const std::int64_t total = to.size(0) * to.size(1) * to.size(2);
   dispatch_floating(to.dtype(), [&]<class T>(T) {
-    add_heads_kernel<T><<<blocks_of(to.elements()), threads, 0, stream_of(execution)>>>(
-        HeadsView<const T>(from), HeadsView<T>(to), to.size(1), to.size(2), to.size(3), to.elements());
+    using A = Accumulated<T>;
+    add_heads_kernel<T, A><<<blocks_of(32 * total), threads, 0, stream_of(execution)>>>(
+        HeadsView<const T>(from), HeadsView<T>(to), to.size(1), to.size(2), static_cast<int>(to.size(3)), total,
+        square_sums ? square_sums.as<A>() : nullptr);
     FULMEN_CUDA_CHECK_LAUNCH();
   });
 }

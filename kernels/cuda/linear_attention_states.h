@@ -15,7 +15,8 @@ void linear_attention_add_initial_state(const Execution& execution, const Linear
 void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
                                                const LinearAttentionGradients& gradients);
 
-// to += from, both [batch, length, heads, width] with unit inner stride, of one dtype.
-void add_heads(const Execution& execution, const Tensor& from, const Tensor& to);
+// to += from, both [batch, length, heads, width] with unit inner stride, of one dtype. square_sums [batch * length, heads],
+// accumulation dtype: sum of to^2 over the width, as rounded; or null.
+void add_heads(const Execution& execution, const Tensor& from, const Tensor& to, const Tensor& square_sums);
 
 }  // namespace fulmen::cuda

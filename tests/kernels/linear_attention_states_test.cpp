@@ -29,6 +29,19 @@ std::vector<AttentionCase> sliced_cases() {
                        .documents = variant >= 1,
                        .layout = static_cast<Layout>(i % 3),
                        .value_activation = i % 5 == 0 ? Activation::silu : Activation::none});
+  // What the fast path takes, with slices that it cuts into pieces, and decays that keep all of a slice in sight or little.
+  if (testing::on_gpu())
+    for (const std::int64_t width : {64, 128})
+      for (int variant = 0; variant < 4; ++variant)
+        cases.push_back({.length = 1200,
+                         .heads = 1,
+                         .key_width = width,
+                         .value_width = width,
+                         .slope = variant % 2 == 0 ? 0.3 : 1e-3,
+                         .lrpe = variant == 3,
+                         .documents = variant >= 1,
+                         .layout = Layout::aligned,
+                         .value_activation = variant == 2 ? Activation::silu : Activation::none});
   return cases;
 }
 

@@ -27,13 +27,18 @@ const DeviceLimits& limits(int device) {
   return found;
 }
 
-bool takes_inputs(const LinearAttentionInputs& inputs) {
-  const std::int64_t width = inputs.query.size(3);
-  if (!limits(inputs.query.device().index).hopper) return false;
+// x: the query or the key.
+bool takes_kind(const LinearAttentionInputs& inputs, const Tensor& x) {
+  const std::int64_t width = x.size(3);
+  if (!limits(x.device().index).hopper) return false;
   if (inputs.value.size(3) != width || (width != 64 && width != 128)) return false;
   if (inputs.query_key_activation != Activation::silu && inputs.query_key_activation != Activation::none) return false;
-  if (inputs.query.size(1) >= std::int64_t{1} << 30 || inputs.query.size(0) > 65535) return false;
-  return can_be_mapped(inputs.query) && can_be_mapped(inputs.key) && can_be_mapped(inputs.value);
+  if (x.size(1) >= std::int64_t{1} << 30 || x.size(0) > 65535) return false;
+  return can_be_mapped(x);
+}
+
+bool takes_inputs(const LinearAttentionInputs& inputs) {
+  return takes_kind(inputs, inputs.query) && can_be_mapped(inputs.key) && can_be_mapped(inputs.value);
 }
 
 // Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and pays when there are too
@@ -80,12 +85,6 @@ class Setup {
     } else {
       feature_ = silu ? Feature::silu : Feature::plain;
     }
-    value_ = inputs.value;
-    if (inputs.value_activation != Activation::none) {
-      value_ = take();
-      activate_values(execution, inputs.value, inputs.value_activation, value_);
-    }
-
     const std::int64_t segments = inputs.segments ? inputs.segments.elements() - 1 : batch_;
     if (segments == batch_) return;   // every row is one document
     const Tensor begins = execution.scratch->take(DType::int32, {batch_ * length_});
@@ -100,11 +99,23 @@ class Setup {
   int parts() const { return inputs_.theta ? 2 : 1; }
   std::int64_t part_elements() const { return width_ * width_; }
   std::int64_t state_elements() const { return parts() * part_elements(); }
-  const Tensor& value() const { return value_; }
   int pieces() const { return sweep_.pieces; }
 
   // As the values, contiguous, in scratch.
   Tensor take() const { return execution_.scratch->take(DType::bf16, {batch_, length_, heads_, width_}); }
+  // Zeros in place of a tensor. One token of them is enough: the copy engine fills with zeros what lies outside.
+  Tensor take_nothing() const {
+    const Tensor nothing = execution_.scratch->take(DType::bf16, {batch_, 1, heads_, width_});
+    FULMEN_CUDA_CHECK(cudaMemsetAsync(nothing.data(), 0, nothing.bytes(), stream()));
+    return nothing;
+  }
+  // The values through their activation.
+  Tensor make_values() const {
+    if (inputs_.value_activation == Activation::none) return inputs_.value;
+    const Tensor values = take();
+    activate_values(execution_, inputs_.value, inputs_.value_activation, values);
+    return values;
+  }
 
   SweepShape shape(int pieces) const {
     return {static_cast<int>(width_), feature_,
@@ -114,44 +125,108 @@ class Setup {
   // The sweep over one part, its incoming states ready: from a and b when rows are cut, and from `initial`, the states
   // [batch, heads, parts, width, width] before the rows (after them, in reverse) or null.
   Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse) const {
-    Sweep sweep = sweep_;
-    sweep.rotation.cosine = part == 0;
-    const float* const first = initial ? initial.as<float>() + part * part_elements() : nullptr;
+    Sweep sweep = sweep_of(part);
     if (pieces() == 1) {
-      sweep.incoming = first;
+      sweep.incoming = initial ? part_of(initial, part) : nullptr;
       sweep.incoming_stride = state_elements();
       return sweep;
     }
-    float* const states = execution_.scratch->take(DType::fp32, {batch_ * heads_, pieces(), part_elements()}).as<float>();
-    StatesArguments arguments{map_heads(a), map_heads(b), sweep};
-    arguments.sweep.first_piece = reverse ? 1 : 0;
-    arguments.sweep.outgoing = states;
-    arguments.sweep.outgoing_stride = pieces() * part_elements();
-    arguments.sweep.outgoing_piece_stride = part_elements();
-    launch_states(arguments, shape(pieces() - 1), reverse, stream());
-    launch_scan({states, sweep_, first, state_elements(), static_cast<int>(part_elements())}, static_cast<int>(batch_), reverse,
-                stream());
-    sweep.incoming = states;
-    sweep.incoming_stride = pieces() * part_elements();
-    sweep.incoming_piece_stride = part_elements();
+    float* const states = take_piece_states();
+    make_piece_states(sweep, a, b, reverse, pieces() - 1, states);
+    scan(part, initial, states, states, reverse, Tensor());
+    set_incoming(sweep, states);
     return sweep;
+  }
+
+  // As `sweep`, where a and b are zero: nothing but what is left of `initial`.
+  Sweep sweep_of_initial(int part, const Tensor& initial, bool reverse) const {
+    Sweep sweep = sweep_of(part);
+    float* const states = take_piece_states();
+    FULMEN_CUDA_CHECK(cudaMemsetAsync(states, 0, sizeof(float) * batch_ * heads_ * pieces() * part_elements(), stream()));
+    scan(part, initial, states, states, reverse, Tensor());
+    set_incoming(sweep, states);
+    return sweep;
+  }
+
+  // What a and b alone make of a zero state: to `last`, past the rows (before them, in reverse).
+  void make_states(int part, const Tensor& a, const Tensor& b, bool reverse, const Tensor& last) const {
+    Sweep sweep = sweep_of(part);
+    if (pieces() == 1) {
+      set_outgoing(sweep, last, part, reverse);
+      launch_states({map_heads(a), map_heads(b), sweep}, shape(1), reverse, stream());
+      return;
+    }
+    float* const states = take_piece_states();
+    make_piece_states(sweep, a, b, reverse, pieces(), states);
+    scan(part, Tensor(), states, nullptr, reverse, last);
   }
 
   // Where the state ends up past the rows (before them, in reverse); null for nowhere.
   void set_outgoing(Sweep& sweep, const Tensor& state, int part, bool reverse) const {
     if (state.is_null()) return;
-    sweep.outgoing = state.as<float>() + part * part_elements();
+    sweep.outgoing = part_of(state, part);
     sweep.outgoing_stride = state_elements();
     sweep.outgoing_piece = reverse ? 0 : pieces() - 1;
   }
 
  private:
+  float* part_of(const Tensor& states, int part) const { return states.as<float>() + part * part_elements(); }
+  Sweep sweep_of(int part) const {
+    Sweep sweep = sweep_;
+    sweep.rotation.cosine = part == 0;
+    return sweep;
+  }
+  float* take_piece_states() const {
+    return execution_.scratch->take(DType::fp32, {batch_ * heads_, pieces(), part_elements()}).as<float>();
+  }
+  // What the first `count` pieces (the last, in reverse) make of a zero state.
+  void make_piece_states(const Sweep& sweep, const Tensor& a, const Tensor& b, bool reverse, int count, float* states) const {
+    StatesArguments arguments{map_heads(a), map_heads(b), sweep};
+    arguments.sweep.first_piece = reverse ? pieces() - count : 0;
+    arguments.sweep.outgoing = states;
+    arguments.sweep.outgoing_stride = pieces() * part_elements();
+    arguments.sweep.outgoing_piece_stride = part_elements();
+    launch_states(arguments, shape(count), reverse, stream());
+  }
+  void scan(int part, const Tensor& initial, const float* own, float* incoming, bool reverse, const Tensor& last) const {
+    ScanArguments arguments{own, incoming, sweep_};
+    if (initial) arguments.initial = part_of(initial, part);
+    if (last) arguments.last = part_of(last, part);
+    arguments.initial_stride = arguments.last_stride = state_elements();
+    arguments.elements = static_cast<int>(part_elements());
+    launch_scan(arguments, static_cast<int>(batch_), reverse, stream());
+  }
+  void set_incoming(Sweep& sweep, const float* states) const {
+    sweep.incoming = states;
+    sweep.incoming_stride = pieces() * part_elements();
+    sweep.incoming_piece_stride = part_elements();
+  }
+
   const Execution& execution_;
   const LinearAttentionInputs& inputs_;
   std::int64_t batch_, length_, heads_, width_;
   Sweep sweep_;
-  Tensor value_;
   Feature feature_;
+};
+
+// What every warp of every sweep leaves of d_theta; nothing without LRPE.
+class ThetaShares {
+ public:
+  ThetaShares(const Execution& execution, const LinearAttentionInputs& inputs, int pieces, int sweeps) : execution_(execution) {
+    if (inputs.theta.is_null()) return;
+    constexpr int warps = 4;
+    of_sweep_ = inputs.query.size(0) * pieces * warps * inputs.theta.elements();
+    shares_ = execution.scratch->take(DType::fp64, {sweeps * of_sweep_ / inputs.theta.elements(), inputs.theta.elements()});
+  }
+  double* at(int sweep) const { return shares_ ? shares_.as<double>() + sweep * of_sweep_ : nullptr; }
+  void add(const Tensor& d_theta) const {
+    if (shares_) add_theta_shares(execution_, shares_, d_theta);
+  }
+
+ private:
+  const Execution& execution_;
+  std::int64_t of_sweep_ = 0;
+  Tensor shares_;
 };
 
 // The second half of LRPE's features adds to the first's results.
@@ -175,10 +250,11 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
                               const LinearAttentionOutputs& outputs) {
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
+  const Tensor values = setup.make_values();
   for (int part = 0; part < setup.parts(); ++part) {
     const bool last = part + 1 == setup.parts();
-    ForwardArguments arguments{map_heads(inputs.key), map_heads(setup.value()), map_heads(inputs.query), map_heads(outputs.output),
-                               setup.sweep(part, inputs.initial_state, inputs.key, setup.value(), false)};
+    ForwardArguments arguments{map_heads(inputs.key), map_heads(values), map_heads(inputs.query), map_heads(outputs.output),
+                               setup.sweep(part, inputs.initial_state, inputs.key, values, false)};
     setup.set_outgoing(arguments.sweep, outputs.final_state, part, false);
     if (last) arguments.square_sums = outputs.square_sums.as<float>();
     arguments.add_to = add_to(outputs.output, part);
@@ -190,30 +266,88 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
                                const LinearAttentionGradients& gradients) {
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
+  const Tensor values = setup.make_values();
   const bool value_activated = inputs.value_activation != Activation::none;
   const Tensor d_value = value_activated ? setup.take() : gradients.d_value;
-  const CUtensorMap query = map_heads(inputs.query), key = map_heads(inputs.key), value = map_heads(setup.value());
+  const CUtensorMap query = map_heads(inputs.query), key = map_heads(inputs.key), value = map_heads(values);
   const CUtensorMap d_output = map_heads(gradients.d_output);
-  // Every warp of every sweep leaves its share of d_theta.
-  const std::int64_t rows = inputs.query.size(0), angles = inputs.query.size(2) * inputs.query.size(3);
-  const std::int64_t shares_of_sweep = rows * setup.pieces() * 4;
-  const Tensor shares = inputs.theta ? execution.scratch->take(DType::fp64, {4 * shares_of_sweep, angles}) : Tensor();
-  const auto shares_at = [&](int sweep) { return inputs.theta ? shares.as<double>() + sweep * shares_of_sweep * angles : nullptr; };
+  const ThetaShares shares(execution, inputs, setup.pieces(), 2 * setup.parts());
   for (int part = 0; part < setup.parts(); ++part) {
     BackwardQueryArguments for_query{key, value, d_output, query, map_heads(gradients.d_query),
-                                     setup.sweep(part, inputs.initial_state, inputs.key, setup.value(), false),
+                                     setup.sweep(part, inputs.initial_state, inputs.key, values, false),
                                      add_to(gradients.d_query, part)};
-    for_query.sweep.rotation.d_theta = shares_at(2 * part);
+    for_query.sweep.rotation.d_theta = shares.at(2 * part);
     launch_backward_query(for_query, setup.shape(setup.pieces()), setup.stream());
 
     BackwardKeyValueArguments for_keys{query, d_output, key, value, map_heads(gradients.d_key), map_heads(d_value),
                                        setup.sweep(part, gradients.d_final_state, inputs.query, gradients.d_output, true),
                                        add_to(gradients.d_key, part), add_to(d_value, part)};
-    for_keys.sweep.rotation.d_theta = shares_at(2 * part + 1);
+    for_keys.sweep.rotation.d_theta = shares.at(2 * part + 1);
     setup.set_outgoing(for_keys.sweep, gradients.d_initial_state, part, true);
     launch_backward_key_value(for_keys, setup.shape(setup.pieces()), setup.stream());
   }
-  if (inputs.theta) add_theta_shares(execution, shares, gradients.d_theta);
+  shares.add(gradients.d_theta);
+  if (value_activated) differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
+}
+
+bool takes_states(const LinearAttentionInputs& inputs) {
+  return takes_kind(inputs, inputs.key) && can_be_mapped(inputs.value);
+}
+
+bool takes_initial_state(const LinearAttentionInputs& inputs) { return takes_kind(inputs, inputs.query); }
+
+bool takes_state_gradients(const LinearAttentionInputs& inputs, const Tensor& d_output) {
+  return takes_kind(inputs, inputs.query) && can_be_mapped(d_output);
+}
+
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state) {
+  const Arena::Frame frame(*execution.scratch);
+  LinearAttentionInputs keys = inputs;
+  keys.query = inputs.key;   // for the sizes
+  const Setup setup(execution, keys);
+  const Tensor values = setup.make_values();
+  for (int part = 0; part < setup.parts(); ++part) setup.make_states(part, inputs.key, values, false, final_state);
+}
+
+void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
+                                             const Tensor& d_output, const Tensor& d_initial_state) {
+  const Arena::Frame frame(*execution.scratch);
+  const Setup setup(execution, inputs);
+  for (int part = 0; part < setup.parts(); ++part) setup.make_states(part, inputs.query, d_output, true, d_initial_state);
+}
+
+void linear_attention_initial_state_outputs(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& output) {
+  const Arena::Frame frame(*execution.scratch);
+  const Setup setup(execution, inputs);
+  const Tensor nothing = setup.take_nothing();   // for keys and values
+  for (int part = 0; part < setup.parts(); ++part) {
+    ForwardArguments arguments{map_heads(nothing), map_heads(nothing), map_heads(inputs.query), map_heads(output),
+                               setup.sweep_of_initial(part, inputs.initial_state, false)};
+    arguments.add_to = add_to(output, part);
+    launch_forward(arguments, setup.shape(setup.pieces()), setup.stream());
+  }
+}
+
+void linear_attention_final_state_gradients(const Execution& execution, const LinearAttentionInputs& inputs,
+                                            const LinearAttentionGradients& gradients) {
+  const Arena::Frame frame(*execution.scratch);
+  LinearAttentionInputs keys = inputs;
+  keys.query = inputs.key;
+  const Setup setup(execution, keys);
+  const Tensor values = setup.make_values();
+  const bool value_activated = inputs.value_activation != Activation::none;
+  const Tensor d_value = value_activated ? setup.take() : gradients.d_value;
+  const Tensor nothing = setup.take_nothing();   // for queries and d_output
+  const ThetaShares shares(execution, keys, setup.pieces(), setup.parts());
+  for (int part = 0; part < setup.parts(); ++part) {
+    BackwardKeyValueArguments arguments{map_heads(nothing), map_heads(nothing), map_heads(inputs.key), map_heads(values),
+                                        map_heads(gradients.d_key), map_heads(d_value),
+                                        setup.sweep_of_initial(part, gradients.d_final_state, true),
+                                        add_to(gradients.d_key, part), add_to(d_value, part)};
+    arguments.sweep.rotation.d_theta = shares.at(part);
+    launch_backward_key_value(arguments, setup.shape(setup.pieces()), setup.stream());
+  }
+  shares.add(gradients.d_theta);
   if (value_activated) differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
 }
 

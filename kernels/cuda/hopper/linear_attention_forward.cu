@@ -112,6 +112,23 @@ __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __gr
   }
 }
 
+// Leaves of a piece what reaches the state past it (before it, in reverse): the document at that end, as far as decay lets its
+// tokens be seen. Beyond, they have lost 40 bits, which neither the state's fp32 sums nor what is read of it in bf16 shows.
+__device__ void leave_what_counts(const Sweep& sweep, bool reverse, Place& place) {
+  constexpr double lost = 27.8;   // 2^-40
+  const std::int64_t row = static_cast<std::int64_t>(place.row) * sweep.length;
+  const double seen = lost / sweep.slope[place.head];   // infinite for none
+  int tokens = place.end - place.begin;
+  if (seen < tokens) tokens = static_cast<int>(seen) + 1;
+  if (sweep.document_begin != nullptr)
+    tokens = min(tokens, reverse ? sweep.document_end[row + place.begin] - place.begin : place.end - sweep.document_begin[row + place.end - 1]);
+  // Whole chunks, as the piece has them.
+  if (reverse)
+    place.end = min(place.end, place.begin + (tokens + chunk_tokens - 1) / chunk_tokens * chunk_tokens);
+  else
+    place.begin += max(0, place.end - place.begin - tokens) / chunk_tokens * chunk_tokens;
+}
+
 // States alone: tiles A and B of a stage, no outputs.
 template <int D>
 using StatesShared = SharedLayout<D, 2, 6, false>;
@@ -120,7 +137,8 @@ template <int D, Feature feature, bool documents_present, bool reverse, class De
 __global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
     states_kernel(const __grid_constant__ StatesArguments arguments) {
   using Parts = Block<StatesShared<D>, D, feature, Decay>;
-  const Parts block(arguments.sweep, 0);
+  Parts block(arguments.sweep, 0);
+  leave_what_counts(arguments.sweep, reverse, block.place);
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
     if (threadIdx.x == 0) run_loads<D>(block, {&arguments.a, &arguments.b}, reverse);

@@ -24,27 +24,43 @@ __global__ void documents_kernel(const std::int64_t* segments, std::int64_t coun
 }
 
 __global__ void __launch_bounds__(block_size) scan_kernel(const ScanArguments arguments, int rows_heads, bool reverse) {
+  constexpr int at_once = 8;   // pieces whose states are fetched before the first is needed
   const Sweep& sweep = arguments.sweep;
   const int head = blockIdx.y;   // over rows and heads
   const int element = 4 * (blockIdx.x * block_size + threadIdx.x);
   if (element >= arguments.elements || head >= rows_heads) return;
-  const int row = head / sweep.heads;
+  const int row = head / sweep.heads, pieces = sweep.pieces;
   const double slope = sweep.slope[head % sweep.heads];
+  const float whole = static_cast<float>(exp(-slope * sweep.piece_tokens));
+  const float rest = static_cast<float>(exp(-slope * (sweep.length - (pieces - 1) * sweep.piece_tokens)));   // of the row's last piece
+  const auto place = [&](int piece) { return (static_cast<std::int64_t>(head) * pieces + piece) * arguments.elements + element; };
   float4 carry = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   if (arguments.initial != nullptr)
     carry = *reinterpret_cast<const float4*>(arguments.initial + head * arguments.initial_stride + element);
-  for (int i = 0; i < sweep.pieces; ++i) {
-    const int piece = reverse ? sweep.pieces - 1 - i : i;
-    const int begin = piece * sweep.piece_tokens, end = min(sweep.length, begin + sweep.piece_tokens);
-    float4* const place = reinterpret_cast<float4*>(
-        arguments.states + (static_cast<std::int64_t>(head) * sweep.pieces + piece) * arguments.elements + element);
-    const float4 own = i + 1 < sweep.pieces ? *place : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    *place = carry;
-    const bool passes = sweep.document_begin == nullptr ||
-                        sweep.document_begin[static_cast<std::int64_t>(row) * sweep.length + end - 1] < begin;
-    const float decay = passes ? static_cast<float>(exp(-slope * (end - begin))) : 0.0f;
-    carry = make_float4(carry.x * decay + own.x, carry.y * decay + own.y, carry.z * decay + own.z, carry.w * decay + own.w);
+  for (int first = 0; first < pieces; first += at_once) {
+    float4 own[at_once];
+    bool passes[at_once];
+#pragma unroll
+    for (int j = 0; j < at_once; ++j) {
+      const int i = first + j, piece = reverse ? pieces - 1 - i : i;
+      own[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), passes[j] = true;
+      if (i >= pieces) continue;
+      // What the last one adds reaches no piece, and was formed only if it is asked for.
+      if (i + 1 < pieces || arguments.last != nullptr) own[j] = *reinterpret_cast<const float4*>(arguments.own + place(piece));
+      if (sweep.document_begin == nullptr) continue;
+      const int begin = piece * sweep.piece_tokens, end = min(sweep.length, begin + sweep.piece_tokens);
+      passes[j] = sweep.document_begin[static_cast<std::int64_t>(row) * sweep.length + end - 1] < begin;
+    }
+#pragma unroll
+    for (int j = 0; j < at_once; ++j) {
+      const int i = first + j, piece = reverse ? pieces - 1 - i : i;
+      if (i >= pieces) continue;
+      if (arguments.incoming != nullptr) *reinterpret_cast<float4*>(arguments.incoming + place(piece)) = carry;
+      const float decay = !passes[j] ? 0.0f : piece + 1 == pieces ? rest : whole;
+      carry = make_float4(carry.x * decay + own[j].x, carry.y * decay + own[j].y, carry.z * decay + own[j].z, carry.w * decay + own[j].w);
+    }
   }
+  if (arguments.last != nullptr) *reinterpret_cast<float4*>(arguments.last + head * arguments.last_stride + element) = carry;
 }
 
 }  // namespace

@@ -45,14 +45,17 @@ struct BackwardKeyValueArguments {
   AddTo add_key_to, add_value_to;
 };
 
-// Brings each piece's incoming state: from what each piece alone makes of zero (states, fp32 [batch * heads, pieces, D * D],
-// in place) and the state before the whole row (after it, in reverse; null for zero).
+// From what each piece alone makes of zero, and the state before the whole row (after it, in reverse; null for zero): the state
+// that each piece begins with. States of pieces are fp32 [batch * heads, pieces, D * D].
 struct ScanArguments {
-  float* states;
+  const float* own;
+  float* incoming;                                 // may be own; or null
   Sweep sweep;                                     // slope, documents, length, pieces
   const float* initial = nullptr;                  // at head * initial_stride
   std::int64_t initial_stride = 0;
   int elements = 0;                                // D * D
+  float* last = nullptr;                           // the state after the whole row, at head * last_stride; or null
+  std::int64_t last_stride = 0;
 };
 
 struct SweepShape {
