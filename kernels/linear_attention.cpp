@@ -39,6 +39,24 @@ void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs,
   FULMEN_CHECK(x.is_contiguous(), "{} is not contiguous", name);
 }
 
+LinearAttentionSize size_of(const LinearAttentionInputs& inputs) {
+  const Tensor &key = inputs.key, &value = inputs.value;
+  return {key.size(0), key.size(1),   key.size(2), key.size(3),
+          value.size(3), key.dtype(), inputs.query_key_activation, !inputs.theta.is_null()};
+}
+
+std::int64_t linear_attention_piece_elements(const Execution& execution, const LinearAttentionSize& size) {
+  if (execution.device.kind == DeviceKind::cpu) return 0;
+  if constexpr (gpu::built) return cuda::linear_attention_piece_elements(execution, size);
+  gpu::require(execution.device);
+  return 0;
+}
+
+void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x, const char* name) {
+  if (x.is_null()) return;
+  check_vector(x, accumulation_dtype(inputs.key.dtype()), linear_attention_piece_elements(execution, size_of(inputs)), name);
+}
+
 void check_attention_inputs(const LinearAttentionInputs& inputs) {
   const Tensor &query = inputs.query, &key = inputs.key, &value = inputs.value;
   FULMEN_CHECK(query.rank() == 4 && value.rank() == 4, "query is {}, value is {}", query.describe(), value.describe());
@@ -106,6 +124,8 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
                               const LinearAttentionOutputs& outputs) {
   check_attention_inputs(inputs);
   check_outputs(inputs, outputs);
+  check_piece_states(execution, inputs, outputs.piece_states, "piece_states");
+  FULMEN_CHECK(outputs.piece_states || !outputs.own_piece_states, "there are no states of pieces");
   run_on_device(execution, {"linear attention forward", forward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
                 [&] { cpu::linear_attention_forward(execution, inputs, outputs); },
                 [&] { cuda::linear_attention_forward(execution, inputs, outputs); });
@@ -119,6 +139,8 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   check_attention_heads(gradients.d_query, dtype, inputs.query.shape(), "d_query");
   check_attention_heads(gradients.d_key, dtype, inputs.key.shape(), "d_key");
   check_attention_heads(gradients.d_value, dtype, inputs.value.shape(), "d_value");
+  check_piece_states(execution, inputs, inputs.piece_states, "piece_states");
+  check_piece_states(execution, inputs, gradients.piece_gradients, "piece_gradients");
   if (gradients.d_final_state) check_attention_state(gradients.d_final_state, inputs, "d_final_state");
   if (gradients.d_initial_state) check_attention_state(gradients.d_initial_state, inputs, "d_initial_state");
   if (inputs.theta) {

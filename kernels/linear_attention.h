@@ -31,12 +31,27 @@ struct LinearAttentionInputs {
   // segment starts from initial_state.
   Tensor segments;
   Tensor initial_state;      // [batch, heads, state key width, value width] in the accumulation dtype, or null for zero
+  Tensor piece_states = {};  // as linear_attention_forward left them, for linear_attention_backward, which only reads them; or null
 };
+
+// A path may cut long rows of few heads into pieces that it computes side by side. The states between them take a pass of
+// their own over keys and values, and in reverse one over queries and output gradients, which a later function of the same
+// tensors can be spared by tensors of this many elements, in the accumulation dtype. 0: nothing is cut, none may be given.
+struct LinearAttentionSize {
+  std::int64_t batch = 0, length = 0, heads = 0, key_width = 0, value_width = 0;
+  DType dtype = DType::fp32;
+  Activation query_key_activation = Activation::silu;
+  bool lrpe = false;
+};
+LinearAttentionSize size_of(const LinearAttentionInputs& inputs);
+std::int64_t linear_attention_piece_elements(const Execution& execution, const LinearAttentionSize& size);
 
 struct LinearAttentionOutputs {
   Tensor output;             // [batch, length, heads, value width], unit inner stride
   Tensor square_sums;        // [batch * length, heads], accumulation dtype: sum of output^2 per head; or null
   Tensor final_state;        // as initial_state, after each row's last token; or null
+  Tensor piece_states = {};  // for the backward pass; or null
+  bool own_piece_states = false;   // piece_states holds what linear_attention_final_state left there for the same inputs
 };
 
 // The chunk form.
@@ -49,9 +64,10 @@ struct LinearAttentionGradients {
   Tensor d_query, d_key, d_value;   // written; strided as the inputs may be. They may not alias the inputs.
   Tensor d_theta;            // fp64 [heads, key width], added to; null when theta is
   Tensor d_initial_state;    // written, or null
+  Tensor piece_gradients = {};   // what linear_attention_initial_state_gradient left for the same tensors, or null; overwritten
 };
 
-// Recomputes the states that the forward pass had: nothing but the inputs is kept between the two.
+// Recomputes the states that the forward pass had; only those between pieces may have been kept.
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
                                const LinearAttentionGradients& gradients);
 

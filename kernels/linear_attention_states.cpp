@@ -16,22 +16,26 @@ double state_operations(const LinearAttentionInputs& inputs, const Tensor& state
 
 }  // namespace
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
+                                  const Tensor& piece_states) {
   check_attention_inputs(inputs);
   check_attention_state(final_state, inputs, "final_state");
+  check_piece_states(execution, inputs, piece_states, "piece_states");
   run_on_device(execution, {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value})},
                 [&] { cpu::linear_attention_final_state(execution, inputs, final_state); },
-                [&] { cuda::linear_attention_final_state(execution, inputs, final_state); });
+                [&] { cuda::linear_attention_final_state(execution, inputs, final_state, piece_states); });
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state) {
+                                             const Tensor& d_output, const Tensor& d_initial_state,
+                                             const Tensor& piece_gradients) {
   check_attention_inputs(inputs);
   check_attention_heads(d_output, inputs.query.dtype(), inputs.value.shape(), "d_output");
   check_attention_state(d_initial_state, inputs, "d_initial_state");
+  check_piece_states(execution, inputs, piece_gradients, "piece_gradients");
   run_on_device(execution, {"linear attention states", state_operations(inputs, d_initial_state), traffic({inputs.query, d_output})},
                 [&] { cpu::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state); },
-                [&] { cuda::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state); });
+                [&] { cuda::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state, piece_gradients); });
 }
 
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,

@@ -8,12 +8,15 @@
 namespace fulmen {
 
 // final_state of linear_attention_forward with a zero initial state, without the outputs. Reads key and value only.
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state);
+// piece_states: written for linear_attention_forward; or null.
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
+                                  const Tensor& piece_states = {});
 
 // d_initial_state of linear_attention_backward with a zero d_final_state, without the other gradients. Reads the query only;
-// d_output [batch, length, heads, value width].
+// d_output [batch, length, heads, value width]. piece_gradients: written for linear_attention_backward; or null.
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state);
+                                             const Tensor& d_output, const Tensor& d_initial_state,
+                                             const Tensor& piece_gradients = {});
 
 // Where a slice lies among those of its sequence, and what they hold.
 struct SliceStates {

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "kernels/dispatch.h"
+#include "kernels/linear_attention_states.h"
 #include "model/decay_slopes.h"
 
 namespace fulmen {
@@ -63,6 +64,13 @@ void add_lrpe(BenchTensors& tensors, const AttentionShape& shape, AttentionProbl
 
 }   // namespace
 
+void keep_piece_states(BenchTensors& tensors, const Execution& execution, AttentionProblem& problem) {
+  const std::int64_t elements = linear_attention_piece_elements(execution, size_of(problem.inputs));
+  Tensor states;
+  if (elements > 0) states = tensors.random(accumulation_dtype(problem.inputs.key.dtype()), {elements});
+  problem.outputs.piece_states = problem.inputs.piece_states = states;
+}
+
 AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& shape, DType dtype) {
   const std::int64_t tokens = shape.batch * shape.length, hidden = shape.heads * shape.width;
   AttentionProblem problem;
@@ -97,11 +105,15 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
       const std::string_view name = variant;
       problem.inputs.query_key_activation = name == "none" ? Activation::none : Activation::silu;
       if (name == "lrpe") add_lrpe(tensors, shape, problem);   // with SiLU, as models have it
+      keep_piece_states(tensors, execution, problem);
       measure(name_of(shape, "forward", variant), traffic({in.query, in.key, in.value, problem.outputs.output}),
               [&] { linear_attention_forward(execution, in, problem.outputs); });
       measure(name_of(shape, "backward", variant),
               traffic({in.query, in.key, in.value, out.d_output, out.d_query, out.d_key, out.d_value}),
               [&] { linear_attention_backward(execution, in, out); });
+      const Tensor state = tensors.allocate(accumulation_dtype(dtype), {shape.batch, shape.heads, name == "lrpe" ? 2 * shape.width : shape.width, shape.width});
+      measure(name_of(shape, "states", variant), traffic({in.key, in.value, state}),
+              [&] { linear_attention_final_state(execution, in, state); });
     }
     tensors.clear();
   }

@@ -21,10 +21,12 @@ struct AttentionProblem {
   LinearAttentionGradients gradients;
 };
 AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& shape, DType dtype);
+// The forward pass keeps the states between pieces of rows for the backward pass, as in training.
+void keep_piece_states(BenchTensors& tensors, const Execution& execution, AttentionProblem& problem);
 
-// A row for each shape, pass (forward, backward) and activation of q and k (none, silu), and rows for the decoding
-// step. The floor is the traffic alone at `copy_bytes_per_second`: forward reads q, k and v and writes the output;
-// backward reads q, k, v and the output's gradient and writes three gradients; a step reads and writes the state
+// A row for each shape, pass (forward, backward, the states that a slice of a sequence passes on) and activation of q and k
+// (none, silu, silu with LRPE), and rows for the decoding step. The floor is the traffic alone at `copy_bytes_per_second`: forward reads q, k and v and writes the output;
+// backward reads q, k, v and the output's gradient and writes three gradients; states read k and v; a step reads and writes the state
 // besides.
 std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype, double copy_bytes_per_second,
                                         double seconds_each);

@@ -99,8 +99,9 @@ void KernelBench::run_layer(const std::string& name, std::int64_t tokens, std::i
 }
 
 void KernelBench::run_attention() {
-  const AttentionProblem problem =
+  AttentionProblem problem =
       make_attention(tensors_, {shapes_.batch, shapes_.heads, shapes_.length, shapes_.hidden / shapes_.heads}, dtype_);
+  keep_piece_states(tensors_, execution_, problem);
   measure("linear attention forward", [&] { linear_attention_forward(execution_, problem.inputs, problem.outputs); });
   measure("linear attention backward",
           [&] { linear_attention_backward(execution_, problem.inputs, problem.gradients); });

@@ -106,6 +106,12 @@ std::vector<StashTensor> GatedLinearAttention::stash(int slot, const BatchShape&
   }
   if (context_.sequence.ranks != nullptr)
     list.push_back({&stash.initial_state, wide, state_shape(shape.batch), Keep::products});
+  // Not where they would be without the state in front of the slice, which arrives later.
+  if (context_.sequence.ranks == nullptr || !context_.sequence.overlap) {
+    const std::int64_t elements = linear_attention_piece_elements(
+        context_.execution, {shape.batch, shape.length, heads_, head_width_, head_width_, type, Activation::silu, theta_.has_value()});
+    if (elements > 0) list.push_back({&stash.piece_states, wide, {elements}, Keep::all});
+  }
   return list;
 }
 
@@ -160,6 +166,7 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   LinearAttentionOutputs outputs;
   outputs.output = attention_output(stash, micro_batch);
   outputs.square_sums = execution.scratch->take(wide, {tokens, heads_});
+  outputs.piece_states = stash.piece_states;
   const LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
   if (state)
     linear_attention_step(execution, inputs, state, outputs);
@@ -194,6 +201,7 @@ void GatedLinearAttention::restore(int slot, const MicroBatch& micro_batch) {
     linear_forward(context_.execution, stash.low_rank, context_.parameters->weight(*gate_second_), stash.low_rank_gate);
   LinearAttentionOutputs outputs;
   outputs.output = attention_output(stash, micro_batch);
+  outputs.piece_states = stash.piece_states;
   const LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
   if (context_.sequence.ranks != nullptr)
     sliced_linear_attention_again(context_, inputs, outputs);
@@ -254,10 +262,12 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
   gradients.d_key = heads_of(stash.d_projection.slice(1, local_, 2 * local_));
   gradients.d_value = heads_of(stash.d_projection.slice(1, 2 * local_, 3 * local_));
   if (theta_) gradients.d_theta = parameters.gradient(*theta_);
+  LinearAttentionInputs inputs = attention_inputs(stash, micro_batch);
+  inputs.piece_states = stash.piece_states;
   if (context_.sequence.ranks != nullptr)
-    sliced_linear_attention_backward(context_, micro_batch, attention_inputs(stash, micro_batch), gradients);
+    sliced_linear_attention_backward(context_, micro_batch, inputs, gradients);
   else
-    linear_attention_backward(execution, attention_inputs(stash, micro_batch), gradients);
+    linear_attention_backward(execution, inputs, gradients);
 
   linear_backward_input(execution, stash.d_projection, parameters.weight(projection_), d_normed);
   if (low_rank_gated()) {

@@ -40,6 +40,7 @@ class GatedLinearAttention final : public Sublayer {
     Tensor low_rank;                 // [tokens, gate_rank] (tnl3)
     Tensor low_rank_gate;            // [tokens, local] (tnl3)
     Tensor initial_state;            // of a slice of a sequence, [batch, heads, state key width, width]
+    Tensor piece_states;             // of the attention, where it keeps any
     Tensor attention;                // [tokens, local]
     Tensor gate_inverse_rms;         // [tokens], of the norm over all heads
     Tensor d_out, gated, normed, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight

@@ -9,6 +9,13 @@ namespace fulmen {
 
 namespace {
 
+// Room for what the pieces of this slice pass on; null where it is not cut.
+Tensor take_pieces(const Execution& execution, const LinearAttentionInputs& inputs) {
+  const std::int64_t elements = linear_attention_piece_elements(execution, size_of(inputs));
+  if (elements == 0) return {};
+  return execution.scratch->take(accumulation_dtype(inputs.key.dtype()), {elements});
+}
+
 // The states of all slices: this rank's own is written into its place, then gathered.
 class GatheredStates {
  public:
@@ -47,12 +54,14 @@ class GatheredStates {
 }  // namespace
 
 void sliced_linear_attention_forward(const ModelContext& context, const MicroBatch& micro_batch, LinearAttentionInputs inputs,
-                                     const LinearAttentionOutputs& outputs, const Tensor& initial_state) {
+                                     LinearAttentionOutputs outputs, const Tensor& initial_state) {
   const Execution& execution = context.execution;
   const Arena::Frame frame(*execution.scratch);
   const GatheredStates states(context, inputs);
   inputs.initial_state = Tensor();
-  linear_attention_final_state(execution, inputs, states.own());
+  if (outputs.piece_states.is_null()) outputs.piece_states = take_pieces(execution, inputs);
+  linear_attention_final_state(execution, inputs, states.own(), outputs.piece_states);
+  outputs.own_piece_states = !outputs.piece_states.is_null();
   if (!context.sequence.overlap) {
     states.gather();
     states.combine(SliceSide::before, micro_batch.tokens_before, initial_state);
@@ -82,7 +91,8 @@ void sliced_linear_attention_backward(const ModelContext& context, const MicroBa
   const Execution& execution = context.execution;
   const Arena::Frame frame(*execution.scratch);
   const GatheredStates states(context, inputs);
-  linear_attention_initial_state_gradient(execution, inputs, gradients.d_output, states.own());
+  gradients.piece_gradients = take_pieces(execution, inputs);
+  linear_attention_initial_state_gradient(execution, inputs, gradients.d_output, states.own(), gradients.piece_gradients);
   const Tensor d_final_state = execution.scratch->take(states.own().dtype(), states.own().shape());
   if (!context.sequence.overlap) {
     states.gather();

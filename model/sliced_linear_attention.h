@@ -8,9 +8,10 @@
 namespace fulmen {
 
 // linear_attention_forward of this rank's slice. initial_state [batch, heads, state key width, value width] receives the state
-// in front of it, which the backward pass takes as inputs.initial_state. Collective over context.sequence.ranks.
+// in front of it, which the backward pass takes as inputs.initial_state. outputs.piece_states, for the backward pass, only where
+// nothing overlaps. Collective over context.sequence.ranks.
 void sliced_linear_attention_forward(const ModelContext& context, const MicroBatch& micro_batch, LinearAttentionInputs inputs,
-                                     const LinearAttentionOutputs& outputs, const Tensor& initial_state);
+                                     LinearAttentionOutputs outputs, const Tensor& initial_state);
 
 // The outputs once more, bit for bit, from inputs with their initial state: nothing travels.
 void sliced_linear_attention_again(const ModelContext& context, LinearAttentionInputs inputs, const LinearAttentionOutputs& outputs);

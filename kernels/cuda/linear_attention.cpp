@@ -9,11 +9,30 @@
 
 namespace fulmen::cuda {
 
+namespace {
+
+// The plain path makes all states in one pass with the rest; who was told to keep some cannot be served by it.
+void check_nothing_is_kept(const Tensor& piece_states) {
+  FULMEN_CHECK(piece_states.is_null(), "states of pieces are kept, but the tensors' strides or addresses keep the path that has them away");
+}
+
+}  // namespace
+
+std::int64_t linear_attention_piece_elements(const Execution& execution, const LinearAttentionSize& size) {
+#ifdef FULMEN_HOPPER
+  return hopper::piece_elements(execution, size);
+#else
+  (void)execution, (void)size;
+  return 0;
+#endif
+}
+
 void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
                               const LinearAttentionOutputs& outputs) {
 #ifdef FULMEN_HOPPER
   if (hopper::takes(inputs, outputs)) return hopper::linear_attention_forward(execution, inputs, outputs);
 #endif
+  check_nothing_is_kept(outputs.piece_states);
   linear_attention_forward_plain(execution, inputs, outputs);
 }
 
@@ -22,22 +41,28 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
 #ifdef FULMEN_HOPPER
   if (hopper::takes(inputs, gradients)) return hopper::linear_attention_backward(execution, inputs, gradients);
 #endif
+  check_nothing_is_kept(inputs.piece_states);
+  check_nothing_is_kept(gradients.piece_gradients);
   linear_attention_backward_plain(execution, inputs, gradients);
 }
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
+                                  const Tensor& piece_states) {
 #ifdef FULMEN_HOPPER
-  if (hopper::takes_states(inputs)) return hopper::linear_attention_final_state(execution, inputs, final_state);
+  if (hopper::takes_states(inputs)) return hopper::linear_attention_final_state(execution, inputs, final_state, piece_states);
 #endif
+  check_nothing_is_kept(piece_states);
   linear_attention_final_state_plain(execution, inputs, final_state);
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state) {
+                                             const Tensor& d_output, const Tensor& d_initial_state,
+                                             const Tensor& piece_gradients) {
 #ifdef FULMEN_HOPPER
   if (hopper::takes_state_gradients(inputs, d_output))
-    return hopper::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state);
+    return hopper::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state, piece_gradients);
 #endif
+  check_nothing_is_kept(piece_gradients);
   linear_attention_initial_state_gradient_plain(execution, inputs, d_output, d_initial_state);
 }
 

@@ -5,6 +5,7 @@
 
 namespace fulmen::cuda {
 
+std::int64_t linear_attention_piece_elements(const Execution& execution, const LinearAttentionSize& size);
 void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
                               const LinearAttentionOutputs& outputs);
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,

@@ -5,9 +5,11 @@
 
 namespace fulmen::cuda {
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state);
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
+                                  const Tensor& piece_states);
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state);
+                                             const Tensor& d_output, const Tensor& d_initial_state,
+                                             const Tensor& piece_gradients);
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,
                           const Tensor& out);
 void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,

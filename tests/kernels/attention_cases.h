@@ -144,6 +144,12 @@ inline LinearAttentionOutputs make_outputs(Host& host, const reference::LinearAt
           host.poisoned(sums, state_shape(p))};
 }
 
+// Poisoned room for the states between the pieces of rows; null where rows are not cut.
+inline Tensor make_piece_states(Host& host, const LinearAttentionInputs& inputs) {
+  const std::int64_t elements = linear_attention_piece_elements(host.execution, size_of(inputs));
+  return elements == 0 ? Tensor() : host.poisoned(accumulation_dtype(inputs.key.dtype()), {elements});
+}
+
 struct Upstream {
   Values d_output, d_final_state;
 };

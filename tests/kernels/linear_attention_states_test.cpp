@@ -130,8 +130,11 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeForward) {
       Slices slices(c, dtype, random);
       const auto expected = reference::linear_attention_forward(slices.problem);
       Host& host = slices.host;
-      for (std::int64_t s = 0; s < slices.count(); ++s)
-        linear_attention_final_state(host.execution, slices.inputs(s), slices.states.select(0, s));
+      std::vector<Tensor> pieces;
+      for (std::int64_t s = 0; s < slices.count(); ++s) {
+        pieces.push_back(testing::make_piece_states(host, slices.inputs(s)));
+        linear_attention_final_state(host.execution, slices.inputs(s), slices.states.select(0, s), pieces.back());
+      }
       const Tensor at_once = testing::make_heads(host, slices.problem, dtype, c.layout, c.value_width);
       const Tensor later = testing::make_heads(host, slices.problem, dtype, c.layout, c.value_width);
       for (std::int64_t s = 0; s < slices.count(); ++s) {
@@ -142,7 +145,8 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeForward) {
         linear_attention_forward(host.execution, inputs, {slices.part(later, s), squares_later, {}});
         inputs.initial_state = slices.combine(s, SliceSide::before);
         linear_attention_add_initial_state(host.execution, inputs, {slices.part(later, s), squares_later, {}});
-        linear_attention_forward(host.execution, inputs, {slices.part(at_once, s), squares_at_once, {}});
+        const Tensor& kept = pieces[static_cast<std::size_t>(s)];
+        linear_attention_forward(host.execution, inputs, {slices.part(at_once, s), squares_at_once, {}, kept, !kept.is_null()});
         testing::expect_close(squares_later, testing::read(squares_at_once), testing::tolerance_of(dtype),
                               fmt::format("square sums of slice {}: {}", s, c.describe()));
       }
@@ -165,13 +169,25 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
       const Tensor upstream = testing::make_heads(host, problem, dtype, c.layout, c.value_width);
       testing::write(upstream, d_output);
 
-      std::vector<Tensor> before;
-      for (std::int64_t s = 0; s < slices.count(); ++s)
-        linear_attention_final_state(host.execution, slices.inputs(s), slices.states.select(0, s));
+      std::vector<Tensor> before, piece_states, piece_gradients;
+      for (std::int64_t s = 0; s < slices.count(); ++s) {
+        piece_states.push_back(testing::make_piece_states(host, slices.inputs(s)));
+        linear_attention_final_state(host.execution, slices.inputs(s), slices.states.select(0, s), piece_states.back());
+      }
       for (std::int64_t s = 0; s < slices.count(); ++s) before.push_back(slices.combine(s, SliceSide::before));
-      for (std::int64_t s = 0; s < slices.count(); ++s)
+      for (std::int64_t s = 0; s < slices.count(); ++s) {
+        piece_gradients.push_back(testing::make_piece_states(host, slices.inputs(s)));
         linear_attention_initial_state_gradient(host.execution, slices.inputs(s), slices.part(upstream, s),
-                                                slices.states.select(0, s));
+                                                slices.states.select(0, s), piece_gradients.back());
+      }
+      // What the pieces make of zero becomes what they begin with.
+      for (std::int64_t s = 0; s < slices.count(); ++s) {
+        LinearAttentionInputs inputs = slices.inputs(s);
+        inputs.initial_state = before[static_cast<std::size_t>(s)];
+        const Tensor& kept = piece_states[static_cast<std::size_t>(s)];
+        const Tensor output = testing::make_heads(host, problem, dtype, c.layout, c.value_width);
+        linear_attention_forward(host.execution, inputs, {slices.part(output, s), {}, {}, kept, !kept.is_null()});
+      }
 
       // One token sees itself at no distance, where the terms of theta's gradient cancel: what it is added to sets the scale.
       const Values theta_before = random.normals(static_cast<std::int64_t>(problem.theta.size()));
@@ -189,7 +205,11 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
           gradients.d_value = slices.part(triple.value, s);
           gradients.d_theta = d_theta;
           const Tensor after = slices.combine(s, SliceSide::after);
-          if (!added) gradients.d_final_state = after;
+          if (!added) {   // and with the states of pieces that are there
+            gradients.d_final_state = after;
+            inputs.piece_states = piece_states[static_cast<std::size_t>(s)];
+            gradients.piece_gradients = piece_gradients[static_cast<std::size_t>(s)];
+          }
           linear_attention_backward(host.execution, inputs, gradients);
           gradients.d_final_state = after;
           if (added) linear_attention_add_final_state_gradient(host.execution, inputs, gradients);

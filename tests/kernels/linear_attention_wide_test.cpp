@@ -176,15 +176,18 @@ TEST(LinearAttentionWide, FullPrecision) {
                      {DType::fp64}, 44000);
 }
 
-// One run of forward and backward after another, on fresh and differently used memory.
+// Of forward and backward in a run of their own. With kept states between pieces: whether there were any goes to `cut`.
 Values all_results(const AttentionCase& c, const reference::LinearAttentionProblem& problem, DType dtype,
-                   const Upstream& upstream) {
+                   const Upstream& upstream, bool* cut = nullptr) {
   Host host;
   Execution execution = host.execution;
   execution.deterministic = true;
-  const auto inputs = testing::make_inputs(host, problem, dtype, c.layout);
-  const auto outputs = testing::make_outputs(host, problem, dtype, c.layout);
+  auto inputs = testing::make_inputs(host, problem, dtype, c.layout);
+  auto outputs = testing::make_outputs(host, problem, dtype, c.layout);
+  if (cut != nullptr) outputs.piece_states = testing::make_piece_states(host, inputs);
   linear_attention_forward(execution, inputs, outputs);
+  inputs.piece_states = outputs.piece_states;
+  if (cut != nullptr) *cut = !outputs.piece_states.is_null();
   const auto g = testing::make_gradients(host, problem, dtype, c.layout, upstream, Values(problem.theta.size(), 0.0));
   linear_attention_backward(execution, inputs, g);
   Values all;
@@ -197,6 +200,26 @@ Values all_results(const AttentionCase& c, const reference::LinearAttentionProbl
   return all;
 }
 
+TEST(LinearAttentionWide, KeptStatesOfPiecesChangeNothing) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "for the paths of a GPU";
+  const bool hopper = linear_attention_piece_elements(Host().execution, {1, 1 << 16, 1, 64, 64, DType::bf16}) > 0;
+  std::uint64_t stream = 47000;
+  for (const std::int64_t width : {64, 128}) {
+    for (const bool lrpe : {false, true}) {
+      const AttentionCase c{.batch = 2, .length = 1500, .heads = 3, .key_width = width, .value_width = width, .slope = 0.01,
+                            .lrpe = lrpe, .initial_state = true, .documents = lrpe, .layout = Layout::aligned};
+      Random random(++stream);
+      const auto problem = testing::random_problem(c, DType::bf16, random);
+      const Upstream upstream = testing::random_upstream(problem, DType::bf16, true, random);
+      bool cut = false;
+      const Values kept = all_results(c, problem, DType::bf16, upstream, &cut);
+      EXPECT_EQ(cut, hopper);
+      EXPECT_EQ(kept, all_results(c, problem, DType::bf16, upstream)) << c.describe();
+    }
+  }
+}
+
+// One run after another, on fresh and differently used memory.
 TEST(LinearAttentionWide, DeterministicRunsAreBitIdentical) {
   std::uint64_t stream = 45000;
   for (const AttentionCase& c :

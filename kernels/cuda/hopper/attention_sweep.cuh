@@ -279,6 +279,8 @@ struct StateOperand {
 };
 
 // One of the warpgroups that hold the state; `group` says which 64 rows. Tiles A and B are the first two of a stage.
+// States that are not published are wanted at one end of a piece only. They take the last chunk first either way, and a sweep
+// that follows and takes the first chunk first finds in the L2 cache what it begins with.
 template <class Block, int D, Feature feature, bool documents_present, bool reverse, bool publish>
 class StateRole {
  public:
@@ -292,6 +294,7 @@ class StateRole {
     Ring<Block::stages> ring, ahead;
     prepare(0, ahead, features);
     ahead.advance();
+    float weight = 1.0f;   // of what the chunk makes of zero, in the state that is wanted
     for (int i = 0; i < chunks_; ++i, ring.advance()) {
       if constexpr (publish) {
         barrier_wait(&barriers_.consumed, (i & 1) ^ 1);
@@ -301,10 +304,13 @@ class StateRole {
       const Chunk chunk = chunk_of(i);
       const ChunkDocuments<documents_present> documents(sweep_, place_, chunk.begin, chunk.tokens);
       const float carry = documents.state_passes() ? block_.decay.across(chunk.tokens) : 0.0f;
+      if constexpr (!backwards) {
 #pragma unroll
-      for (int j = 0; j < D / 2; ++j) state[j] *= carry;
+        for (int j = 0; j < D / 2; ++j) state[j] *= carry;
+      }
       StateOperand<feature> a;
-      scale(features, documents, chunk.tokens, a);
+      scale(features, documents, chunk.tokens, weight, a);
+      if constexpr (backwards) weight *= carry;
       pin(state);
       const std::uint32_t tile_b = block_.tile(ring.index, 1);
       products_begin();
@@ -325,11 +331,12 @@ class StateRole {
   }
 
  private:
+  static constexpr bool backwards = !reverse && !publish;   // from where the state is wanted
   struct Chunk {
     int begin, tokens;
   };
   __device__ Chunk chunk_of(int i) const {
-    const int begin = place_.begin + (reverse ? chunks_ - 1 - i : i) * chunk_tokens;
+    const int begin = place_.begin + (reverse || backwards ? chunks_ - 1 - i : i) * chunk_tokens;
     return {begin, min(chunk_tokens, place_.end - begin)};
   }
 
@@ -372,7 +379,7 @@ class StateRole {
   }
 
   __device__ __forceinline__ void scale(const StateFeatures& features, const ChunkDocuments<documents_present>& documents, int tokens,
-                                        StateOperand<feature>& a) const {
+                                        float weight, StateOperand<feature>& a) const {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -383,6 +390,7 @@ class StateRole {
           const int t = token(k, e + 2 * (r >> 1));
           const bool counts = reverse ? documents.reaches_start(t) : documents.joins_state(t);
           factor[e] = reverse ? block_.decay.from_start(t) : block_.decay.to_end(t, tokens);
+          if constexpr (backwards) factor[e] *= weight;
           if (!counts) factor[e] = 0.0f;
         }
         const float first = low_half(features.step[k][r]) * factor[0], second = high_half(features.step[k][r]) * factor[1];

@@ -27,24 +27,26 @@ const DeviceLimits& limits(int device) {
   return found;
 }
 
+bool takes_size(int device, const LinearAttentionSize& size) {
+  if (!limits(device).hopper || size.dtype != DType::bf16) return false;
+  if (size.value_width != size.key_width || (size.key_width != 64 && size.key_width != 128)) return false;
+  if (size.query_key_activation != Activation::silu && size.query_key_activation != Activation::none) return false;
+  return size.length < std::int64_t{1} << 30 && size.batch <= 65535;
+}
+
 // x: the query or the key.
 bool takes_kind(const LinearAttentionInputs& inputs, const Tensor& x) {
-  const std::int64_t width = x.size(3);
-  if (!limits(x.device().index).hopper) return false;
-  if (inputs.value.size(3) != width || (width != 64 && width != 128)) return false;
-  if (inputs.query_key_activation != Activation::silu && inputs.query_key_activation != Activation::none) return false;
-  if (x.size(1) >= std::int64_t{1} << 30 || x.size(0) > 65535) return false;
-  return can_be_mapped(x);
+  return takes_size(x.device().index, size_of(inputs)) && can_be_mapped(x);
 }
 
 bool takes_inputs(const LinearAttentionInputs& inputs) {
   return takes_kind(inputs, inputs.query) && can_be_mapped(inputs.key) && can_be_mapped(inputs.value);
 }
 
-// Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and pays when there are too
-// few heads for the multiprocessors. Each wave of blocks fills and drains once.
+// Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and in reverse its queries and
+// output gradients, and pays when there are too few heads for the multiprocessors. Each wave of blocks fills and drains once.
 int choose_pieces(std::int64_t rows_heads, std::int64_t length, int multiprocessors) {
-  constexpr double cost_of_cutting = 1.5, chunks_to_fill = 8.0;
+  constexpr double cost_of_cutting = 1.25, chunks_to_fill = 8.0;
   constexpr std::int64_t least_chunks = 4;
   const std::int64_t chunks = (length + chunk_tokens - 1) / chunk_tokens;
   int best = 1;
@@ -59,6 +61,27 @@ int choose_pieces(std::int64_t rows_heads, std::int64_t length, int multiprocess
   return best;
 }
 
+// How rows are cut.
+struct Pieces {
+  int count, tokens;
+  Pieces(int device, std::int64_t rows_heads, std::int64_t length) {
+    const std::int64_t chunks = (length + chunk_tokens - 1) / chunk_tokens;
+    const std::int64_t most = choose_pieces(rows_heads, length, limits(device).multiprocessors);
+    tokens = static_cast<int>((chunks + most - 1) / most * chunk_tokens);
+    count = static_cast<int>((length + tokens - 1) / tokens);
+  }
+};
+
+// States of the pieces of one direction that outlive a call: fp32 [parts, batch * heads, pieces, D * D].
+struct KeptStates {
+  Tensor states;                                 // null for none
+  enum class Hold : std::uint8_t {
+    nothing,    // yet: they are made there
+    own,        // what each piece makes of zero
+    incoming,   // what each piece begins with
+  } hold = Hold::nothing;
+};
+
 // What the sweeps of one call share.
 class Setup {
  public:
@@ -72,10 +95,8 @@ class Setup {
     sweep_.length = static_cast<int>(length_);
     sweep_.heads = static_cast<int>(heads_);
     sweep_.slope = inputs.slope.as<double>();
-    const int pieces = choose_pieces(batch_ * heads_, length_, limits(execution.device.index).multiprocessors);
-    const std::int64_t chunks = (length_ + chunk_tokens - 1) / chunk_tokens;
-    sweep_.piece_tokens = static_cast<int>((chunks + pieces - 1) / pieces * chunk_tokens);
-    sweep_.pieces = static_cast<int>((length_ + sweep_.piece_tokens - 1) / sweep_.piece_tokens);
+    const Pieces pieces(execution.device.index, batch_ * heads_, length_);
+    sweep_.pieces = pieces.count, sweep_.piece_tokens = pieces.tokens;
 
     const bool silu = inputs.query_key_activation == Activation::silu;
     if (inputs.theta) {
@@ -124,16 +145,16 @@ class Setup {
 
   // The sweep over one part, its incoming states ready: from a and b when rows are cut, and from `initial`, the states
   // [batch, heads, parts, width, width] before the rows (after them, in reverse) or null.
-  Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse) const {
+  Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse, const KeptStates& kept) const {
     Sweep sweep = sweep_of(part);
     if (pieces() == 1) {
       sweep.incoming = initial ? part_of(initial, part) : nullptr;
       sweep.incoming_stride = state_elements();
       return sweep;
     }
-    float* const states = take_piece_states();
-    make_piece_states(sweep, a, b, reverse, pieces() - 1, states);
-    scan(part, initial, states, states, reverse, Tensor());
+    float* const states = piece_states(part, kept);
+    if (kept.hold == KeptStates::Hold::nothing) make_piece_states(sweep, a, b, reverse, pieces() - 1, states);
+    if (kept.hold != KeptStates::Hold::incoming) scan(part, initial, states, states, reverse, Tensor());
     set_incoming(sweep, states);
     return sweep;
   }
@@ -141,22 +162,23 @@ class Setup {
   // As `sweep`, where a and b are zero: nothing but what is left of `initial`.
   Sweep sweep_of_initial(int part, const Tensor& initial, bool reverse) const {
     Sweep sweep = sweep_of(part);
-    float* const states = take_piece_states();
+    float* const states = piece_states(part, {});
     FULMEN_CUDA_CHECK(cudaMemsetAsync(states, 0, sizeof(float) * batch_ * heads_ * pieces() * part_elements(), stream()));
     scan(part, initial, states, states, reverse, Tensor());
     set_incoming(sweep, states);
     return sweep;
   }
 
-  // What a and b alone make of a zero state: to `last`, past the rows (before them, in reverse).
-  void make_states(int part, const Tensor& a, const Tensor& b, bool reverse, const Tensor& last) const {
+  // What a and b alone make of a zero state: to `last`, past the rows (before them, in reverse). What the pieces make of it
+  // is left in `kept`.
+  void make_states(int part, const Tensor& a, const Tensor& b, bool reverse, const Tensor& last, const Tensor& kept) const {
     Sweep sweep = sweep_of(part);
     if (pieces() == 1) {
       set_outgoing(sweep, last, part, reverse);
       launch_states({map_heads(a), map_heads(b), sweep}, shape(1), reverse, stream());
       return;
     }
-    float* const states = take_piece_states();
+    float* const states = piece_states(part, {kept});
     make_piece_states(sweep, a, b, reverse, pieces(), states);
     scan(part, Tensor(), states, nullptr, reverse, last);
   }
@@ -176,8 +198,11 @@ class Setup {
     sweep.rotation.cosine = part == 0;
     return sweep;
   }
-  float* take_piece_states() const {
-    return execution_.scratch->take(DType::fp32, {batch_ * heads_, pieces(), part_elements()}).as<float>();
+  // Those that are kept, or scratch.
+  float* piece_states(int part, const KeptStates& kept) const {
+    const std::int64_t elements = batch_ * heads_ * pieces() * part_elements();
+    if (kept.states.is_null()) return execution_.scratch->take(DType::fp32, {elements}).as<float>();
+    return kept.states.as<float>() + part * elements;
   }
   // What the first `count` pieces (the last, in reverse) make of a zero state.
   void make_piece_states(const Sweep& sweep, const Tensor& a, const Tensor& b, bool reverse, int count, float* states) const {
@@ -251,10 +276,11 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
   const Tensor values = setup.make_values();
+  const KeptStates kept{outputs.piece_states, outputs.own_piece_states ? KeptStates::Hold::own : KeptStates::Hold::nothing};
   for (int part = 0; part < setup.parts(); ++part) {
     const bool last = part + 1 == setup.parts();
     ForwardArguments arguments{map_heads(inputs.key), map_heads(values), map_heads(inputs.query), map_heads(outputs.output),
-                               setup.sweep(part, inputs.initial_state, inputs.key, values, false)};
+                               setup.sweep(part, inputs.initial_state, inputs.key, values, false, kept)};
     setup.set_outgoing(arguments.sweep, outputs.final_state, part, false);
     if (last) arguments.square_sums = outputs.square_sums.as<float>();
     arguments.add_to = add_to(outputs.output, part);
@@ -272,22 +298,30 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   const CUtensorMap query = map_heads(inputs.query), key = map_heads(inputs.key), value = map_heads(values);
   const CUtensorMap d_output = map_heads(gradients.d_output);
   const ThetaShares shares(execution, inputs, setup.pieces(), 2 * setup.parts());
+  const KeptStates kept_states{inputs.piece_states, inputs.piece_states ? KeptStates::Hold::incoming : KeptStates::Hold::nothing};
+  const KeptStates kept_gradients{gradients.piece_gradients, gradients.piece_gradients ? KeptStates::Hold::own : KeptStates::Hold::nothing};
   for (int part = 0; part < setup.parts(); ++part) {
-    BackwardQueryArguments for_query{key, value, d_output, query, map_heads(gradients.d_query),
-                                     setup.sweep(part, inputs.initial_state, inputs.key, values, false),
-                                     add_to(gradients.d_query, part)};
-    for_query.sweep.rotation.d_theta = shares.at(2 * part);
-    launch_backward_query(for_query, setup.shape(setup.pieces()), setup.stream());
-
+    // The states of pieces end where the first sweep begins, and that ends where the second begins: the L2 cache serves both.
     BackwardKeyValueArguments for_keys{query, d_output, key, value, map_heads(gradients.d_key), map_heads(d_value),
-                                       setup.sweep(part, gradients.d_final_state, inputs.query, gradients.d_output, true),
+                                       setup.sweep(part, gradients.d_final_state, inputs.query, gradients.d_output, true, kept_gradients),
                                        add_to(gradients.d_key, part), add_to(d_value, part)};
     for_keys.sweep.rotation.d_theta = shares.at(2 * part + 1);
     setup.set_outgoing(for_keys.sweep, gradients.d_initial_state, part, true);
+    BackwardQueryArguments for_query{key, value, d_output, query, map_heads(gradients.d_query),
+                                     setup.sweep(part, inputs.initial_state, inputs.key, values, false, kept_states),
+                                     add_to(gradients.d_query, part)};
+    for_query.sweep.rotation.d_theta = shares.at(2 * part);
+    launch_backward_query(for_query, setup.shape(setup.pieces()), setup.stream());
     launch_backward_key_value(for_keys, setup.shape(setup.pieces()), setup.stream());
   }
   shares.add(gradients.d_theta);
   if (value_activated) differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
+}
+
+std::int64_t piece_elements(const Execution& execution, const LinearAttentionSize& size) {
+  if (!takes_size(execution.device.index, size)) return 0;
+  const std::int64_t pieces = Pieces(execution.device.index, size.batch * size.heads, size.length).count;
+  return pieces == 1 ? 0 : (size.lrpe ? 2 : 1) * size.batch * size.heads * pieces * size.key_width * size.value_width;
 }
 
 bool takes_states(const LinearAttentionInputs& inputs) {
@@ -300,20 +334,23 @@ bool takes_state_gradients(const LinearAttentionInputs& inputs, const Tensor& d_
   return takes_kind(inputs, inputs.query) && can_be_mapped(d_output);
 }
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
+                                  const Tensor& piece_states) {
   const Arena::Frame frame(*execution.scratch);
   LinearAttentionInputs keys = inputs;
   keys.query = inputs.key;   // for the sizes
   const Setup setup(execution, keys);
   const Tensor values = setup.make_values();
-  for (int part = 0; part < setup.parts(); ++part) setup.make_states(part, inputs.key, values, false, final_state);
+  for (int part = 0; part < setup.parts(); ++part) setup.make_states(part, inputs.key, values, false, final_state, piece_states);
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state) {
+                                             const Tensor& d_output, const Tensor& d_initial_state,
+                                             const Tensor& piece_gradients) {
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
-  for (int part = 0; part < setup.parts(); ++part) setup.make_states(part, inputs.query, d_output, true, d_initial_state);
+  for (int part = 0; part < setup.parts(); ++part)
+    setup.make_states(part, inputs.query, d_output, true, d_initial_state, piece_gradients);
 }
 
 void linear_attention_initial_state_outputs(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& output) {

@@ -10,6 +10,9 @@ namespace fulmen::cuda::hopper {
 bool takes(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs);
 bool takes(const LinearAttentionInputs& inputs, const LinearAttentionGradients& gradients);
 
+// As fulmen::linear_attention_piece_elements.
+std::int64_t piece_elements(const Execution& execution, const LinearAttentionSize& size);
+
 void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
                               const LinearAttentionOutputs& outputs);
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -20,9 +23,11 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
 bool takes_states(const LinearAttentionInputs& inputs);
 bool takes_initial_state(const LinearAttentionInputs& inputs);
 bool takes_state_gradients(const LinearAttentionInputs& inputs, const Tensor& d_output);
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state);
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
+                                  const Tensor& piece_states);
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state);
+                                             const Tensor& d_output, const Tensor& d_initial_state,
+                                             const Tensor& piece_gradients);
 // What inputs.initial_state alone makes of the output, contiguous. Reads the query only.
 void linear_attention_initial_state_outputs(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& output);
 // d_key and d_value as gradients.d_final_state alone makes them, and d_theta, which is added to. Reads key and value only.

@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
   leave_what_counts(arguments.sweep, reverse, block.place);
   const int role = threadIdx.x / warpgroup_threads;
   if (role == 0) {
-    if (threadIdx.x == 0) run_loads<D>(block, {&arguments.a, &arguments.b}, reverse);
+    if (threadIdx.x == 0) run_loads<D>(block, {&arguments.a, &arguments.b}, true);
   } else {
     StateRole<Parts, D, feature, documents_present, reverse, false>(arguments.sweep, block, role - 1).run();
   }
