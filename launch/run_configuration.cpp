@@ -43,6 +43,9 @@ void bind_model(Schema& schema, ModelConfig& model, Unstored& unstored) {
 void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transport) {
   schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
   schema.add("parallel.tensor", parallel.tensor, {1, 1 << 16}, "Ranks that share each layer; they divide the heads.");
+  schema.add("parallel.tensor_sequence_split", parallel.tensor_sequence_split,
+             "Between their products tensor ranks hold parts of the tokens: norms, residual additions and what pipeline stages "
+             "exchange shrink by parallel.tensor.");
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
@@ -67,7 +70,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "What the backward pass computes again instead of keeping; selective: attention and elementwise results, full: all but the input of each layer.");
   schema.add("parallel.overlap", parallel.overlap,
              "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
-             "pipeline, sequence, separated by commas. Built: gradients, weights, pipeline, sequence.");
+             "pipeline, sequence, separated by commas. Built: gradients, weights, tensor, pipeline, sequence.");
   const std::string* overlap = &parallel.overlap;
   schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},

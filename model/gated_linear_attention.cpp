@@ -94,8 +94,8 @@ std::vector<StashTensor> GatedLinearAttention::stash(int slot, const BatchShape&
   const DType wide = accumulation_dtype(type);
   const std::int64_t tokens = shape.tokens();
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  std::vector<StashTensor> list = {{&stash.sum, type, {tokens, hidden_}, Keep::products},
-                                   {&stash.inverse_rms, wide, {tokens}, Keep::products},
+  std::vector<StashTensor> list = {{&stash.sum, type, {residual_rows(context_, tokens), hidden_}, Keep::products},
+                                   {&stash.inverse_rms, wide, {residual_rows(context_, tokens)}, Keep::products},
                                    {&stash.projection, type, {tokens, (low_rank_gated() ? 3 : 4) * local_}, Keep::products},
                                    {&stash.attention, type, {tokens, local_}, Keep::all},
                                    {&stash.gate_inverse_rms, wide, {tokens}, Keep::products}};
@@ -155,8 +155,9 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
 
-  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
-  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
+  const Tensor normed_part = execution.scratch->take(type, stash.sum.shape());
+  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed_part, stash.inverse_rms);
+  const Tensor normed = gather_tokens(context_, normed_part, tokens, *execution.scratch);
   linear_forward(execution, normed, parameters.weight(projection_), stash.projection);
   if (low_rank_gated()) {
     linear_forward(execution, normed, parameters.weight(*gate_first_), stash.low_rank);
@@ -186,8 +187,9 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   gated_norm_forward(execution, stash.attention, square_sums, hidden_, epsilon_, gate(stash), gate_activation_, gated,
                      stash.gate_inverse_rms);
   if (!branch_out) return;
-  linear_forward(execution, gated, parameters.weight(out_), branch_out);
-  context_.sum_over_tensor(branch_out);
+  const TokenSum sum(context_, branch_out, tokens, *execution.scratch);
+  linear_forward(execution, gated, parameters.weight(out_), sum.partial());
+  sum.reduce();
 }
 
 void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
@@ -219,26 +221,28 @@ void GatedLinearAttention::decode(int slot, const MicroBatch& micro_batch, const
   run(stashes_[static_cast<std::size_t>(slot)], micro_batch, state, residual, branch, branch_out);
 }
 
-void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
-                                          const Tensor& d_in) {
-  const Execution& execution = context_.execution;
-  const ParameterStore& parameters = *context_.parameters;
-  const DType type = parameters.precision().parameters;
-  const std::int64_t tokens = micro_batch.shape.tokens();
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  stash.d_out = d_out;
+void GatedLinearAttention::prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out) {
+  const DType type = context_.parameters->precision().parameters;
+  // Gathered once for both halves. Of the normed input, which would have to be kept for as long, parts are: they are gathered
+  // again.
+  stash.d_out = gather_tokens(context_, d_out, tokens, kept);
   stash.d_projection = kept.take(type, {tokens, stash.projection.size(1)});
   stash.gated = kept.take(type, {tokens, local_});
-  stash.normed = kept.take(type, {tokens, hidden_});
+  stash.normed = kept.take(type, stash.sum.shape());
   if (low_rank_gated()) {
     stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.size(1)});
     stash.d_low_rank_gate = kept.take(type, {tokens, local_});
   }
-  const Arena::Frame frame(*execution.scratch);
+}
 
-  // Each is written where its gradient was read.
-  const Tensor &d_gated = stash.gated, &d_normed = stash.normed;
-  linear_backward_input(execution, d_out, parameters.weight(out_), d_gated);
+void GatedLinearAttention::differentiate(Stash& stash, const MicroBatch& micro_batch, const Tensor& d_normed) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  const Arena::Frame frame(*execution.scratch);
+  const Tensor& d_gated = stash.gated;   // written where its gradient was read
+  linear_backward_input(execution, stash.d_out, parameters.weight(out_), d_gated);
 
   Tensor dot;   // of a split width; of a whole one the backward pass forms it itself
   if (context_.tensor->size() > 1) {
@@ -274,17 +278,56 @@ void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batc
     linear_backward_input(execution, stash.d_low_rank_gate, parameters.weight(*gate_second_), stash.d_low_rank);
     linear_backward_input(execution, stash.d_low_rank, parameters.weight(*gate_first_), d_normed, true);
   }
-  context_.sum_over_tensor(d_normed);
-  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
+}
+
+void GatedLinearAttention::differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in) {
+  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
+}
+
+void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
+                                          const Tensor& d_in) {
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  prepare_backward(stash, tokens, kept, d_out);
+  const Arena::Frame frame(*context_.execution.scratch);
+  const TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
+  differentiate(stash, micro_batch, d_normed.partial());
+  d_normed.reduce();
+  differentiate_norm(stash, d_out, d_in);
+}
+
+void GatedLinearAttention::backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
+                                    const Tensor& d_in) {
+  if (!context_.overlap_tensor) return Sublayer::backward(slot, micro_batch, kept, d_out, d_in);
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  prepare_backward(stash, tokens, kept, d_out);
+  const Arena::Frame frame(*context_.execution.scratch);
+  TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
+  differentiate(stash, micro_batch, d_normed.partial());
+  d_normed.start();
+  add_output_gradients(stash);
+  d_normed.finish();
+  differentiate_norm(stash, d_out, d_in);
+  add_input_gradients(stash);
 }
 
 void GatedLinearAttention::backward_weight(int slot) {
   const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  add_output_gradients(stash);
+  add_input_gradients(stash);
+}
+
+void GatedLinearAttention::add_output_gradients(const Stash& stash) {
   add_weight_gradient(context_, out_, stash.d_out, stash.gated);
-  add_weight_gradient(context_, projection_, stash.d_projection, stash.normed);
-  if (!low_rank_gated()) return;
-  add_weight_gradient(context_, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
-  add_weight_gradient(context_, *gate_first_, stash.d_low_rank, stash.normed);
+  if (low_rank_gated()) add_weight_gradient(context_, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
+}
+
+void GatedLinearAttention::add_input_gradients(const Stash& stash) {
+  const Arena::Frame frame(*context_.execution.scratch);
+  const Tensor normed = gather_tokens(context_, stash.normed, stash.d_projection.size(0), *context_.execution.scratch);
+  add_weight_gradient(context_, projection_, stash.d_projection, normed);
+  if (low_rank_gated()) add_weight_gradient(context_, *gate_first_, stash.d_low_rank, normed);
 }
 
 }  // namespace fulmen

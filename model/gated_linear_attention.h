@@ -10,6 +10,7 @@
 #include "kernels/linear_attention.h"
 #include "model/model_config.h"
 #include "model/sublayer.h"
+#include "model/token_split.h"
 
 namespace fulmen {
 
@@ -28,14 +29,15 @@ class GatedLinearAttention final : public Sublayer {
   void restore(int slot, const MicroBatch& micro_batch) override;
   void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
   void backward_weight(int slot) override;
+  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
   Shape state_shape(std::int64_t batch) const override;
   void decode(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
               const Tensor& branch_out) override;
 
  private:
   struct Stash {
-    Tensor sum;                      // [tokens, hidden]
-    Tensor inverse_rms;              // [tokens], of the norm before the projection
+    Tensor sum;                      // [residual rows, hidden]
+    Tensor inverse_rms;              // [residual rows], of the norm before the projection
     Tensor projection;               // [tokens, 4 local] q|k|v|u, or [tokens, 3 local] q|k|v
     Tensor low_rank;                 // [tokens, gate_rank] (tnl3)
     Tensor low_rank_gate;            // [tokens, local] (tnl3)
@@ -51,6 +53,14 @@ class GatedLinearAttention final : public Sublayer {
   // The attention's output where the stash has it, [batch, length, heads, width].
   Tensor attention_output(const Stash& stash, const MicroBatch& micro_batch) const;
   LinearAttentionInputs attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const;
+  // The steps of backward_input: memory for what backward_weight needs, this rank's share of the normed input's gradient
+  // [tokens, hidden], and what follows once that is summed.
+  void prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out);
+  void differentiate(Stash& stash, const MicroBatch& micro_batch, const Tensor& d_normed);
+  void differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in);
+  // The halves of backward_weight: of what is behind the attention, and of what is in front of it.
+  void add_output_gradients(const Stash& stash);
+  void add_input_gradients(const Stash& stash);
   // With a state: one recurrent step; without: the chunk form.
   void run(Stash& stash, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
            const Tensor& branch_out);

@@ -40,8 +40,8 @@ std::vector<StashTensor> GatedLinearUnitMixer::stash(int slot, const BatchShape&
   const DType type = context_.parameters->precision().parameters;
   const std::int64_t tokens = shape.tokens();
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  return {{&stash.sum, type, {tokens, hidden_}, Keep::products},
-          {&stash.inverse_rms, accumulation_dtype(type), {tokens}, Keep::products},
+  return {{&stash.sum, type, {residual_rows(context_, tokens), hidden_}, Keep::products},
+          {&stash.inverse_rms, accumulation_dtype(type), {residual_rows(context_, tokens)}, Keep::products},
           {&stash.expansion, type, {tokens, 2 * local_}, Keep::products}};
 }
 
@@ -54,42 +54,78 @@ void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, cons
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   const Arena::Frame frame(*execution.scratch);
 
-  const Tensor normed = execution.scratch->take(type, {tokens, hidden_});
-  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
+  const Tensor normed_part = execution.scratch->take(type, stash.sum.shape());
+  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed_part, stash.inverse_rms);
+  const Tensor normed = gather_tokens(context_, normed_part, tokens, *execution.scratch);
   linear_forward(execution, normed, parameters.weight(expand_), stash.expansion);
   if (!branch_out) return;
   const Tensor product = execution.scratch->take(type, {tokens, local_});
   gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
-  linear_forward(execution, product, parameters.weight(contract_), branch_out);
-  context_.sum_over_tensor(branch_out);
+  const TokenSum sum(context_, branch_out, tokens, *execution.scratch);
+  linear_forward(execution, product, parameters.weight(contract_), sum.partial());
+  sum.reduce();
+}
+
+void GatedLinearUnitMixer::prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out) {
+  const DType type = context_.parameters->precision().parameters;
+  stash.d_out = gather_tokens(context_, d_out, tokens, kept);
+  stash.d_expansion = kept.take(type, {tokens, 2 * local_});
+  stash.product = kept.take(type, {tokens, local_});
+  stash.normed = kept.take(type, stash.sum.shape());
+}
+
+void GatedLinearUnitMixer::differentiate(Stash& stash, const Tensor& d_normed) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const Tensor& d_product = stash.product;   // written where its gradient was read
+  linear_backward_input(execution, stash.d_out, parameters.weight(contract_), d_product);
+  gated_linear_unit_backward(execution, d_product, first(stash.expansion), second(stash.expansion), activation_,
+                             first(stash.d_expansion), second(stash.d_expansion), stash.product);
+  linear_backward_input(execution, stash.d_expansion, parameters.weight(expand_), d_normed);
+}
+
+void GatedLinearUnitMixer::differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in) {
+  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
 }
 
 void GatedLinearUnitMixer::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
                                           const Tensor& d_in) {
-  const Execution& execution = context_.execution;
-  const ParameterStore& parameters = *context_.parameters;
-  const DType type = parameters.precision().parameters;
-  const std::int64_t tokens = micro_batch.shape.tokens();
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  stash.d_out = d_out;
-  stash.d_expansion = kept.take(type, {tokens, 2 * local_});
-  stash.product = kept.take(type, {tokens, local_});
-  stash.normed = kept.take(type, {tokens, hidden_});
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  prepare_backward(stash, tokens, kept, d_out);
+  const Arena::Frame frame(*context_.execution.scratch);
+  const TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
+  differentiate(stash, d_normed.partial());
+  d_normed.reduce();
+  differentiate_norm(stash, d_out, d_in);
+}
 
-  // Each is written where its gradient was read.
-  const Tensor &d_product = stash.product, &d_normed = stash.normed;
-  linear_backward_input(execution, d_out, parameters.weight(contract_), d_product);
-  gated_linear_unit_backward(execution, d_product, first(stash.expansion), second(stash.expansion), activation_,
-                             first(stash.d_expansion), second(stash.d_expansion), stash.product);
-  linear_backward_input(execution, stash.d_expansion, parameters.weight(expand_), d_normed);
-  context_.sum_over_tensor(d_normed);
-  residual_norm_backward(execution, d_normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
+void GatedLinearUnitMixer::backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
+                                    const Tensor& d_in) {
+  if (!context_.overlap_tensor) return Sublayer::backward(slot, micro_batch, kept, d_out, d_in);
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  prepare_backward(stash, tokens, kept, d_out);
+  const Arena::Frame frame(*context_.execution.scratch);
+  TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
+  differentiate(stash, d_normed.partial());
+  d_normed.start();
+  add_weight_gradient(context_, contract_, stash.d_out, stash.product);
+  d_normed.finish();
+  differentiate_norm(stash, d_out, d_in);
+  add_input_gradient(stash);
 }
 
 void GatedLinearUnitMixer::backward_weight(int slot) {
   const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   add_weight_gradient(context_, contract_, stash.d_out, stash.product);
-  add_weight_gradient(context_, expand_, stash.d_expansion, stash.normed);
+  add_input_gradient(stash);
+}
+
+void GatedLinearUnitMixer::add_input_gradient(const Stash& stash) {
+  const Arena::Frame frame(*context_.execution.scratch);
+  const Tensor normed = gather_tokens(context_, stash.normed, stash.d_expansion.size(0), *context_.execution.scratch);
+  add_weight_gradient(context_, expand_, stash.d_expansion, normed);
 }
 
 }  // namespace fulmen

@@ -8,6 +8,7 @@
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
 #include "model/token_embedding.h"
+#include "model/token_split.h"
 
 namespace fulmen {
 
@@ -38,7 +39,7 @@ LanguageHead::LanguageHead(const ModelConfig& config, const ModelContext& contex
 void LanguageHead::prepare(const BatchShape& shape, int slots) {
   kept_.clear();
   for (int slot = 0; slot < slots; ++slot)
-    kept_.emplace_back(context_.execution.device, context_.parameters->precision().parameters, Shape{shape.tokens(), hidden_},
+    kept_.emplace_back(context_.execution.device, context_.parameters->precision().parameters, Shape{residual_rows(context_, shape.tokens()), hidden_},
                        MemoryKind::activations, *context_.execution.ledger);
 }
 
@@ -56,20 +57,23 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   const DType type = context_.parameters->precision().parameters;
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
-  const Tensor sum = execution.scratch->take(type, {tokens, hidden_});
-  const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(type), {tokens});
-  const Tensor normed_hidden = gradient ? execution.scratch->take(type, {tokens, hidden_}) : normed(slot);
+  const Tensor sum = execution.scratch->take(type, residual.shape());
+  const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(type), {residual.size(0)});
+  const Tensor normed_part = gradient ? execution.scratch->take(type, residual.shape()) : normed(slot);
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
-  add_and_normalize(context_, residual, branch, epsilon_, sum, normed_hidden, inverse_rms);
+  add_and_normalize(context_, residual, branch, epsilon_, sum, normed_part, inverse_rms);
 
-  const Tensor d_normed = gradient ? d_in(slot) : Tensor();
+  const Tensor normed_hidden = gather_tokens(context_, normed_part, tokens, *execution.scratch);
+  std::optional<TokenSum> d_normed;
+  if (gradient) d_normed.emplace(context_, d_in(slot), tokens, *execution.scratch);
   const std::int64_t step = chunk_tokens(execution.device, tokens, columns_, type);
   for (std::int64_t begin = 0; begin < tokens; begin += step)
-    chunk(micro_batch, begin, std::min(tokens, begin + step), normed_hidden, losses, d_normed);
+    chunk(micro_batch, begin, std::min(tokens, begin + step), normed_hidden, losses,
+          d_normed ? d_normed->partial() : Tensor());
   add_sum(execution, losses, loss_sum);
   if (!gradient) return;
-  context_.sum_over_tensor(d_normed);
-  residual_norm_backward(execution, d_normed, sum, inverse_rms, {}, d_normed, {});
+  d_normed->reduce();
+  residual_norm_backward(execution, d_in(slot), sum, inverse_rms, {}, d_in(slot), {});
 }
 
 void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed,
@@ -114,6 +118,7 @@ void LanguageHead::backward(const Tensor& d_logits, const Tensor& normed, const 
 }
 
 void LanguageHead::logits(int slot, const Tensor& out) const {
+  FULMEN_CHECK(!context_.split_tokens, "logits of a split residual stream");
   linear_forward(context_.execution, normed(slot), context_.parameters->weight(projection_), out);
 }
 

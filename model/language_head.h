@@ -3,6 +3,7 @@
 // once, so that they are computed once only, and all that is kept of a micro-batch is the gradient of its hidden state.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "model/model_config.h"
@@ -27,13 +28,13 @@ class LanguageHead {
   // This rank's columns of the slot's logits: [tokens, columns()], those past vocabulary().size() being padding.
   void logits(int slot, const Tensor& out) const;
 
-  // The slot's normed hidden state, [tokens, hidden], after normalize or a forward without `gradient`.
+  // The slot's normed hidden state, [residual rows, hidden], after normalize or a forward without `gradient`.
   Tensor normed(int slot) const { return kept_[static_cast<std::size_t>(slot)]; }
   std::int64_t columns() const { return columns_; }
   IndexRange vocabulary() const { return rows_; }
 
  private:
-  // One chunk of tokens. d_normed is null when no gradient is wanted.
+  // Tokens [begin, end). normed [tokens, hidden]; d_normed alike, this rank's share of its gradient, or null.
   void chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed, const Tensor& losses,
              const Tensor& d_normed);
   // The products of a chunk's backward pass.

@@ -142,7 +142,7 @@ void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input
 }
 
 Tensor Stage::take_activation(Arena& arena) const {
-  return arena.take(context_.parameters->precision().parameters, {shape_.tokens(), hidden_});
+  return arena.take(context_.parameters->precision().parameters, {rows(), hidden_});
 }
 
 Stage::Kept& Stage::keep(int slot) {
@@ -202,8 +202,7 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
       const Arena::Frame sublayer_frame(scratch);
       const bool first = layer == 0 && i == 0;
       const Tensor d_in = first && !embedding_ ? d_input : next;
-      layers_[layer][i]->backward_input(slot, micro_batch, scratch, d, d_in);
-      layers_[layer][i]->backward_weight(slot);
+      layers_[layer][i]->backward(slot, micro_batch, scratch, d, d_in);
       d = d_in;
       std::swap(next, after);
     }

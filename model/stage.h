@@ -9,6 +9,7 @@
 #include "model/model_config.h"
 #include "model/sublayer.h"
 #include "model/token_embedding.h"
+#include "model/token_split.h"
 
 namespace fulmen {
 
@@ -34,11 +35,11 @@ class Stage {
   // Allocates for up to `slots` micro-batches of this shape in flight.
   void prepare(const BatchShape& shape, int slots);
 
-  // input [tokens, hidden], null where the embedding is; output alike, written for the next stage, null where the head is.
+  // input [rows(), hidden], null where the embedding is; output alike, written for the next stage, null where the head is.
   // With `gradient` a backward pass will follow.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient);
 
-  // d_output [tokens, hidden], null where the head is; it must live until the slot's backward_weight. d_input alike, written
+  // d_output [rows(), hidden], null where the head is; it must live until the slot's backward_weight. d_input alike, written
   // for the stage before, null where the embedding is. What the forward pass did not keep is made again layer by layer.
   void backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
   void backward_weight(int slot);
@@ -55,9 +56,11 @@ class Stage {
   // The logits of the slot's last forward, without a second pass through the layers: [tokens, vocabulary columns].
   void logits(int slot, const Tensor& out) const;
 
+  // Rows of what enters and leaves the stage, once prepared: all tokens, or this rank's part of them (model/token_split.h).
+  std::int64_t rows() const { return residual_rows(context_, shape_.tokens()); }
   const StageRange& range() const { return range_; }
   const std::optional<LanguageHead>& head() const { return head_; }
-  // The hidden state that enters a layer of this stage, as of the slot's last forward: [tokens, hidden].
+  // The hidden state that enters a layer of this stage, as of the slot's last forward: [rows(), hidden].
   Tensor layer_input(int slot, std::int64_t layer) const;
 
  private:

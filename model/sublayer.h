@@ -44,6 +44,8 @@ struct ModelContext {
   ParameterStore* parameters = nullptr;
   SequenceSlices sequence = {};
   LayerHooks hooks = {};
+  bool split_tokens = false;            // the residual stream lies in parts on the tensor ranks (model/token_split.h)
+  bool overlap_tensor = false;          // sums over the tensor group go on behind products of weight gradients
 
   // Sums equal-shaped partial results over the tensor group.
   void sum_over_tensor(const Tensor& tensor_value) const {
@@ -88,7 +90,8 @@ class Sublayer {
   // The tensors of a slot's stash for micro-batches of this shape, the sum first. Valid until the next prepare.
   virtual std::vector<StashTensor> stash(int slot, const BatchShape& shape) = 0;
 
-  // residual, branch, branch_out [tokens, hidden]; branch may be null (the first sublayer) and branch_out may alias it.
+  // residual, branch, branch_out [residual rows, hidden], a row for every token or those of this rank's part of them
+  // (model/token_split.h); branch may be null (the first sublayer) and branch_out may alias it.
   // Without a branch, residual may be the slot's sum itself: the pass is then run again from what was kept. branch_out may
   // be null: the pass ends when the stash is whole.
   virtual void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
@@ -104,6 +107,11 @@ class Sublayer {
   // branch. What backward_weight will need is taken from `kept`; d_out must live until then. d_in may not alias d_out.
   virtual void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) = 0;
   virtual void backward_weight(int slot) = 0;
+  // Both halves; what is summed over the tensor ranks may travel behind the second.
+  virtual void backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) {
+    backward_input(slot, micro_batch, kept, d_out, d_in);
+    backward_weight(slot);
+  }
 
   // Recurrent decoding: the state that one token hands to the next, empty when there is none.
   virtual Shape state_shape(std::int64_t batch) const {

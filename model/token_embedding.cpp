@@ -5,6 +5,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "model/token_split.h"
 
 namespace fulmen {
 
@@ -33,14 +34,18 @@ TokenEmbedding::TokenEmbedding(const ModelConfig& config, const ModelContext& co
 
 void TokenEmbedding::forward(const MicroBatch& micro_batch, const Tensor& out) const {
   const Tensor weight = context_.parameters->weight(embedding_).slice(0, 0, rows_.size());
-  embedding_forward(context_.execution, micro_batch.tokens, weight, rows_.begin, scale_, out);
-  context_.sum_over_tensor(out);
+  const Arena::Frame frame(*context_.execution.scratch);
+  const TokenSum sum(context_, out, micro_batch.shape.tokens(), *context_.execution.scratch);
+  embedding_forward(context_.execution, micro_batch.tokens, weight, rows_.begin, scale_, sum.partial());
+  sum.reduce();
 }
 
 void TokenEmbedding::backward(const MicroBatch& micro_batch, const Tensor& d_out) const {
   const Tensor whole = context_.parameters->gradient(embedding_), gradient = whole.slice(0, 0, rows_.size());
   if (context_.parameters->first_accumulation(embedding_)) fill_zero(context_.execution, whole);   // no head on this stage
-  embedding_backward(context_.execution, micro_batch.tokens, d_out, rows_.begin, scale_, gradient);
+  const Arena::Frame frame(*context_.execution.scratch);
+  const Tensor d_tokens = gather_tokens(context_, d_out, micro_batch.shape.tokens(), *context_.execution.scratch);
+  embedding_backward(context_.execution, micro_batch.tokens, d_tokens, rows_.begin, scale_, gradient);
 }
 
 }  // namespace fulmen

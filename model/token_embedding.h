@@ -16,7 +16,7 @@ class TokenEmbedding {
  public:
   TokenEmbedding(const ModelConfig& config, const ModelContext& context);
 
-  // out [tokens, hidden].
+  // out [residual rows, hidden] (model/token_split.h).
   void forward(const MicroBatch& micro_batch, const Tensor& out) const;
   // Adds to the matrix's gradient.
   void backward(const MicroBatch& micro_batch, const Tensor& d_out) const;

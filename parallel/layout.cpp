@@ -14,7 +14,7 @@ struct Overlap {
   bool built;
 };
 constexpr Overlap overlap_kinds[] = {
-    {"gradients", true}, {"weights", true}, {"tensor", false}, {"pipeline", true}, {"sequence", true}};
+    {"gradients", true}, {"weights", true}, {"tensor", true}, {"pipeline", true}, {"sequence", true}};
 
 std::vector<std::string> overlap_words(const std::string& overlap) {
   std::string text = overlap;

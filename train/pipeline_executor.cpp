@@ -50,8 +50,8 @@ PipelineExecutor::PipelineExecutor(std::vector<Stage*> stages, Communicator& pip
     for (int i = 0; i < options.slots[c]; ++i)
       chunks_.back().slots.push_back({std::make_unique<MicroBatchBuffers>(options.shape, execution), -1});
   }
-  make_buffer_ = [=] {
-    return OwnedTensor(execution.device, options.activation, {options.shape.tokens(), options.hidden},
+  make_buffer_ = [=, rows = stages.front()->rows()] {
+    return OwnedTensor(execution.device, options.activation, {rows, options.hidden},
                        MemoryKind::communication, *execution.ledger);
   };
 }

@@ -26,12 +26,12 @@ const std::vector<Feature>& features() {
       {"schedule", {"gpipe", "1f1b", "interleaved", "zero-bubble"}},
       {"chunks", {"1", "2", "3"}},
       {"stages", {"even", "uneven"}},
-      {"tensor_sequence_split", {"false"}},
+      {"tensor_sequence_split", {"false", "true"}},
       {"zero", {"0", "1", "2", "3"}},
       {"zero_group", {"all", "1", "2"}},
       {"bucket_elements", {"1", "30000"}},
       {"recompute", {"none", "selective", "full"}},
-      {"overlap", {"none", "auto", "gradients", "weights", "pipeline", "sequence"}},
+      {"overlap", {"none", "auto", "gradients", "weights", "tensor", "pipeline", "sequence"}},
       {"documents", {"false", "true"}},
   };
   return list;
@@ -105,7 +105,7 @@ LayoutConfig LayoutCase::layout() const {
   config.pipeline = shape.pipeline;
   config.schedule = schedule;
   config.chunks = chunks;
-
+  config.tensor_sequence_split = split;
   config.zero = zero;
   config.zero_group = zero_group;
   config.bucket_elements = bucket_elements;

@@ -1,44 +1,15 @@
 // What sequence parallelism sends: states, whose bytes do not depend on the length; and what it refuses.
 #include <gtest/gtest.h>
 
-#include "data/batch_loader.h"
 #include "tests/framework/expect_error.h"
 #include "tests/mpi_main.h"
 #include "tests/parallel/rank_groups.h"
 #include "tests/train/counting_communicator.h"
+#include "tests/train/sample_batches.h"
 #include "train/model_runner.h"
 
 namespace fulmen {
 namespace {
-
-constexpr std::int64_t rows = 2;
-
-ModelConfig small_model() {
-  ModelConfig config;
-  config.layers = 3;
-  config.hidden = 32;
-  config.heads = 4;
-  config.glu = 40;
-  config.vocabulary = 50;
-  config.lrpe_layers = {1};
-  return config;
-}
-
-// A rank's slice of samples of arbitrary tokens.
-Batch slice_of_samples(std::int64_t sample_length, const IndexRange& slice) {
-  Batch batch = make_batch(rows, sample_length, slice.begin, slice.end);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t t = 0; t < slice.size(); ++t) {
-      const auto at = static_cast<std::size_t>(row * slice.size() + t);
-      batch.tokens[at] = static_cast<std::int32_t>((7 * (slice.begin + t) + row) % 50);
-      batch.targets[at] = static_cast<std::int32_t>((7 * (slice.begin + t + 1) + row) % 50);
-      batch.weights[at] = 1.0F;
-      batch.positions[at] = slice.begin + t;
-    }
-    batch.segments.push_back((row + 1) * slice.size());
-  }
-  return batch;
-}
 
 // What this rank gives to its operations in one step on tensor 2 x sequence 2.
 CountedBytes bytes_of_a_step(std::int64_t sample_length, const std::string& overlap) {
@@ -48,13 +19,13 @@ CountedBytes bytes_of_a_step(std::int64_t sample_length, const std::string& over
   options.layout.tensor = 2;
   options.layout.sequence = 2;
   options.layout.overlap = overlap;
-  options.micro_batch = {rows, sample_length};
+  options.micro_batch = {sample_rows, sample_length};
   Mesh mesh(mesh_shape(options.layout, 4), ranks);
   ExecutionResources resources(Device::cpu());
-  ModelRunner runner(small_model(), options, mesh, resources.execution());
+  ModelRunner runner(sample_model(), options, mesh, resources.execution());
   runner.parameters().initialize(1, resources.execution());
   const std::vector<Batch> batches = {
-      slice_of_samples(sample_length, sequence_slice(sample_length, 2, mesh.coordinate(Axis::sequence)))};
+      sample_slice(sample_length, sequence_slice(sample_length, 2, mesh.coordinate(Axis::sequence)))};
   runner.accumulate(batches, {});
   return bytes;
 }
@@ -68,7 +39,7 @@ TEST(SequenceParallel, BytesSentDoNotDependOnTheLength) {
     EXPECT_EQ(shorter.at(sequence), longer.at(sequence)) << overlap;
     EXPECT_GE(longer.at(tensor).at("all_reduce"), 10 * shorter.at(tensor).at("all_reduce")) << "what does depend on it";
     // The states of both passes, once a layer: [rows, heads of a tensor rank, keys, values] in fp32, keys doubled by LRPE.
-    constexpr std::size_t state = rows * 2 * 8 * 8 * sizeof(float);
+    constexpr std::size_t state = sample_rows * 2 * 8 * 8 * sizeof(float);
     EXPECT_EQ(longer.at(sequence).at("all_gather"), 2 * (state + 2 * state + state)) << overlap;
   }
 }
