@@ -174,3 +174,13 @@ checkpoint: {every: 0}
 run: {directory: $FOLDER/run}
 END
 }
+
+# Ends the script with 77, which CTest takes for skipped, where there are fewer than two GPUs.
+require_two_gpus() {
+  run 1 doctor --json
+  local gpus
+  gpus=$(grep -o '"gpus":\[[^]]*\]' out | grep -o '"name"' | wc -l)
+  ((gpus >= 2)) && return
+  echo "No test was run, no GPU for each of two ranks: there are $gpus"
+  exit 77
+}

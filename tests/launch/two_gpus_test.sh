@@ -5,12 +5,7 @@ export FULMEN_TEST_DEVICE=cuda
 unset CUDA_VISIBLE_DEVICES
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-run 1 doctor --json
-gpus=$(grep -o '"gpus":\[[^]]*\]' out | grep -o '"name"' | wc -l)
-if ((gpus < 2)); then
-  echo "No test was run, no GPU for each of two ranks: there are $gpus"
-  exit 77
-fi
+require_two_gpus
 
 losses() { json "$1/metrics.jsonl" loss_nats; }
 # Means over fiftieths: what is left of a curve when single steps do not count. smooth FILE
