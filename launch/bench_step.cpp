@@ -88,6 +88,8 @@ class Steps {
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
 
+  ModelRunner& runner() { return *runner_; }
+
   // Seconds of each of `count` steps: from all ranks' start to the end of this one's work on its device.
   std::vector<double> run(std::int64_t count) {
     std::vector<double> seconds;
@@ -228,11 +230,15 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   ExecutionResources resources(device, configuration.run.deterministic);
   Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
   std::vector<double> times, profiled_times;
+  std::optional<IdealStep> ideal;   // of a pipeline: of the last step, whose time is compared with it
   {
     Steps timed(options, mesh, device, on_gpu ? nullptr : &profiler, resources);
+    const bool pipelined = mesh.size(Axis::pipeline) > 1;
+    if (pipelined) timed.runner().executor().time_passes();
     timed.run(warm_up);
     profiler.clear();
     times = timed.run(steps);
+    if (pipelined) ideal = timed.runner().ideal_step();
   }
   const std::size_t peak_bytes = resources.ledger().peak_total();
   const std::string memory = resources.ledger().breakdown();
@@ -285,6 +291,8 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
                                      {"communication_seconds", timeline.communication},
                                      {"exposed_communication_seconds", timeline.exposed_communication},
                                      {"idle_seconds", timeline.idle},
+                                     {"ideal_step_seconds", ideal ? nlohmann::ordered_json(ideal->seconds) : nullptr},
+                                     {"ideal_bubble", ideal ? nlohmann::ordered_json(ideal->bubble) : nullptr},
                                      {"parts", nlohmann::ordered_json::parse(format_json(rows, profiled_seconds))}};
     std::printf("%s\n", result.dump().c_str());
     return ExitCode::done;
@@ -301,6 +309,11 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
               static_cast<long long>(steps), tokens / seconds, rate_text(flops, "FLOP").c_str(), 100.0 * flops / gemm_rate);
   if (peak > 0.0) std::printf("             %.1f %% of %s, the data sheet's dense bf16\n", 100.0 * flops / peak, rate_text(peak, "FLOP").c_str());
   std::printf("             (6 x parameters without the input embedding's look-up + 12 x layers x hidden x head width operations a token)\n");
+  if (ideal)
+    std::printf("pipeline     schedule %s, %lld micro-batches: with passes as measured and transfers for nothing, a step of %.4f s, bubble %.1f %%;\n"
+                "             the step is %.1f %% above\n",
+                options.layout.schedule.c_str(), static_cast<long long>(options.train.global_batch / options.train.micro_batch / mesh.size(Axis::data)),
+                ideal->seconds, 100.0 * ideal->bubble, 100.0 * (seconds / ideal->seconds - 1.0));
   std::printf("memory       %s at the peak\n%s", human_bytes(static_cast<double>(peak_bytes)).c_str(), memory.c_str());
   return ExitCode::done;
 }

@@ -165,6 +165,27 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
   return reduce_loss();
 }
 
+IdealStep ModelRunner::ideal_step() {
+  Communicator& pipeline = mesh_.along(Axis::pipeline);
+  std::vector<double> seconds(3 * ranges_.size());
+  for (int c = 0; c < chunks_of(options_); ++c) {
+    const PassCosts costs = executor_.pass_seconds(c);
+    const auto stage = static_cast<std::size_t>(c * pipeline.size() + pipeline.rank());
+    seconds[3 * stage] = costs.forward;
+    seconds[3 * stage + 1] = costs.backward_input;
+    seconds[3 * stage + 2] = costs.backward_weight;
+  }
+  pipeline.all_reduce(Tensor(seconds.data(), DType::fp64, {static_cast<std::int64_t>(seconds.size())}), ReduceOp::sum, Stream{});
+  ScheduleCosts costs;
+  costs.overlap = true;
+  for (std::size_t stage = 0; stage < ranges_.size(); ++stage)
+    costs.stages.push_back({seconds[3 * stage], seconds[3 * stage + 1], seconds[3 * stage + 2]});
+  const ScheduleReport report = check_schedule(schedule_, options_.micro_batches, chunks_of(options_), costs);
+  // Of a reduction between stages: who came first also waited for the others.
+  const double after = pipeline.all_reduce(reduce_seconds(), ReduceOp::min) + pipeline.all_reduce(update_seconds(), ReduceOp::max);
+  return {report.makespan + after, report.bubble};
+}
+
 void ModelRunner::evaluate(std::span<const Batch> batches) {
   for (const Batch& batch : batches) targets_ += batch.target_count();
   const int micro_batches = static_cast<int>(batches.size());

@@ -30,6 +30,12 @@ struct StepLoss {
   double waiting_seconds = 0.0;   // of the last pass through the pipeline, for its transfers: the mean of the ranks
 };
 
+// A step of the pipeline as it could be: the passes as long as they were, transfers for nothing.
+struct IdealStep {
+  double seconds = 0.0;   // of the schedule, and of reductions and the update after it
+  double bubble = 0.0;    // idle share of the ranks' time in the schedule
+};
+
 class ModelRunner {
  public:
   // Makes the pipeline's schedule and checks it before anything runs. Throws UserError for a layout that does not fit the
@@ -66,6 +72,9 @@ class ModelRunner {
   // Seconds of the last accumulate() that reductions and `update` took: the host's, or on a GPU the stream's.
   double reduce_seconds() { return reduce_timer_.seconds(); }
   double update_seconds() { return update_timer_.seconds(); }
+
+  // Of the last accumulate(), its passes being timed (executor().time_passes()). Collective.
+  IdealStep ideal_step();
 
  private:
   ModelConfig config_;

@@ -46,7 +46,7 @@ PipelineExecutor::PipelineExecutor(std::vector<Stage*> stages, Communicator& pip
     : pipeline_(pipeline), execution_(execution), overlap_(options.overlap), waiting_(execution.stream) {
   for (std::size_t c = 0; c < stages.size(); ++c) {
     stages[c]->prepare(options.shape, options.slots[c]);
-    chunks_.push_back({stages[c], {}});
+    chunks_.push_back({stages[c], {}, {}});
     for (int i = 0; i < options.slots[c]; ++i)
       chunks_.back().slots.push_back({std::make_unique<MicroBatchBuffers>(options.shape, execution), -1});
   }
@@ -80,7 +80,7 @@ void PipelineExecutor::forward(const Instruction& instruction, std::span<const B
   const MicroBatch& micro_batch =
       slot_of(instruction).buffers->fill(batches[static_cast<std::size_t>(m)], loss_scale, execution_);
   const Tensor output = chunk.stage->head() ? Tensor() : outputs_.acquire(instruction, make_buffer_);
-  chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient);
+  pass(instruction, [&] { chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient); });
   inputs_.release(m, c);
   if (gradient) return;
   if (chunk.stage->head() && on_forward) on_forward(m, slot);
@@ -94,10 +94,12 @@ void PipelineExecutor::backward_input(const Instruction& instruction, bool with_
   const int number = static_cast<int>(&slot - chunk.slots.data());
   const Tensor d_output = d_outputs_.get(instruction.micro_batch, instruction.chunk);
   const Tensor d_input = chunk.stage->range().embedding ? Tensor() : d_inputs_.acquire(instruction, make_buffer_);
-  if (with_weights)
-    chunk.stage->backward(number, slot.buffers->micro_batch(), d_output, d_input);
-  else
-    chunk.stage->backward_input(number, slot.buffers->micro_batch(), d_output, d_input);
+  pass(instruction, [&] {
+    if (with_weights)
+      chunk.stage->backward(number, slot.buffers->micro_batch(), d_output, d_input);
+    else
+      chunk.stage->backward_input(number, slot.buffers->micro_batch(), d_output, d_input);
+  });
 }
 
 void PipelineExecutor::finish_micro_batch(const Instruction& instruction) {
@@ -183,10 +185,36 @@ void PipelineExecutor::await_all() {
   in_flight_.clear();
 }
 
+void PipelineExecutor::time_passes() {
+  for (Chunk& chunk : chunks_)
+    while (chunk.timers.size() < 3) chunk.timers.push_back({StreamTimer(execution_.stream)});
+}
+
+PassCosts PipelineExecutor::pass_seconds(int chunk) {
+  std::vector<PassTimer>& timers = chunks_[static_cast<std::size_t>(chunk)].timers;
+  FULMEN_CHECK(!timers.empty(), "passes are not timed");
+  return {timers[0].mean(), timers[1].mean(), timers[2].mean()};
+}
+
+void PipelineExecutor::pass(const Instruction& instruction, const std::function<void()>& work) {
+  std::vector<PassTimer>& timers = chunk_of(instruction).timers;
+  if (timers.empty()) return work();
+  PassTimer& timed = timers[static_cast<std::size_t>(instruction.operation)];
+  timed.timer.start();
+  work();
+  timed.timer.stop();
+  ++timed.passes;
+}
+
 void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> batches, const Tensor& loss_scale,
                            bool gradient, const StepHandlers& handlers) {
   started_end_ = 0;
   waiting_.reset();
+  for (Chunk& chunk : chunks_)
+    for (PassTimer& timed : chunk.timers) {
+      timed.timer.reset();
+      timed.passes = 0;
+    }
   for (std::size_t i = 0; i < list.size(); ++i) {
     const Instruction& instruction = list[i];
     if (is_transfer(instruction.operation)) {
@@ -207,7 +235,7 @@ void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> b
       }
       case Operation::backward_weight: {
         Chunk& chunk = chunk_of(instruction);
-        chunk.stage->backward_weight(static_cast<int>(&slot_of(instruction) - chunk.slots.data()));
+        pass(instruction, [&] { chunk.stage->backward_weight(static_cast<int>(&slot_of(instruction) - chunk.slots.data())); });
         finish_micro_batch(instruction);
         break;
       }

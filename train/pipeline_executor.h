@@ -47,6 +47,12 @@ class PipelineExecutor {
   // Seconds of the last run that passes waited for transfers: the host's, or on a GPU the stream's.
   double waiting_seconds() { return waiting_.seconds(); }
 
+  // From now on passes are timed, which costs two events each on a GPU.
+  void time_passes();
+  // Mean seconds of the last run's passes on a model chunk. A weight gradient that came right after its backward_input is in
+  // that one's time.
+  PassCosts pass_seconds(int chunk);
+
  private:
   // Activation-sized buffers, lent out by micro-batch and chunk; as many as were ever lent at once.
   class Pool {
@@ -67,9 +73,16 @@ class PipelineExecutor {
     std::unique_ptr<MicroBatchBuffers> buffers;
     int micro_batch = -1;
   };
+  // Passes of one kind on one chunk.
+  struct PassTimer {
+    StreamTimer timer;
+    int passes = 0;
+    double mean() { return passes > 0 ? timer.seconds() / passes : 0.0; }
+  };
   struct Chunk {
     Stage* stage;
     std::vector<Slot> slots;
+    std::vector<PassTimer> timers;   // of forward, backward_input and backward_weight; none: they are not timed
   };
   // A group of transfers that was started.
   struct Started {
@@ -84,6 +97,8 @@ class PipelineExecutor {
   void forward(const Instruction& instruction, std::span<const Batch> batches, const Tensor& loss_scale, bool gradient);
   void backward_input(const Instruction& instruction, bool with_weights);
   void finish_micro_batch(const Instruction& instruction);
+  // Runs a pass, which waits for no transfer, of instruction's kind.
+  void pass(const Instruction& instruction, const std::function<void()>& work);
   // Runs the group, or starts it. A group of receives that comes next is started with it: its place in the order of
   // transfers is the same, and what it brings may travel during the passes between.
   void transfer(const InstructionList& list, std::size_t begin);
