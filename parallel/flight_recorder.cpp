@@ -73,6 +73,7 @@ std::string_view name_of(FlightOperation operation) {
     case FlightOperation::exchange: return "exchange";
     case FlightOperation::barrier: return "barrier";
     case FlightOperation::subgroup: return "subgroup";
+    case FlightOperation::connect: return "connect";
   }
   throw InternalError("unknown operation");
 }
@@ -109,7 +110,7 @@ FlightRing::FlightRing(std::string name, std::vector<int> ranks, Communicator& c
 std::uint64_t FlightRing::enter(FlightEntry entry) {
   const std::lock_guard lock(mutex_);
   entry.sequence = ++operations_;
-  if (entry.operation != FlightOperation::exchange && entry.operation != FlightOperation::subgroup)
+  if (entry.operation < FlightOperation::exchange || entry.operation == FlightOperation::barrier)
     entry.collective = ++collectives_;
   for (FlightTransfer& transfer : entry.transfers) transfer.number = ++(transfer.send ? sent_ : received_)[transfer.peer];
   entry.state = FlightState::waiting;

@@ -19,7 +19,7 @@
 
 namespace fulmen {
 
-enum class FlightOperation : std::uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, exchange, barrier, subgroup };
+enum class FlightOperation : std::uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, exchange, barrier, subgroup, connect };
 std::string_view name_of(FlightOperation operation);
 std::string_view name_of(ReduceOp op);
 

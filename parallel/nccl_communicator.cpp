@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -154,16 +155,27 @@ class NcclCommunicator final : public Communicator {
     if (all_on_host(transfers)) return host_->exchange(transfers, stream);
     check_exchange(transfers, stream);
     connect();
+    connect_neighbours();
     run_exchange(transfers, stream);
   }
 
   Pending start_exchange(std::span<const Transfer> transfers, Stream stream) override {
     if (all_on_host(transfers)) return host_->start_exchange(transfers, stream);
     check_exchange(transfers, stream);
+    connect();
+    connect_neighbours();
     return start(stream, exchange_name_, [&](Stream own) { run_exchange(transfers, own); });
   }
 
   void barrier() override { host_->barrier(); }
+
+  void limit_multiprocessors(int count) override { multiprocessors_ = count; }
+
+  void connect(bool exchanges) override {
+    if (size() == 1) return;
+    connect();
+    if (exchanges) connect_neighbours();
+  }
 
   std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
     return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_, profiler_);
@@ -231,12 +243,41 @@ class NcclCommunicator final : public Communicator {
       check(ncclCommGetAsyncError(comm_, &status), "ncclCommGetAsyncError");
       return check(status, "an NCCL operation under way");
     }
+    // All of a collective's algorithms now, not each at its first use. A user's own setting goes before.
+    if (setenv("NCCL_RUNTIME_CONNECT", "0", 0) != 0) throw_system_error("cannot set NCCL_RUNTIME_CONNECT");
     ncclUniqueId id{};
     if (rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
     rendezvous_->broadcast(Tensor(id.internal, DType::uint8, {NCCL_UNIQUE_ID_BYTES}), 0, {});
+    ncclConfig_t configuration = NCCL_CONFIG_INITIALIZER;
+    if (multiprocessors_ > 0) configuration.maxCTAs = multiprocessors_;   // one each
     ncclComm_t comm = nullptr;
-    check_nccl(ncclCommInitRank(&comm, size(), id, rank()), "ncclCommInitRank");
+    check_nccl(ncclCommInitRankConfig(&comm, size(), id, rank(), &configuration), "ncclCommInitRankConfig");
     comm_ = comm;
+  }
+
+  // At the first exchange: makes the connections to the ranks before and after this one, both ways. NCCL makes one when it is
+  // first used, and on a GPU that waits for the kernels under way: where one side's first group sends and receives and the
+  // other's only receives, those kernels may be waiting for that very connection.
+  void connect_neighbours() {
+    if (neighbours_connected_ || size() == 1) return;
+    const int next = (rank() + 1) % size(), previous = (rank() + size() - 1) % size();
+    void* bytes = nullptr;
+    FULMEN_CUDA_CHECK(cudaMalloc(&bytes, 4));
+    const Stream stream = create_communication_stream();
+    const auto byte = [&](int i) { return static_cast<std::byte*>(bytes) + i; };
+    const auto handle = handle_of(stream);
+    check(ncclGroupStart(), "ncclGroupStart");
+    ncclResult_t status = ncclSend(byte(0), 1, ncclUint8, next, comm_, handle);
+    if (status == ncclSuccess) status = ncclRecv(byte(1), 1, ncclUint8, previous, comm_, handle);
+    if (status == ncclSuccess && next != previous) status = ncclSend(byte(0), 1, ncclUint8, previous, comm_, handle);
+    if (status == ncclSuccess && next != previous) status = ncclRecv(byte(2), 1, ncclUint8, next, comm_, handle);
+    const ncclResult_t ended = ncclGroupEnd();
+    if (status == ncclSuccess && ended == ncclSuccess) gpu::synchronize(stream);
+    gpu::destroy_stream(stream);
+    FULMEN_CUDA_CHECK(cudaFree(bytes));
+    check(status, "ncclSend or ncclRecv");
+    check(ended, "ncclGroupEnd");
+    neighbours_connected_ = true;
   }
 
   void run_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) {
@@ -306,6 +347,8 @@ class NcclCommunicator final : public Communicator {
   Device device_;
   std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
+  bool neighbours_connected_ = false;
+  int multiprocessors_ = 0;
   Stream own_stream_;           // of started operations; null until the first
   std::shared_ptr<Profiler*> profiler_;   // one for a communicator and all its subgroups
   std::string all_reduce_name_ = "all-reduce", reduce_scatter_name_ = "reduce-scatter", all_gather_name_ = "all-gather",

@@ -110,6 +110,13 @@ class RecordingCommunicator final : public Communicator {
     return recording;
   }
 
+  void connect(bool exchanges) override {
+    FlightEntry entry;
+    entry.operation = FlightOperation::connect;
+    run(std::move(entry), {}, [&] { inner_->connect(exchanges); });
+  }
+  void limit_multiprocessors(int count) override { inner_->limit_multiprocessors(count); }
+
   void cancel() override { inner_->cancel(); }
   void abort(int exit_code) override { inner_->abort(exit_code); }
 

@@ -34,6 +34,12 @@ GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap,
   }
 }
 
+void GradientSync::connect() {
+  groups_.shards().connect(false);
+  groups_.copies().connect(false);
+  for (const Shared& shared : shared_) shared.stages->connect(false);
+}
+
 void GradientSync::begin_step(int micro_batches) {
   parameters_.zero_gradients(execution_);
   for (std::size_t b = 0; b < buckets_.size(); ++b) {

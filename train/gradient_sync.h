@@ -19,6 +19,9 @@ class GradientSync {
   // overlap: reductions go on behind the backward pass.
   GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution);
 
+  // Connects the groups that it sums over. Collective.
+  void connect();
+
   // Sets gradients to zero; every layer will be done `micro_batches` times.
   void begin_step(int micro_batches);
   // The hooks of a layer.

@@ -114,6 +114,12 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
       reduce_timer_(execution.stream),
       update_timer_(execution.stream) {
+  // Now, while no one waits for another on a GPU, and in one order on all ranks.
+  context_.tensor->connect(false);
+  mesh.along(Axis::sequence).connect(false);
+  mesh.along(Axis::pipeline).connect(true);
+  sync_.connect();
+
   context_.hooks.before_forward = [this](std::int64_t layer) { weights_.before_forward(layer); };
   context_.hooks.before_backward_input = [this](std::int64_t layer) { weights_.before_backward(layer); };
   context_.hooks.before_backward_weight = [this](std::int64_t layer) { sync_.before_backward_weight(layer); };
