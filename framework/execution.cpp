@@ -15,7 +15,7 @@ constexpr std::size_t alignment = 256;
 ExecutionResources::ExecutionResources(Device device, bool deterministic)
     : scratch_(device, MemoryKind::workspace, ledger_),
       execution_{device, device.kind == DeviceKind::cuda ? gpu::create_stream(device) : Stream{device, nullptr}, &scratch_,
-                 &ledger_, deterministic, nullptr} {}
+                 &ledger_, deterministic, 0, nullptr} {}
 
 ExecutionResources::~ExecutionResources() {
   if (execution_.device.kind == DeviceKind::cuda) gpu::destroy_stream(execution_.stream);

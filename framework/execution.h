@@ -53,6 +53,7 @@ struct Execution {
   Arena* scratch = nullptr;
   MemoryLedger* ledger = nullptr;
   bool deterministic = false;
+  int multiprocessors_left = 0;   // of a GPU, that matrix products leave to communication beside them
   Profiler* profiler = nullptr;   // where kernels report their time; null for nowhere
 };
 

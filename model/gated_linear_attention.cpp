@@ -7,6 +7,7 @@
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
 #include "model/decay_slopes.h"
+#include "model/normed_input.h"
 #include "model/sliced_linear_attention.h"
 
 namespace fulmen {
@@ -155,14 +156,14 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
 
-  const Tensor normed_part = execution.scratch->take(type, stash.sum.shape());
-  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed_part, stash.inverse_rms);
-  const Tensor normed = gather_tokens(context_, normed_part, tokens, *execution.scratch);
-  linear_forward(execution, normed, parameters.weight(projection_), stash.projection);
-  if (low_rank_gated()) {
-    linear_forward(execution, normed, parameters.weight(*gate_first_), stash.low_rank);
-    linear_forward(execution, stash.low_rank, parameters.weight(*gate_second_), stash.low_rank_gate);
-  }
+  const Tensor normed = execution.scratch->take(type, stash.sum.shape());
+  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
+  multiply_gathered(context_, normed, tokens, [&](const Execution& where, IndexRange rows, const Tensor& values) {
+    linear_forward(where, values, parameters.weight(projection_), stash.projection.slice(0, rows.begin, rows.end));
+    if (low_rank_gated())
+      linear_forward(where, values, parameters.weight(*gate_first_), stash.low_rank.slice(0, rows.begin, rows.end));
+  });
+  if (low_rank_gated()) linear_forward(execution, stash.low_rank, parameters.weight(*gate_second_), stash.low_rank_gate);
 
   LinearAttentionOutputs outputs;
   outputs.output = attention_output(stash, micro_batch);
@@ -187,9 +188,11 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   gated_norm_forward(execution, stash.attention, square_sums, hidden_, epsilon_, gate(stash), gate_activation_, gated,
                      stash.gate_inverse_rms);
   if (!branch_out) return;
-  const TokenSum sum(context_, branch_out, tokens, *execution.scratch);
-  linear_forward(execution, gated, parameters.weight(out_), sum.partial());
-  sum.reduce();
+  TokenSum sum(context_, branch_out, tokens, *execution.scratch);
+  sum.add_up([&](const Execution& where, IndexRange rows, const Tensor& values) {
+    linear_forward(where, gated.slice(0, rows.begin, rows.end), parameters.weight(out_), values);
+  });
+  sum.finish();
 }
 
 void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
@@ -221,11 +224,14 @@ void GatedLinearAttention::decode(int slot, const MicroBatch& micro_batch, const
   run(stashes_[static_cast<std::size_t>(slot)], micro_batch, state, residual, branch, branch_out);
 }
 
-void GatedLinearAttention::prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out) {
-  const DType type = context_.parameters->precision().parameters;
+void GatedLinearAttention::differentiate(Stash& stash, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out) {
+  const Execution& execution = context_.execution;
+  const ParameterStore& parameters = *context_.parameters;
+  const DType type = parameters.precision().parameters;
+  const std::int64_t tokens = micro_batch.shape.tokens();
   // Gathered once for both halves. Of the normed input, which would have to be kept for as long, parts are: they are gathered
   // again.
-  stash.d_out = gather_tokens(context_, d_out, tokens, kept);
+  stash.d_out = d_out.whole();
   stash.d_projection = kept.take(type, {tokens, stash.projection.size(1)});
   stash.gated = kept.take(type, {tokens, local_});
   stash.normed = kept.take(type, stash.sum.shape());
@@ -233,13 +239,6 @@ void GatedLinearAttention::prepare_backward(Stash& stash, std::int64_t tokens, A
     stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.size(1)});
     stash.d_low_rank_gate = kept.take(type, {tokens, local_});
   }
-}
-
-void GatedLinearAttention::differentiate(Stash& stash, const MicroBatch& micro_batch, const Tensor& d_normed) {
-  const Execution& execution = context_.execution;
-  const ParameterStore& parameters = *context_.parameters;
-  const DType type = parameters.precision().parameters;
-  const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
   const Tensor& d_gated = stash.gated;   // written where its gradient was read
   linear_backward_input(execution, stash.d_out, parameters.weight(out_), d_gated);
@@ -272,62 +271,65 @@ void GatedLinearAttention::differentiate(Stash& stash, const MicroBatch& micro_b
     sliced_linear_attention_backward(context_, micro_batch, inputs, gradients);
   else
     linear_attention_backward(execution, inputs, gradients);
-
-  linear_backward_input(execution, stash.d_projection, parameters.weight(projection_), d_normed);
-  if (low_rank_gated()) {
+  if (low_rank_gated())
     linear_backward_input(execution, stash.d_low_rank_gate, parameters.weight(*gate_second_), stash.d_low_rank);
-    linear_backward_input(execution, stash.d_low_rank, parameters.weight(*gate_first_), d_normed, true);
-  }
 }
 
-void GatedLinearAttention::differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in) {
-  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
+void GatedLinearAttention::differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside) {
+  const ParameterStore& parameters = *context_.parameters;
+  d_normed.add_up(
+      [&](const Execution& where, IndexRange rows, const Tensor& values) {
+        const auto of = [&](const Tensor& whole) { return whole.slice(0, rows.begin, rows.end); };
+        linear_backward_input(where, of(stash.d_projection), parameters.weight(projection_), values);
+        if (low_rank_gated()) linear_backward_input(where, of(stash.d_low_rank), parameters.weight(*gate_first_), values, true);
+      },
+      beside);
 }
 
-void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
-                                          const Tensor& d_in) {
+void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out,
+                                          TokenGather& d_in) {
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  const std::int64_t tokens = micro_batch.shape.tokens();
-  prepare_backward(stash, tokens, kept, d_out);
+  differentiate(stash, micro_batch, kept, d_out);
   const Arena::Frame frame(*context_.execution.scratch);
-  const TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
-  differentiate(stash, micro_batch, d_normed.partial());
-  d_normed.reduce();
-  differentiate_norm(stash, d_out, d_in);
-}
-
-void GatedLinearAttention::backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
-                                    const Tensor& d_in) {
-  if (!context_.overlap_tensor) return Sublayer::backward(slot, micro_batch, kept, d_out, d_in);
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  const std::int64_t tokens = micro_batch.shape.tokens();
-  prepare_backward(stash, tokens, kept, d_out);
-  const Arena::Frame frame(*context_.execution.scratch);
-  TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
-  differentiate(stash, micro_batch, d_normed.partial());
-  d_normed.start();
-  add_output_gradients(stash);
+  TokenSum d_normed(context_, stash.normed, micro_batch.shape.tokens(), *context_.execution.scratch);
+  differentiate_input(stash, d_normed, false);
   d_normed.finish();
-  differentiate_norm(stash, d_out, d_in);
-  add_input_gradients(stash);
+  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out.part(), d_in.part(), stash.normed);
+  d_in.start();
 }
 
 void GatedLinearAttention::backward_weight(int slot) {
   const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   add_output_gradients(stash);
-  add_input_gradients(stash);
+  const Arena::Frame frame(*context_.execution.scratch);
+  TokenGather normed(context_, stash.normed, stash.d_projection.size(0), *context_.execution.scratch);
+  add_input_gradients(stash, context_.execution, normed.whole());
+}
+
+void GatedLinearAttention::backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) {
+  const Execution& execution = context_.execution;
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  differentiate(stash, micro_batch, kept, d_out);
+  const Arena::Frame frame(*execution.scratch);
+  NormedInput normed(context_, stash.sum, stash.inverse_rms, epsilon_, stash.normed, tokens);
+  TokenSum d_normed(context_, stash.normed, tokens, *execution.scratch);
+  differentiate_input(stash, d_normed, normed.travels());
+  add_output_gradients(stash);
+  d_normed.finish();
+  residual_norm_backward(execution, stash.normed, stash.sum, stash.inverse_rms, d_out.part(), d_in.part(), normed.to_write());
+  d_in.start();
+  add_input_gradients(stash, context_.beside_communication(), normed.whole());
 }
 
 void GatedLinearAttention::add_output_gradients(const Stash& stash) {
-  add_weight_gradient(context_, out_, stash.d_out, stash.gated);
-  if (low_rank_gated()) add_weight_gradient(context_, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
+  add_weight_gradient(context_, context_.execution, out_, stash.d_out, stash.gated);
+  if (low_rank_gated()) add_weight_gradient(context_, context_.execution, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
 }
 
-void GatedLinearAttention::add_input_gradients(const Stash& stash) {
-  const Arena::Frame frame(*context_.execution.scratch);
-  const Tensor normed = gather_tokens(context_, stash.normed, stash.d_projection.size(0), *context_.execution.scratch);
-  add_weight_gradient(context_, projection_, stash.d_projection, normed);
-  if (low_rank_gated()) add_weight_gradient(context_, *gate_first_, stash.d_low_rank, normed);
+void GatedLinearAttention::add_input_gradients(const Stash& stash, const Execution& execution, const Tensor& normed) {
+  add_weight_gradient(context_, execution, projection_, stash.d_projection, normed);
+  if (low_rank_gated()) add_weight_gradient(context_, execution, *gate_first_, stash.d_low_rank, normed);
 }
 
 }  // namespace fulmen

@@ -27,9 +27,9 @@ class GatedLinearAttention final : public Sublayer {
                const Tensor& branch_out) override;
   Tensor sum(int slot) const override { return stashes_[static_cast<std::size_t>(slot)].sum; }
   void restore(int slot, const MicroBatch& micro_batch) override;
-  void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
+  void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
   void backward_weight(int slot) override;
-  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
+  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
   Shape state_shape(std::int64_t batch) const override;
   void decode(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
               const Tensor& branch_out) override;
@@ -53,14 +53,13 @@ class GatedLinearAttention final : public Sublayer {
   // The attention's output where the stash has it, [batch, length, heads, width].
   Tensor attention_output(const Stash& stash, const MicroBatch& micro_batch) const;
   LinearAttentionInputs attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const;
-  // The steps of backward_input: memory for what backward_weight needs, this rank's share of the normed input's gradient
-  // [tokens, hidden], and what follows once that is summed.
-  void prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out);
-  void differentiate(Stash& stash, const MicroBatch& micro_batch, const Tensor& d_normed);
-  void differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in);
+  // The steps of backward_input: the gradient of the projection, in memory that is kept for backward_weight; and that of the
+  // normed input, to be summed over the tensor ranks, `beside`: with other communication under way.
+  void differentiate(Stash& stash, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out);
+  void differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside);
   // The halves of backward_weight: of what is behind the attention, and of what is in front of it.
   void add_output_gradients(const Stash& stash);
-  void add_input_gradients(const Stash& stash);
+  void add_input_gradients(const Stash& stash, const Execution& execution, const Tensor& normed);
   // With a state: one recurrent step; without: the chunk form.
   void run(Stash& stash, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
            const Tensor& branch_out);

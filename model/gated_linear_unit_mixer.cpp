@@ -4,6 +4,7 @@
 #include "kernels/gated_linear_unit.h"
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
+#include "model/normed_input.h"
 
 namespace fulmen {
 
@@ -54,78 +55,77 @@ void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, cons
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   const Arena::Frame frame(*execution.scratch);
 
-  const Tensor normed_part = execution.scratch->take(type, stash.sum.shape());
-  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed_part, stash.inverse_rms);
-  const Tensor normed = gather_tokens(context_, normed_part, tokens, *execution.scratch);
-  linear_forward(execution, normed, parameters.weight(expand_), stash.expansion);
+  const Tensor normed = execution.scratch->take(type, stash.sum.shape());
+  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
+  multiply_gathered(context_, normed, tokens, [&](const Execution& where, IndexRange rows, const Tensor& values) {
+    linear_forward(where, values, parameters.weight(expand_), stash.expansion.slice(0, rows.begin, rows.end));
+  });
   if (!branch_out) return;
   const Tensor product = execution.scratch->take(type, {tokens, local_});
   gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
-  const TokenSum sum(context_, branch_out, tokens, *execution.scratch);
-  linear_forward(execution, product, parameters.weight(contract_), sum.partial());
-  sum.reduce();
+  TokenSum sum(context_, branch_out, tokens, *execution.scratch);
+  sum.add_up([&](const Execution& where, IndexRange rows, const Tensor& values) {
+    linear_forward(where, product.slice(0, rows.begin, rows.end), parameters.weight(contract_), values);
+  });
+  sum.finish();
 }
 
-void GatedLinearUnitMixer::prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out) {
+void GatedLinearUnitMixer::differentiate(Stash& stash, std::int64_t tokens, Arena& kept, TokenGather& d_out) {
+  const Execution& execution = context_.execution;
   const DType type = context_.parameters->precision().parameters;
-  stash.d_out = gather_tokens(context_, d_out, tokens, kept);
+  stash.d_out = d_out.whole();
   stash.d_expansion = kept.take(type, {tokens, 2 * local_});
   stash.product = kept.take(type, {tokens, local_});
   stash.normed = kept.take(type, stash.sum.shape());
-}
-
-void GatedLinearUnitMixer::differentiate(Stash& stash, const Tensor& d_normed) {
-  const Execution& execution = context_.execution;
-  const ParameterStore& parameters = *context_.parameters;
   const Tensor& d_product = stash.product;   // written where its gradient was read
-  linear_backward_input(execution, stash.d_out, parameters.weight(contract_), d_product);
+  linear_backward_input(execution, stash.d_out, context_.parameters->weight(contract_), d_product);
   gated_linear_unit_backward(execution, d_product, first(stash.expansion), second(stash.expansion), activation_,
                              first(stash.d_expansion), second(stash.d_expansion), stash.product);
-  linear_backward_input(execution, stash.d_expansion, parameters.weight(expand_), d_normed);
 }
 
-void GatedLinearUnitMixer::differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in) {
-  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out, d_in, stash.normed);
+void GatedLinearUnitMixer::differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside) {
+  d_normed.add_up(
+      [&](const Execution& where, IndexRange rows, const Tensor& values) {
+        linear_backward_input(where, stash.d_expansion.slice(0, rows.begin, rows.end), context_.parameters->weight(expand_), values);
+      },
+      beside);
 }
 
-void GatedLinearUnitMixer::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
-                                          const Tensor& d_in) {
+void GatedLinearUnitMixer::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out,
+                                          TokenGather& d_in) {
   Stash& stash = stashes_[static_cast<std::size_t>(slot)];
   const std::int64_t tokens = micro_batch.shape.tokens();
-  prepare_backward(stash, tokens, kept, d_out);
-  const Arena::Frame frame(*context_.execution.scratch);
-  const TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
-  differentiate(stash, d_normed.partial());
-  d_normed.reduce();
-  differentiate_norm(stash, d_out, d_in);
-}
-
-void GatedLinearUnitMixer::backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out,
-                                    const Tensor& d_in) {
-  if (!context_.overlap_tensor) return Sublayer::backward(slot, micro_batch, kept, d_out, d_in);
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  const std::int64_t tokens = micro_batch.shape.tokens();
-  prepare_backward(stash, tokens, kept, d_out);
+  differentiate(stash, tokens, kept, d_out);
   const Arena::Frame frame(*context_.execution.scratch);
   TokenSum d_normed(context_, stash.normed, tokens, *context_.execution.scratch);
-  differentiate(stash, d_normed.partial());
-  d_normed.start();
-  add_weight_gradient(context_, contract_, stash.d_out, stash.product);
+  differentiate_input(stash, d_normed, false);
   d_normed.finish();
-  differentiate_norm(stash, d_out, d_in);
-  add_input_gradient(stash);
+  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out.part(), d_in.part(), stash.normed);
+  d_in.start();
 }
 
 void GatedLinearUnitMixer::backward_weight(int slot) {
   const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  add_weight_gradient(context_, contract_, stash.d_out, stash.product);
-  add_input_gradient(stash);
+  add_weight_gradient(context_, context_.execution, contract_, stash.d_out, stash.product);
+  const Arena::Frame frame(*context_.execution.scratch);
+  TokenGather normed(context_, stash.normed, stash.d_expansion.size(0), *context_.execution.scratch);
+  add_weight_gradient(context_, context_.execution, expand_, stash.d_expansion, normed.whole());
 }
 
-void GatedLinearUnitMixer::add_input_gradient(const Stash& stash) {
-  const Arena::Frame frame(*context_.execution.scratch);
-  const Tensor normed = gather_tokens(context_, stash.normed, stash.d_expansion.size(0), *context_.execution.scratch);
-  add_weight_gradient(context_, expand_, stash.d_expansion, normed);
+void GatedLinearUnitMixer::backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) {
+  const Execution& execution = context_.execution;
+  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  const std::int64_t tokens = micro_batch.shape.tokens();
+  differentiate(stash, tokens, kept, d_out);
+  const Arena::Frame frame(*execution.scratch);
+  NormedInput normed(context_, stash.sum, stash.inverse_rms, epsilon_, stash.normed, tokens);
+  TokenSum d_normed(context_, stash.normed, tokens, *execution.scratch);
+  differentiate_input(stash, d_normed, normed.travels());
+  add_weight_gradient(context_, execution, contract_, stash.d_out, stash.product);
+  d_normed.finish();
+  residual_norm_backward(execution, stash.normed, stash.sum, stash.inverse_rms, d_out.part(), d_in.part(), normed.to_write());
+  d_in.start();
+  add_weight_gradient(context_, context_.beside_communication(), expand_, stash.d_expansion, normed.whole());
 }
 
 }  // namespace fulmen

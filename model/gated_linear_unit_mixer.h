@@ -21,9 +21,9 @@ class GatedLinearUnitMixer final : public Sublayer {
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                const Tensor& branch_out) override;
   Tensor sum(int slot) const override { return stashes_[static_cast<std::size_t>(slot)].sum; }
-  void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
+  void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
   void backward_weight(int slot) override;
-  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) override;
+  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
 
  private:
   struct Stash {
@@ -33,12 +33,10 @@ class GatedLinearUnitMixer final : public Sublayer {
     Tensor d_out, d_expansion, product, normed;   // kept for backward_weight
   };
 
-  // The steps of backward_input: memory for what backward_weight needs, this rank's share of the normed input's gradient
-  // [tokens, hidden], and what follows once that is summed.
-  void prepare_backward(Stash& stash, std::int64_t tokens, Arena& kept, const Tensor& d_out);
-  void differentiate(Stash& stash, const Tensor& d_normed);
-  void differentiate_norm(Stash& stash, const Tensor& d_out, const Tensor& d_in);
-  void add_input_gradient(const Stash& stash);
+  // The steps of backward_input: the gradient of the expansion, in memory that is kept for backward_weight; and that of the
+  // normed input, to be summed over the tensor ranks, `beside`: with other communication under way.
+  void differentiate(Stash& stash, std::int64_t tokens, Arena& kept, TokenGather& d_out);
+  void differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside);
 
   // The two halves of an expansion.
   Tensor first(const Tensor& expansion) const { return expansion.slice(1, 0, local_); }

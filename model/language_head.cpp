@@ -63,16 +63,17 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
   add_and_normalize(context_, residual, branch, epsilon_, sum, normed_part, inverse_rms);
 
-  const Tensor normed_hidden = gather_tokens(context_, normed_part, tokens, *execution.scratch);
+  TokenGather normed_hidden(context_, normed_part, tokens, *execution.scratch);
   std::optional<TokenSum> d_normed;
   if (gradient) d_normed.emplace(context_, d_in(slot), tokens, *execution.scratch);
   const std::int64_t step = chunk_tokens(execution.device, tokens, columns_, type);
   for (std::int64_t begin = 0; begin < tokens; begin += step)
-    chunk(micro_batch, begin, std::min(tokens, begin + step), normed_hidden, losses,
+    chunk(micro_batch, begin, std::min(tokens, begin + step), normed_hidden.whole(), losses,
           d_normed ? d_normed->partial() : Tensor());
   add_sum(execution, losses, loss_sum);
   if (!gradient) return;
-  d_normed->reduce();
+  d_normed->add_up_partial();
+  d_normed->finish();
   residual_norm_backward(execution, d_in(slot), sum, inverse_rms, {}, d_in(slot), {});
 }
 
@@ -114,7 +115,7 @@ void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std:
 
 void LanguageHead::backward(const Tensor& d_logits, const Tensor& normed, const Tensor& d_normed) {
   linear_backward_input(context_.execution, d_logits, context_.parameters->weight(projection_), d_normed);
-  add_weight_gradient(context_, projection_, d_logits, normed);
+  add_weight_gradient(context_, context_.execution, projection_, d_logits, normed);
 }
 
 void LanguageHead::logits(int slot, const Tensor& out) const {

@@ -161,16 +161,16 @@ Stage::Kept& Stage::keep(int slot) {
 
 void Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input) {
   Arena& arena = keep(slot).arena;
-  Tensor d = head_ ? head_->d_in(slot) : d_output;
+  TokenGather d(context_, head_ ? head_->d_in(slot) : d_output, shape_.tokens(), arena);
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
     LayerHooks::call(context_.hooks.before_backward_input, number_of(layer));
     const Arena::Frame restored(*context_.execution.scratch);
     restore(slot, layer, micro_batch);
     for (std::size_t i = layers_[layer].size(); i-- > 0;) {
       const bool first = layer == 0 && i == 0;
-      const Tensor d_in = first && !embedding_ ? d_input : take_activation(arena);
+      TokenGather d_in = first && !embedding_ ? TokenGather(d_input) : TokenGather(context_, take_activation(arena), shape_.tokens(), arena);
       layers_[layer][i]->backward_input(slot, micro_batch, arena, d, d_in);
-      d = d_in;
+      d = std::move(d_in);
     }
   }
   if (embedding_) embedding_->backward(micro_batch, d);
@@ -191,8 +191,10 @@ void Stage::backward_weight(int slot) {
 void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input) {
   Arena& scratch = *context_.execution.scratch;
   const Arena::Frame frame(scratch);
-  Tensor d = head_ ? head_->d_in(slot) : d_output;
-  Tensor next = take_activation(scratch), after = take_activation(scratch);   // gradients between sublayers, in turns
+  TokenGather incoming(context_, head_ ? head_->d_in(slot) : d_output, shape_.tokens(), scratch), outgoing(d_input);
+  // Gradients between sublayers, in turns.
+  TokenGather even(context_, take_activation(scratch), shape_.tokens(), scratch), odd(context_, take_activation(scratch), shape_.tokens(), scratch);
+  TokenGather *d = &incoming, *next = &even, *after = &odd;
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
     const Arena::Frame layer_frame(scratch);
     LayerHooks::call(context_.hooks.before_backward_input, number_of(layer));
@@ -201,14 +203,15 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
     for (std::size_t i = layers_[layer].size(); i-- > 0;) {
       const Arena::Frame sublayer_frame(scratch);
       const bool first = layer == 0 && i == 0;
-      const Tensor d_in = first && !embedding_ ? d_input : next;
-      layers_[layer][i]->backward(slot, micro_batch, scratch, d, d_in);
+      TokenGather* const d_in = first && !embedding_ ? &outgoing : next;
+      d_in->reset();
+      layers_[layer][i]->backward(slot, micro_batch, scratch, *d, *d_in);
       d = d_in;
       std::swap(next, after);
     }
     LayerHooks::call(context_.hooks.after_backward_weight, number_of(layer));
   }
-  if (embedding_) embedding_->backward(micro_batch, d);
+  if (embedding_) embedding_->backward(micro_batch, *d);
 }
 
 std::vector<Shape> Stage::state_shapes(std::int64_t batch) const {

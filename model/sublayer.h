@@ -13,6 +13,7 @@
 #include "framework/execution.h"
 #include "model/parameter_store.h"
 #include "model/stash.h"
+#include "model/token_split.h"
 #include "parallel/communicator.h"
 
 namespace fulmen {
@@ -45,7 +46,15 @@ struct ModelContext {
   SequenceSlices sequence = {};
   LayerHooks hooks = {};
   bool split_tokens = false;            // the residual stream lies in parts on the tensor ranks (model/token_split.h)
-  bool overlap_tensor = false;          // sums over the tensor group go on behind products of weight gradients
+  bool overlap_tensor = false;          // communication over the tensor group goes on beside products
+  int communication_multiprocessors = 0;   // of a GPU, that it has then
+
+  // For products with communication of the tensor group beside them.
+  Execution beside_communication() const {
+    Execution beside = execution;
+    if (overlap_tensor) beside.multiprocessors_left = communication_multiprocessors;
+    return beside;
+  }
 
   // Sums equal-shaped partial results over the tensor group.
   void sum_over_tensor(const Tensor& tensor_value) const {
@@ -61,7 +70,7 @@ void add_and_normalize(const ModelContext& context, const Tensor& residual, cons
                        const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms);
 
 // Adds a linear layer's d_y^T x to its weight's gradient, or writes it where it is the first of the step.
-void add_weight_gradient(const ModelContext& context, ParameterId weight, const Tensor& d_y, const Tensor& x);
+void add_weight_gradient(const ModelContext& context, const Execution& execution, ParameterId weight, const Tensor& d_y, const Tensor& x);
 
 struct BatchShape {
   std::int64_t batch = 0;
@@ -104,14 +113,12 @@ class Sublayer {
   }
 
   // d_out is the gradient of both this sublayer's sum (past the branch) and its branch output; d_in that of residual and
-  // branch. What backward_weight will need is taken from `kept`; d_out must live until then. d_in may not alias d_out.
-  virtual void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) = 0;
+  // branch, which is started once it is written. What backward_weight will need is taken from `kept`; d_out must live until
+  // then. d_in may not alias d_out.
+  virtual void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) = 0;
   virtual void backward_weight(int slot) = 0;
-  // Both halves; what is summed over the tensor ranks may travel behind the second.
-  virtual void backward(int slot, const MicroBatch& micro_batch, Arena& kept, const Tensor& d_out, const Tensor& d_in) {
-    backward_input(slot, micro_batch, kept, d_out, d_in);
-    backward_weight(slot);
-  }
+  // Both halves; what travels between the tensor ranks may do so behind the second.
+  virtual void backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) = 0;
 
   // Recurrent decoding: the state that one token hands to the next, empty when there is none.
   virtual Shape state_shape(std::int64_t batch) const {

@@ -35,17 +35,16 @@ TokenEmbedding::TokenEmbedding(const ModelConfig& config, const ModelContext& co
 void TokenEmbedding::forward(const MicroBatch& micro_batch, const Tensor& out) const {
   const Tensor weight = context_.parameters->weight(embedding_).slice(0, 0, rows_.size());
   const Arena::Frame frame(*context_.execution.scratch);
-  const TokenSum sum(context_, out, micro_batch.shape.tokens(), *context_.execution.scratch);
+  TokenSum sum(context_, out, micro_batch.shape.tokens(), *context_.execution.scratch);
   embedding_forward(context_.execution, micro_batch.tokens, weight, rows_.begin, scale_, sum.partial());
-  sum.reduce();
+  sum.add_up_partial();
+  sum.finish();
 }
 
-void TokenEmbedding::backward(const MicroBatch& micro_batch, const Tensor& d_out) const {
+void TokenEmbedding::backward(const MicroBatch& micro_batch, TokenGather& d_out) const {
   const Tensor whole = context_.parameters->gradient(embedding_), gradient = whole.slice(0, 0, rows_.size());
   if (context_.parameters->first_accumulation(embedding_)) fill_zero(context_.execution, whole);   // no head on this stage
-  const Arena::Frame frame(*context_.execution.scratch);
-  const Tensor d_tokens = gather_tokens(context_, d_out, micro_batch.shape.tokens(), *context_.execution.scratch);
-  embedding_backward(context_.execution, micro_batch.tokens, d_tokens, rows_.begin, scale_, gradient);
+  embedding_backward(context_.execution, micro_batch.tokens, d_out.whole(), rows_.begin, scale_, gradient);
 }
 
 }  // namespace fulmen

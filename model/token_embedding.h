@@ -19,7 +19,7 @@ class TokenEmbedding {
   // out [residual rows, hidden] (model/token_split.h).
   void forward(const MicroBatch& micro_batch, const Tensor& out) const;
   // Adds to the matrix's gradient.
-  void backward(const MicroBatch& micro_batch, const Tensor& d_out) const;
+  void backward(const MicroBatch& micro_batch, TokenGather& d_out) const;
 
  private:
   const ModelContext& context_;

@@ -2,10 +2,16 @@
 // a micro-batch's tokens (Megatron's sequence parallelism, arXiv 2205.05198). Split, the norms and additions between products
 // work on 1/T of the tokens; the tokens are gathered before a product that the ranks share by columns, and the sums of their
 // partial outputs are scattered. Tokens that the ranks do not divide are filled up with rows that nothing reads.
+//
+// With parallel.overlap: tensor, a product and what it waits for go round the ranks in a ring: while one part's rows are
+// multiplied, the next part, or the sum so far of the part before, travels.
 #pragma once
+
+#include <functional>
 
 #include "framework/execution.h"
 #include "parallel/communicator.h"
+#include "parallel/placement.h"
 
 namespace fulmen {
 
@@ -14,27 +20,61 @@ struct ModelContext;
 // Rows of the residual stream that this rank holds of a micro-batch of `tokens`.
 std::int64_t residual_rows(const ModelContext& context, std::int64_t tokens);
 
-// All `tokens` of the residual-like `part` [residual rows, width]: gathered into memory from `arena`, or the part itself where
-// it is whole.
-Tensor gather_tokens(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena);
+// The residual-like `part` [residual rows, width] of this rank, and all tokens of it once they are asked for.
+class TokenGather {
+ public:
+  // Takes memory for the whole from `arena`, where there is more of it than the part.
+  TokenGather(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena);
+  // Of which no one will ask for more than the part.
+  explicit TokenGather(const Tensor& part) : part_(part) {}
 
-// A sum over the tensor ranks of partial [tokens, width], of which this rank wants `part` [residual rows, width].
+  const Tensor& part() const { return part_; }
+  // The part is about to be written anew.
+  void reset() { gathered_ = false; }
+  // The part is written: with overlap the others' travel behind what follows.
+  void start();
+  // [tokens, width]. Gathers what was not started.
+  const Tensor& whole();
+
+ private:
+  const ModelContext* context_ = nullptr;   // null: the whole is not wanted, or is the part
+  Tensor part_, padded_, whole_;            // padded_: whole_ and the rows that nothing reads
+  Pending pending_;
+  bool gathered_ = false;                   // or under way
+};
+
+// Rows [begin, end) of a product, given where they lie.
+using RowsOfProduct = std::function<void(const Execution& execution, IndexRange rows, const Tensor& values)>;
+
+// Calls product(execution, rows, values) for runs of rows that make up all `tokens` of `part` [residual rows, width]; values
+// [rows, width] are the part's rows there, gathered from the ranks. Memory is taken from the scratch arena.
+void multiply_gathered(const ModelContext& context, const Tensor& part, std::int64_t tokens, const RowsOfProduct& product);
+
+// A sum over the tensor ranks of partial results [tokens, width], of which this rank wants `part` [residual rows, width].
 class TokenSum {
  public:
-  // Takes memory for the partial from `arena`, or where the residual stream is whole, lets it be the part's.
-  TokenSum(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena);
+  // Memory is taken from `arena`.
+  TokenSum(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena)
+      : context_(context), part_(part), tokens_(tokens), arena_(arena) {}
 
-  // To be written with this rank's share of the sum.
-  const Tensor& partial() const { return partial_; }
+  // Calls product(execution, rows, values) for runs of rows that make up all tokens, each of which is to write this rank's
+  // share of the sum to values [rows, width], and adds up. With overlap, the sum of a whole stream goes on behind what
+  // follows. `beside`: other communication of the group is under way.
+  void add_up(const RowsOfProduct& product, bool beside = false);
+  // The same for a share that is written at once, to partial(), and in any order.
+  const Tensor& partial();
+  void add_up_partial();
   // Makes `part` the sum.
-  void reduce() const;
-  // The same, behind the work that follows until finish().
-  void start();
   void finish();
 
  private:
+  void add_up_in_ring(const RowsOfProduct& product, bool beside);
+
   const ModelContext& context_;
-  Tensor part_, padded_, partial_;   // padded_: partial_ and rows of zeros, where the stream is split
+  Tensor part_;
+  std::int64_t tokens_;
+  Arena& arena_;
+  Tensor padded_, partial_;   // padded_: partial_ and rows of zeros, where the stream is split
   Pending pending_;
 };
 

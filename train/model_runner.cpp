@@ -103,7 +103,8 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       context_{execution, &mesh.along(Axis::tensor), &parameters_,
                sequence_slices(mesh, slice_bounds_, options.layout, execution), {},
                options.layout.tensor_sequence_split && mesh.size(Axis::tensor) > 1,
-               options.layout.overlaps("tensor") && mesh.size(Axis::tensor) > 1},
+               options.layout.overlaps("tensor") && mesh.size(Axis::tensor) > 1,
+               static_cast<int>(options.layout.communication_multiprocessors)},
       stages_(make_stages(config, ranges_, mesh, context_, parse_recompute(options.layout.recompute))),
       sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution),
       weights_(parameters_, mesh, options.layout.overlaps("weights"), execution),
@@ -115,7 +116,8 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       reduce_timer_(execution.stream),
       update_timer_(execution.stream) {
   // Now, while no one waits for another on a GPU, and in one order on all ranks.
-  context_.tensor->connect(false);
+  if (context_.overlap_tensor) context_.tensor->limit_multiprocessors(context_.communication_multiprocessors);
+  context_.tensor->connect(context_.overlap_tensor && context_.split_tokens);
   mesh.along(Axis::sequence).connect(false);
   mesh.along(Axis::pipeline).connect(true);
   sync_.connect();

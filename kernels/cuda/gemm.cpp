@@ -54,6 +54,7 @@ void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Te
                       .transpose_b = options.transpose_b,
                       .accumulate = options.accumulate,
                       .deterministic = execution.deterministic,
+                      .multiprocessors_left = execution.multiprocessors_left,
                       .a_stride = row_stride(a),
                       .b_stride = row_stride(b),
                       .c_stride = row_stride(c),

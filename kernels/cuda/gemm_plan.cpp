@@ -126,6 +126,12 @@ GemmPlan::GemmPlan(const GemmKind& kind) : kind_(kind) {
   };
   set_operation(CUBLASLT_MATMUL_DESC_TRANSA, kind.transpose_b);
   set_operation(CUBLASLT_MATMUL_DESC_TRANSB, kind.transpose_a);
+  if (kind.multiprocessors_left > 0) {
+    const std::int32_t target = gpu::properties(kind.device).multiprocessors - kind.multiprocessors_left;
+    FULMEN_CHECK(target > 0, "{} multiprocessors left of a product", kind.multiprocessors_left);
+    check(cublasLtMatmulDescSetAttribute(description_, CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, &target, sizeof target),
+          "cublasLtMatmulDescSetAttribute", kind);
+  }
   a_layout_ =
       make_layout(kind.in, kind.transpose_a ? kind.k : kind.m, kind.transpose_a ? kind.m : kind.k, kind.a_stride, kind);
   b_layout_ =

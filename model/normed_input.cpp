@@ -1,0 +1,18 @@
+// The normed input of a sublayer in its backward pass.
+#include "model/normed_input.h"
+
+#include "kernels/norm.h"
+#include "model/sublayer.h"
+
+namespace fulmen {
+
+NormedInput::NormedInput(const ModelContext& context, const Tensor& sum, const Tensor& inverse_rms, double epsilon,
+                         const Tensor& part, std::int64_t tokens)
+    : early_(context.split_tokens && context.overlap_tensor),
+      gather_(context, early_ ? context.execution.scratch->take(sum.dtype(), sum.shape()) : part, tokens, *context.execution.scratch) {
+  if (!early_) return;
+  residual_norm_forward(context.execution, sum, {}, epsilon, sum, gather_.part(), inverse_rms);
+  gather_.start();
+}
+
+}  // namespace fulmen
