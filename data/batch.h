@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "framework/stable_order.h"
+
 namespace fulmen {
 
 // `batch` rows of `length` positions: a rank's local slice of each sample. All arrays are row-major [batch, length] but
@@ -23,6 +25,8 @@ struct Batch {
   // Per row: tokens of the slice's first document that lie in front of the slice, and of its last document that lie behind
   // it. Zero for a whole sample.
   std::vector<std::int64_t> tokens_before, tokens_after;
+  // The places of `tokens` sorted by token: sums over equal tokens, as the embedding's gradient is one, go along it.
+  StableOrder order;
   double target_count() const;   // sum of the weights
 };
 

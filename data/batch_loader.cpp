@@ -67,6 +67,7 @@ void fill_row(const CorpusReader& corpus, std::int64_t sample, bool reset_state_
     batch.tokens_after[static_cast<std::size_t>(row)] = next_document - end;
   }
   batch.segments.push_back(first + length);
+  if (row + 1 == batch.batch) batch.order = stable_order(batch.tokens);
 }
 
 struct BatchLoader::State {

@@ -28,10 +28,10 @@ struct BatchLoaderOptions {
 
 // A sample (or the batch's slice of it) as a row of a Batch: tokens [i*S, i*S + S] of the stream, inputs and targets
 // shifted by one before they are sliced. When states are reset at documents, segments mark the documents and a target that
-// is the first token of one has weight 0.
+// is the first token of one has weight 0. The last row makes the batch's order.
 void fill_row(const CorpusReader& corpus, std::int64_t sample, bool reset_state_at_documents, Batch& batch,
               std::int64_t row);
-// A batch of rows with its arrays sized, segments holding what rows were filled (rows are filled in order).
+// A batch of rows with its arrays sized but the order, segments holding what rows were filled (rows are filled in order).
 Batch make_batch(std::int64_t batch, std::int64_t length);
 // The same for tokens [slice_begin, slice_end) of samples of sample_length.
 Batch make_batch(std::int64_t batch, std::int64_t sample_length, std::int64_t slice_begin, std::int64_t slice_end);

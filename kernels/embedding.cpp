@@ -1,6 +1,8 @@
 // Argument checks and dispatch of the embedding.
 #include "kernels/embedding.h"
 
+#include <algorithm>
+
 #include "kernels/cpu/embedding.h"
 #include "kernels/cuda/embedding.h"
 #include "kernels/dispatch.h"
@@ -19,19 +21,23 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
                 [&] { cuda::embedding_forward(execution, tokens, weight, first, scale, out); });
 }
 
-void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
-                        double scale, const Tensor& d_weight) {
+void embedding_backward(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
+                        std::int64_t first, double scale, const Tensor& d_weight) {
   FULMEN_CHECK(d_weight.rank() == 2, "d_weight is {}, expected a matrix", d_weight.describe());
   check_matrix(d_weight, d_weight.dtype(), d_weight.size(0), d_weight.size(1), "d_weight");
   check_vector(tokens, DType::int32, tokens.elements(), "tokens");
+  check_vector(order.positions, DType::int32, tokens.elements(), "order");
+  FULMEN_CHECK(order.distinct >= 0 && order.distinct <= tokens.elements(), "{} different ones of {} tokens",
+               order.distinct, tokens.elements());
   check_matrix(d_out, d_out.dtype(), tokens.elements(), d_weight.size(1), "d_out");
   FULMEN_CHECK(size_of(d_weight.dtype()) >= size_of(d_out.dtype()), "d_weight is narrower than d_out");
   if (d_out.elements() == 0) return;
-  // As if all tokens were different: each adds to a row of its own.
-  const double rows = 2.0 * static_cast<double>(d_out.elements()) * static_cast<double>(size_of(d_weight.dtype()));
+  // Each row that is added to is read and written. Of a split vocabulary this counts other ranks' tokens, too.
+  const auto touched = static_cast<double>(std::min(order.distinct, d_weight.size(0)) * d_weight.size(1));
+  const double rows = 2.0 * touched * static_cast<double>(size_of(d_weight.dtype()));
   run_on_device(execution, {"embedding backward", 0.0, traffic({d_out}) + rows},
-                [&] { cpu::embedding_backward(execution, tokens, d_out, first, scale, d_weight); },
-                [&] { cuda::embedding_backward(execution, tokens, d_out, first, scale, d_weight); });
+                [&] { cpu::embedding_backward(execution, tokens, order.positions, d_out, first, scale, d_weight); },
+                [&] { cuda::embedding_backward(execution, tokens, order.positions, d_out, first, scale, d_weight); });
 }
 
 }  // namespace fulmen

@@ -9,8 +9,16 @@ namespace fulmen {
 // vocabulary the outputs of the ranks are summed. tokens int32 [tokens]; weight [local rows, width].
 void embedding_forward(const Execution& execution, const Tensor& tokens, const Tensor& weight, std::int64_t first,
                        double scale, const Tensor& out);
-// d_weight[token - first] += scale * d_out, in token order whatever the number of threads (so it is reproducible).
-void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
-                        double scale, const Tensor& d_weight);
+
+// The positions of tokens, sorted by token, and of one token as they come (framework/stable_order.h).
+struct TokenOrder {
+  Tensor positions;            // int32 [tokens]
+  std::int64_t distinct = 0;   // how many different tokens there are, by which the profiler counts rows
+};
+
+// d_weight[token - first] += scale * d_out, each row's terms in an order that nothing but the tokens decides (so it is
+// reproducible): on the CPU that of the positions.
+void embedding_backward(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
+                        std::int64_t first, double scale, const Tensor& d_weight);
 
 }  // namespace fulmen

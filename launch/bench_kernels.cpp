@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "framework/profiler.h"
+#include "framework/random.h"
+#include "framework/stable_order.h"
 #include "framework/threads.h"
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
@@ -36,6 +38,23 @@ struct KernelShapes {
 // Small on the CPU; on a GPU those of transnormer-1b in a micro-batch of 8 sequences.
 constexpr KernelShapes cpu_shapes{4, 512, 512, 8, 1408, 8192, 8};
 constexpr KernelShapes gpu_shapes{8, 2048, 2048, 16, 5632, 64000, 16};
+
+// Tokens that are all as likely; or as text has them: the k-th most frequent in proportion to 1 / k, and neighbours in
+// frequency far apart in the vocabulary.
+std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabulary, bool skewed) {
+  constexpr std::int64_t spread = 1000003;   // a prime
+  std::vector<double> share(static_cast<std::size_t>(vocabulary));   // of the first k + 1
+  double sum = 0.0;
+  for (std::int64_t k = 0; k < vocabulary; ++k) share[static_cast<std::size_t>(k)] = sum += skewed ? 1.0 / static_cast<double>(k + 1) : 1.0;
+  const RandomStream random(1, "bench kernels, tokens");
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const auto above = std::ranges::upper_bound(share, sum * random.uniform(static_cast<std::uint64_t>(t)));
+    const std::int64_t k = std::min<std::int64_t>(above - share.begin(), vocabulary - 1);
+    tokens.push_back(static_cast<std::int32_t>(k * spread % vocabulary));
+  }
+  return tokens;
+}
 
 // Runs the kernels on tensors filled with numbers of the size that training has.
 class KernelBench {
@@ -160,9 +179,17 @@ void KernelBench::run_loss() {
 void KernelBench::run_embedding() {
   const Tensor embedding = tensors_.random(dtype_, {shapes_.vocabulary, shapes_.hidden}), x = matrix(shapes_.hidden);
   const Tensor gradient = tensors_.random(accumulation_dtype(dtype_), {shapes_.vocabulary, shapes_.hidden});
-  const Tensor tokens = tensors_.integers({shapes_.tokens()}, shapes_.vocabulary);
+  const auto measure_backward = [&](const std::string& name, const std::vector<std::int32_t>& values, const Tensor& tokens) {
+    const StableOrder sorted = stable_order(values);
+    const TokenOrder order{tensors_.holding<std::int32_t>({shapes_.tokens()}, sorted.places), sorted.distinct};
+    measure(name, [&] { embedding_backward(execution_, tokens, order, x, 0, 1.0, gradient); });
+  };
+  const std::vector<std::int32_t> even = random_tokens(shapes_.tokens(), shapes_.vocabulary, false);
+  const std::vector<std::int32_t> skewed = random_tokens(shapes_.tokens(), shapes_.vocabulary, true);
+  const Tensor tokens = tensors_.holding<std::int32_t>({shapes_.tokens()}, even);
   measure("embedding forward", [&] { embedding_forward(execution_, tokens, embedding, 0, 1.0, x); });
-  measure("embedding backward", [&] { embedding_backward(execution_, tokens, x, 0, 1.0, gradient); });
+  measure_backward("embedding backward", even, tokens);
+  measure_backward("embedding backward, skewed", skewed, tensors_.holding<std::int32_t>({shapes_.tokens()}, skewed));
 }
 
 // As many parameters as the model of these sizes has. With bf16 weights the optimiser keeps fp32 masters, moments and
@@ -193,7 +220,7 @@ void KernelBench::run_all() {
            [&] { run_norms(); });
   run_part({"gated unit forward", "gated unit backward"}, [&] { run_gated_unit(); });
   run_part({"cross entropy forward", "cross entropy backward", "cross entropy with gradient"}, [&] { run_loss(); });
-  run_part({"embedding forward", "embedding backward"}, [&] { run_embedding(); });
+  run_part({"embedding forward", "embedding backward", "embedding backward, skewed"}, [&] { run_embedding(); });
   run_part({"adamw", "gradient norm", "copy"}, [&] { run_flat(); });
 }
 

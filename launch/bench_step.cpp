@@ -54,6 +54,7 @@ std::vector<Batch> random_batches(const ModelRunnerOptions& options, std::int64_
       if (i % shape.length == 0) batch.segments.push_back(i);
     }
     batch.segments.push_back(shape.tokens());
+    batch.order = stable_order(batch.tokens);
     batches.push_back(std::move(batch));
   }
   return batches;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "framework/execution.h"
+#include "kernels/embedding.h"
 #include "model/parameter_store.h"
 #include "model/stash.h"
 #include "model/token_split.h"
@@ -87,6 +88,7 @@ struct MicroBatch {
   Tensor positions;    // int64 [batch, length], in the whole sample
   Tensor segments;     // int64 [segments + 1]: where documents (and rows) start, and the end
   Tensor tokens_before, tokens_after;   // int64 [batch]: how far a row's first and last document go on outside the slice
+  TokenOrder order;    // of `tokens`
   Tensor loss_scale;   // fp64 [1]: 1 / targets that count in the global batch
 };
 

@@ -16,7 +16,7 @@ MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, const Execution& e
     bytes += (static_cast<std::size_t>(elements) * size_of(dtype) + alignment - 1) / alignment * alignment;
   };
   const std::int64_t tokens = shape.tokens();
-  for (const DType dtype : {DType::int32, DType::int32, DType::fp32, DType::int64}) place(dtype, tokens);
+  for (const DType dtype : {DType::int32, DType::int32, DType::fp32, DType::int64, DType::int32}) place(dtype, tokens);
   for (int side = 0; side < 2; ++side) place(DType::int64, shape.batch);
   place(DType::int64, tokens + 1);
 
@@ -30,9 +30,10 @@ MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, const Execution& e
            view(1, DType::int32, {tokens}),
            view(2, DType::fp32, {tokens}),
            view(3, DType::int64, {shape.batch, shape.length}),
-           view(6, DType::int64, {tokens + 1}),
-           view(4, DType::int64, {shape.batch}),
+           view(7, DType::int64, {tokens + 1}),
            view(5, DType::int64, {shape.batch}),
+           view(6, DType::int64, {shape.batch}),
+           {view(4, DType::int32, {tokens})},
            {}};
   if (execution.device.kind == DeviceKind::cuda) {
     pinned_.reset(static_cast<std::byte*>(gpu::allocate_pinned(bytes)));
@@ -47,10 +48,13 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   FULMEN_CHECK(batch.batch == view_.shape.batch && batch.length == view_.shape.length,
                "a batch of {} x {} for buffers of {} x {}", batch.batch, batch.length, view_.shape.batch,
                view_.shape.length);
+  FULMEN_CHECK(batch.order.places.size() == batch.tokens.size(), "an order of {} for {} tokens",
+               batch.order.places.size(), batch.tokens.size());
   const Tensor& memory = memory_.view();
   const auto segments = static_cast<std::int64_t>(batch.segments.size());
   FULMEN_CHECK(segments <= view_.shape.tokens() + 1, "{} segments in {} tokens", segments - 1, view_.shape.tokens());
   view_.segments = Tensor(view_.segments.data(), DType::int64, {segments}, execution.device);
+  view_.order.distinct = batch.order.distinct;
   view_.loss_scale = loss_scale;
 
   if (copied_) copied_.synchronize();
@@ -65,6 +69,7 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   put(batch.targets, view_.targets);
   put(batch.weights, view_.weights);
   put(batch.positions, view_.positions);
+  put(batch.order.places, view_.order.positions);
   put(batch.tokens_before, view_.tokens_before);
   put(batch.tokens_after, view_.tokens_after);
   put(batch.segments, view_.segments);

@@ -20,13 +20,14 @@ FULMEN_VECTORIZED void add_scaled_row(const T* x, G factor, G* sum, std::int64_t
 }
 
 template <class T, class G>
-void scatter(const Tensor& tokens, const Tensor& d_out, std::int64_t first, double scale, const Tensor& d_weight) {
-  // Each thread owns a range of columns and walks the tokens in order.
+void scatter(const Tensor& tokens, const Tensor& order, const Tensor& d_out, std::int64_t first, double scale, const Tensor& d_weight) {
+  // Each thread owns a range of columns and walks the tokens row by row: a row stays in its cache for all its terms.
   constexpr std::int64_t line = 32;
   const std::int64_t width = d_out.size(1), count = d_out.size(0), rows = d_weight.size(0);
   parallel_rows((width + line - 1) / line, line * count, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t column = begin * line, columns = std::min(end * line, width) - column;
-    for (std::int64_t t = 0; t < count; ++t) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t t = order.as<std::int32_t>()[i];
       const std::int64_t row = tokens.as<std::int32_t>()[t] - first;
       if (row < 0 || row >= rows) continue;
       add_scaled_row(d_out.as<T>() + t * d_out.stride(0) + column, static_cast<G>(scale),
@@ -55,11 +56,11 @@ void embedding_forward(const Execution&, const Tensor& tokens, const Tensor& wei
   });
 }
 
-void embedding_backward(const Execution&, const Tensor& tokens, const Tensor& d_out, std::int64_t first, double scale,
-                        const Tensor& d_weight) {
+void embedding_backward(const Execution&, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+                        std::int64_t first, double scale, const Tensor& d_weight) {
   dispatch_fp32_fp64(d_out.dtype(), [&]<class T>(T) {
     dispatch_fp32_fp64(d_weight.dtype(),
-                       [&]<class G>(G) { scatter<T, G>(tokens, d_out, first, scale, d_weight); });
+                       [&]<class G>(G) { scatter<T, G>(tokens, order, d_out, first, scale, d_weight); });
   });
 }
 

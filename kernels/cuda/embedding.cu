@@ -1,8 +1,5 @@
-// Token embedding on a GPU: rows gathered in one pass; gradients summed over tokens sorted by row, so that no two
-// threads ever add to one place.
+// Token embedding on a GPU: rows gathered in one pass; gradients summed along the order of the tokens.
 #include "kernels/cuda/embedding.h"
-
-#include <cub/device/device_radix_sort.cuh>
 
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_vector.cuh"
@@ -47,26 +44,31 @@ struct Gather {
   }
 };
 
-// The gradient. Positions are sorted by row, and by position within a row, and cut into windows of a fixed length. A
-// run is what one row has of them. Runs within a window are added to d_weight where they are found. Of runs that reach
-// over an end of their window, each window leaves the sum of its part, and a second kernel adds the parts in order:
-// thus a token that fills half of the batch is summed by as many blocks as it has windows. Nothing depends on timing.
+// The gradient. The order of the positions, sorted by token, is cut into windows of a fixed length. A run is what one
+// token has of it. A block adds up the runs that begin in its window, also where they go on a little after its end. Runs
+// that go on for longer are summed window by window, and a second kernel adds these parts: thus a token that fills half of
+// the batch is summed by as many blocks as it has windows. No two threads ever add to one place, nothing depends on timing.
 constexpr int window = 16;   // so that an H200 has several blocks a multiprocessor one after the other
+constexpr int longest = 2 * window;   // that a run may go on after its window in the same block
 constexpr int window_threads = 256;
 constexpr int window_batch = 4;   // positions whose loads are in flight together
 constexpr int gradient_packet = 4;
-constexpr int combine_warps = 8;
+constexpr int combine_warps = 8, combine_windows = 16, combine_batch = 8;
 
-// Keys: the row here, or `rows` for tokens of other ranks, which the sort leaves at the end.
-__global__ void __launch_bounds__(window_threads)
-    keys_kernel(const std::int32_t* tokens, int count, std::int64_t first, std::int64_t rows, std::uint32_t* keys,
-                std::int32_t* positions) {
-  const int t = blockIdx.x * window_threads + threadIdx.x;
-  if (t >= count) return;
-  const std::int64_t row = tokens[t] - first;
-  keys[t] = static_cast<std::uint32_t>(row >= 0 && row < rows ? row : rows);
-  positions[t] = t;
-}
+// Beyond the ends of the order.
+constexpr std::int32_t before_all = -1, after_all = 0x7fffffff;
+
+struct OrderedTokens {
+  const std::int32_t* tokens;
+  const std::int32_t* order;
+  int count;
+  std::int32_t first, end;   // the tokens of this rank
+
+  __device__ __forceinline__ std::int32_t at(int place) const {
+    if (place < 0) return before_all;
+    return place < count ? tokens[order[place]] : after_all;
+  }
+};
 
 template <int length, class A, class T>
 __device__ __forceinline__ void accumulate(A (&sum)[length], const Packet<T, length>& packet) {
@@ -80,159 +82,170 @@ __device__ __forceinline__ Packet<G, length> updated(const Packet<G, length>& be
   return make_packet<G, length>([&](int i) { return before[i] + scale * sum[i]; });
 }
 
-// Partial sums [windows, 2, width]: of the run that reaches in from the window before, and of the one that only begins
-// here and reaches over the end. Written where there is such a run.
+// The tokens of a window and of what lies around it; places count from the window's first.
+struct WindowTokens {
+  static_assert(longest % window == 0);
+  static constexpr int before = longest + 1;   // one more, to tell a run that only begins so far ahead
+  static constexpr int count = before + window + longest;
+  std::int32_t tokens[count];
+  std::int32_t positions[window + longest];
+
+  __device__ __forceinline__ void load(const OrderedTokens& all, int begin) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const int place = begin + i - before;
+      const bool is_one = place >= 0 && place < all.count;
+      const std::int32_t position = is_one ? all.order[place] : 0;
+      tokens[i] = is_one ? all.tokens[position] : place < 0 ? before_all : after_all;
+      if (i >= before) positions[i - before] = position;
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ std::int32_t at(int place) const { return tokens[place + before]; }
+  // The first place from `low` to `high` whose token is `token` or a larger one; else `high`.
+  __device__ __forceinline__ int first_from(std::int32_t token, int low, int high) const {
+    while (low < high) {
+      const int middle = low + (high - low) / 2;
+      if (at(middle) < token) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+  // Whether a run goes on for `longest` places past the end of the window in which it begins; it is in this window or
+  // reaches it.
+  __device__ __forceinline__ bool is_long(std::int32_t token) const {
+    const int begins = first_from(token, -before, window);
+    if (begins == -before) return true;
+    const int end = (begins + longest) / window * window + window - longest;   // of its window
+    return at(end - 1 + longest) == token;
+  }
+};
+
+// Parts of long runs [windows, 2, width]: of the one that reaches in from the window before, and of the one that begins
+// here. Written where there is such a run.
 template <int length, class T, class G>
 __global__ void __launch_bounds__(window_threads)
-    window_kernel(const std::uint32_t* keys, const std::int32_t* positions, int count, std::uint32_t rows,
-                  Rows<const T> d_out, int width, Accumulated<G> scale, Rows<G> d_weight, Accumulated<G>* partials) {
+    window_kernel(OrderedTokens all, Rows<const T> d_out, int width, Accumulated<G> scale, Rows<G> d_weight,
+                  Accumulated<G>* parts) {
   using A = Accumulated<G>;
-  // The keys with one neighbour on either side; where there is none, a key that no position has.
-  constexpr std::uint32_t none = 0xffffffffu;
-  __shared__ std::uint32_t shared_keys[window + 2];
-  __shared__ std::int32_t shared_positions[window];
-  const int begin = blockIdx.x * window, length_here = min(window, count - begin);
-  for (int i = threadIdx.x; i < length_here + 2; i += blockDim.x) {
-    const int at = begin + i - 1;
-    shared_keys[i] = at >= 0 && at < count ? keys[at] : none;
-    if (i >= 1 && i <= length_here) shared_positions[i - 1] = positions[at];
-  }
-  __syncthreads();
-  const std::int64_t column =
-      (static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * length;
+  __shared__ WindowTokens here;
+  const int begin = blockIdx.x * window, length_here = min(window, all.count - begin);
+  here.load(all, begin);
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * length;
   if (column >= width) return;
-  const auto key_at = [&](int i) { return shared_keys[i + 1]; };
-  bool reaches_in = key_at(-1) == key_at(0);
+  int from = here.first_from(all.first, 0, length_here), to = length_here;
+  const std::int32_t first_token = here.at(0), last_token = here.at(length_here - 1);
+  const bool reaches_in = from == 0 && here.at(-1) == first_token && here.is_long(first_token);
+  if (from == 0 && here.at(-1) == first_token && !reaches_in) from = here.first_from(first_token + 1, 0, length_here);
+  // Of the last run the rest, unless it is long or an earlier window's.
+  if (from < to && here.at(to) == last_token && !here.is_long(last_token))
+    to = here.first_from(last_token + 1, to, window + longest);
+  to = here.first_from(all.end, from, to);
   A sum[length] = {};
-  for (int base = 0; base < length_here; base += window_batch) {
+  for (int base = from; base < to; base += window_batch) {
     Packet<T, length> loaded[window_batch];
     Packet<G, length> before[window_batch];
     // No two runs share a row, so what one stores is never what another has loaded ahead.
 #pragma unroll
     for (int i = 0; i < window_batch; ++i) {
       const int at = base + i;
-      if (at >= length_here || key_at(at) >= rows) break;
-      loaded[i] = load_packet<length>(d_out.at(shared_positions[at], column));
-      if (key_at(at) != key_at(at + 1)) before[i] = load_packet<length>(d_weight.at(key_at(at), column));
+      if (at >= to) break;
+      loaded[i] = load_packet<length>(d_out.at(here.positions[at], column));
+      if (here.at(at) != here.at(at + 1)) before[i] = load_packet<length>(d_weight.at(here.at(at) - all.first, column));
     }
 #pragma unroll
     for (int i = 0; i < window_batch; ++i) {
       const int at = base + i;
-      if (at >= length_here) break;
-      const std::uint32_t key = key_at(at);
-      if (key >= rows) return;
+      if (at >= to) break;
       accumulate(sum, loaded[i]);
-      const bool ends_here = key != key_at(at + 1);
-      if (!ends_here && at + 1 < length_here) continue;
-      if (ends_here && !reaches_in) {
-        store_packet(d_weight.at(key, column), updated(before[i], sum, scale));
+      const std::int32_t token = here.at(at);
+      const bool ends = token != here.at(at + 1), of_long = reaches_in && token == first_token;
+      if (!ends && at + 1 < to) continue;
+      if (ends && !of_long) {
+        store_packet(d_weight.at(token - all.first, column), updated(before[i], sum, scale));
       } else {
-        A* const part = partials + (2 * static_cast<std::int64_t>(blockIdx.x) + (reaches_in ? 0 : 1)) * width + column;
+        A* const part = parts + (2 * static_cast<std::int64_t>(blockIdx.x) + (of_long ? 0 : 1)) * width + column;
         store_packet(part, make_packet<A, length>([&](int j) { return sum[j]; }));
       }
-      reaches_in = false;
 #pragma unroll
       for (int j = 0; j < length; ++j) sum[j] = A(0);
     }
   }
 }
 
-// A block per window and 32 packets of columns: where a run begins that reaches over the window's end, adds its parts.
-// Each warp sums a consecutive share of them in order, then the shares are added in order.
+// A block per `combine_windows` windows and 32 packets of columns: adds the parts of each long run that begins in one of
+// them. A warp has every combine_warps-th part, in order, then the sums of the warps are added in order.
 template <int length, class G>
 __global__ void __launch_bounds__(32 * combine_warps)
-    combine_kernel(const std::uint32_t* keys, int count, std::uint32_t rows, int width, Accumulated<G> scale,
-                   const Accumulated<G>* partials, Rows<G> d_weight) {
+    combine_kernel(OrderedTokens all, int width, Accumulated<G> scale, const Accumulated<G>* parts, Rows<G> d_weight) {
   using A = Accumulated<G>;
-  __shared__ A shares[combine_warps][32][length];
-  const int begin = blockIdx.x * window, end = begin + window;
-  if (end >= count) return;
-  const std::uint32_t key = keys[end];
-  if (key >= rows || keys[end - 1] != key) return;         // no run reaches over the end
-  if (begin > 0 && keys[begin - 1] == key) return;         // it began before this window
-  // One past its last position.
-  int low = end + 1, high = count;
-  while (low < high) {
-    const int middle = low + (high - low) / 2;
-    if (keys[middle] == key) low = middle + 1;
-    else high = middle;
-  }
-  const int parts = (low - 1) / window - static_cast<int>(blockIdx.x) + 1;   // windows that it touches
+  __shared__ A sums[combine_warps][32][length];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int windows = (all.count + window - 1) / window;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * length;
-  const int share = (parts + combine_warps - 1) / combine_warps;
-  const int first = min(warp * share, parts), last = min(first + share, parts);
-  A sum[length] = {};
-  if (column < width) {
-#pragma unroll 8
-    for (int part = first; part < last; ++part) {
-      const std::int64_t slot = 2 * (static_cast<std::int64_t>(blockIdx.x) + part) + (part == 0 ? 1 : 0);
-      accumulate(sum, load_packet<length>(partials + slot * width + column));
+  // Whether the last run of a lane's window begins in it and is long.
+  const int end = (blockIdx.x * combine_windows + lane + 1) * window;
+  bool found = false;
+  if (lane < combine_windows && end < all.count) {
+    const std::int32_t token = all.at(end - 1);
+    found = token >= all.first && token < all.end && all.at(end - 1 + longest) == token && all.at(end - window - 1) != token;
+  }
+  for (unsigned left = __ballot_sync(0xffffffffu, found); left != 0; left &= left - 1) {
+    const int begins = blockIdx.x * combine_windows + __ffs(left) - 1;
+    const std::int32_t token = all.at((begins + 1) * window - 1);
+    A sum[length] = {};
+    bool more = column < width;
+    for (int base = begins + warp; more; base += combine_warps * combine_batch) {
+      Packet<A, length> loaded[combine_batch];
+      bool has[combine_batch];
+#pragma unroll
+      for (int i = 0; i < combine_batch; ++i) {
+        const int at = base + i * combine_warps;
+        has[i] = at < windows && (at == begins || all.at(at * window) == token);
+        if (has[i]) loaded[i] = load_packet<length>(parts + (2 * std::int64_t{at} + (at == begins ? 1 : 0)) * width + column);
+      }
+#pragma unroll
+      for (int i = 0; i < combine_batch; ++i)
+        if (has[i]) accumulate(sum, loaded[i]);
+      more = has[combine_batch - 1];
     }
-  }
+    __syncthreads();   // the sums before are read no more
 #pragma unroll
-  for (int j = 0; j < length; ++j) shares[warp][lane][j] = sum[j];
-  __syncthreads();
-  if (warp != 0 || column >= width) return;
-  for (int other = 1; other < combine_warps; ++other) {
+    for (int j = 0; j < length; ++j) sums[warp][lane][j] = sum[j];
+    __syncthreads();
+    if (warp != 0 || column >= width) continue;
+    for (int other = 1; other < combine_warps; ++other) {
 #pragma unroll
-    for (int j = 0; j < length; ++j) sum[j] += shares[other][lane][j];
+      for (int j = 0; j < length; ++j) sum[j] += sums[other][lane][j];
+    }
+    G* const target = d_weight.at(token - all.first, column);
+    store_packet(target, updated(load_packet<length>(target), sum, scale));
   }
-  G* const target = d_weight.at(key, column);
-  store_packet(target, updated(load_packet<length>(target), sum, scale));
-}
-
-struct SortedTokens {
-  std::uint32_t* keys;
-  std::int32_t* positions;
-};
-
-// In scratch memory of the caller's frame.
-SortedTokens sort_tokens(const Execution& execution, const Tensor& tokens, std::int64_t first, std::int64_t rows) {
-  const auto count = static_cast<int>(tokens.elements());
-  const auto take = [&](DType dtype) { return execution.scratch->take(dtype, {count}).data(); };
-  auto* const keys = static_cast<std::uint32_t*>(take(DType::uint32));
-  auto* const positions = static_cast<std::int32_t*>(take(DType::int32));
-  const SortedTokens sorted{static_cast<std::uint32_t*>(take(DType::uint32)),
-                            static_cast<std::int32_t*>(take(DType::int32))};
-  keys_kernel<<<static_cast<unsigned>(divide_up(count, window_threads)), window_threads, 0, stream_of(execution)>>>(
-      pointer_to<std::int32_t>(tokens), count, first, rows, keys, positions);
-  FULMEN_CUDA_CHECK_LAUNCH();
-  int bits = 1;   // of the largest key, `rows`
-  while (rows >> bits != 0) ++bits;
-  std::size_t bytes = 0;
-  const auto sort = [&](void* temporary) {
-    FULMEN_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, sorted.keys, positions, sorted.positions,
-                                                      count, 0, bits, stream_of(execution)));
-  };
-  sort(nullptr);   // only says how much it needs
-  sort(execution.scratch->take(DType::uint8, {static_cast<std::int64_t>(bytes)}).data());
-  return sorted;
 }
 
 template <class T, class G>
-void add_gradient(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
-                  double scale, const Tensor& d_weight) {
+void add_gradient(const Execution& execution, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+                  std::int64_t first, double scale, const Tensor& d_weight) {
   using A = Accumulated<G>;
-  const std::int64_t rows = d_weight.size(0), width = d_weight.size(1), windows = divide_up(tokens.elements(), window);
+  const std::int64_t width = d_weight.size(1), windows = divide_up(tokens.elements(), window);
   Arena::Frame frame(*execution.scratch);
-  const SortedTokens sorted = sort_tokens(execution, tokens, first, rows);
-  const Tensor partials = execution.scratch->take(accumulation_dtype(d_weight.dtype()), {windows, 2, width});
-  const auto count = static_cast<int>(tokens.elements());
+  const Tensor parts = execution.scratch->take(accumulation_dtype(d_weight.dtype()), {windows, 2, width});
+  const OrderedTokens all{pointer_to<std::int32_t>(tokens), pointer_to<std::int32_t>(order),
+                          static_cast<int>(tokens.elements()), static_cast<std::int32_t>(first),
+                          static_cast<std::int32_t>(first + d_weight.size(0))};
   const bool packets = width % gradient_packet == 0 && packets_aligned(gradient_packet, {d_out, d_weight});
   dispatch_length<gradient_packet>(packets, [&](auto length) {
     const std::int64_t of_row = width / length.value;
     const int threads = std::max(lanes_of_warp, round_threads(of_row, window_threads));
     const dim3 grid(static_cast<unsigned>(windows), static_cast<unsigned>(divide_up(of_row, threads)));
     window_kernel<length.value, T, G><<<grid, threads, 0, stream_of(execution)>>>(
-        sorted.keys, sorted.positions, count, static_cast<std::uint32_t>(rows),
-        Rows<const T>{pointer_to<const T>(d_out), d_out.stride(0)}, static_cast<int>(width), static_cast<A>(scale),
-        rows_of<G>(d_weight), pointer_to<A>(partials));
+        all, Rows<const T>{pointer_to<const T>(d_out), d_out.stride(0)}, static_cast<int>(width), static_cast<A>(scale),
+        rows_of<G>(d_weight), pointer_to<A>(parts));
     FULMEN_CUDA_CHECK_LAUNCH();
-    const dim3 combine_grid(static_cast<unsigned>(windows), static_cast<unsigned>(divide_up(of_row, 32)));
-    combine_kernel<length.value, G><<<combine_grid, 32 * combine_warps, 0, stream_of(execution)>>>(
-        sorted.keys, count, static_cast<std::uint32_t>(rows), static_cast<int>(width), static_cast<A>(scale),
-        pointer_to<A>(partials), rows_of<G>(d_weight));
+    if (tokens.elements() <= longest) return;   // none is long
+    const dim3 combine_grid(static_cast<unsigned>(divide_up(windows, combine_windows)),
+                            static_cast<unsigned>(divide_up(of_row, lanes_of_warp)));
+    combine_kernel<length.value, G><<<combine_grid, lanes_of_warp * combine_warps, 0, stream_of(execution)>>>(
+        all, static_cast<int>(width), static_cast<A>(scale), pointer_to<A>(parts), rows_of<G>(d_weight));
     FULMEN_CUDA_CHECK_LAUNCH();
   });
 }
@@ -250,15 +263,15 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
   });
 }
 
-void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
-                        double scale, const Tensor& d_weight) {
+void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+                        std::int64_t first, double scale, const Tensor& d_weight) {
   if (d_weight.size(0) == 0) return;   // all tokens are other ranks'
-  FULMEN_CHECK(tokens.elements() < (std::int64_t{1} << 30) && d_weight.size(0) < 0x7fffffff &&
+  FULMEN_CHECK(tokens.elements() < (std::int64_t{1} << 30) && first + d_weight.size(0) < after_all &&
                    d_weight.size(1) < (std::int64_t{1} << 20),
-               "{} tokens, d_weight {}", tokens.elements(), d_weight.describe());
+               "{} tokens, d_weight {} from row {}", tokens.elements(), d_weight.describe(), first);
   dispatch_floating(d_out.dtype(), [&]<class T>(T) {
     dispatch_floating(d_weight.dtype(), [&]<class G>(G) {
-      if constexpr (sizeof(G) >= sizeof(T)) add_gradient<T, G>(execution, tokens, d_out, first, scale, d_weight);
+      if constexpr (sizeof(G) >= sizeof(T)) add_gradient<T, G>(execution, tokens, order, d_out, first, scale, d_weight);
     });
   });
 }

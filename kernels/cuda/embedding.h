@@ -7,7 +7,7 @@ namespace fulmen::cuda {
 
 void embedding_forward(const Execution& execution, const Tensor& tokens, const Tensor& weight, std::int64_t first,
                        double scale, const Tensor& out);
-void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& d_out, std::int64_t first,
-                        double scale, const Tensor& d_weight);
+void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+                        std::int64_t first, double scale, const Tensor& d_weight);
 
 }  // namespace fulmen::cuda

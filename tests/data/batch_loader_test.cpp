@@ -6,6 +6,7 @@
 #include <chrono>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include <gtest/gtest.h>
 
@@ -38,6 +39,16 @@ void expect_row(const Batch& batch, std::int64_t row, const PlainCorpus& plain, 
   const auto high = std::find(batch.segments.begin(), batch.segments.end(), first + length);
   ASSERT_TRUE(low != batch.segments.end() && high != batch.segments.end());
   EXPECT_EQ(std::vector<std::int64_t>(low, high + 1), segments);
+}
+
+// The order of a whole batch, straight from the definition.
+void expect_order(const Batch& batch) {
+  std::vector<std::int32_t> places(batch.tokens.size());
+  std::iota(places.begin(), places.end(), 0);
+  const auto token = [&](std::int32_t place) { return batch.tokens[static_cast<std::size_t>(place)]; };
+  std::ranges::stable_sort(places, {}, token);
+  EXPECT_EQ(batch.order.places, places);
+  EXPECT_EQ(static_cast<std::size_t>(batch.order.distinct), std::set(batch.tokens.begin(), batch.tokens.end()).size());
 }
 
 class Loader : public ::testing::Test {
@@ -76,6 +87,7 @@ TEST_F(Loader, RowsAreAsDefined) {
       for (std::int64_t row = 0; row < 3; ++row) {
         expect_row(batch, row, plain, samples[static_cast<std::size_t>(row)], reset);
       }
+      expect_order(batch);
       EXPECT_EQ(batch.segments.front(), 0);
       EXPECT_EQ(batch.segments.back(), 3 * length);
       EXPECT_TRUE(std::is_sorted(batch.segments.begin(), batch.segments.end(), std::less_equal<>()));
@@ -132,6 +144,7 @@ TEST_F(Loader, SlicesMakeTheWholeSample) {
           EXPECT_EQ(slice.tokens_before[static_cast<std::size_t>(row)], before);
           EXPECT_EQ(slice.tokens_after[static_cast<std::size_t>(row)], after);
         }
+        expect_order(slice);
         EXPECT_EQ(slice.segments.back(), rows * (end - begin));
         targets += slice.target_count();
         begin = end;
@@ -161,6 +174,7 @@ TEST_F(Loader, FollowsTheSamplingOrder) {
     for (std::int64_t place = 0; place < 3 * samples;) {   // into the third epoch
       const Batch batch = loader.next();
       ASSERT_EQ(batch.batch, 2);
+      expect_order(batch);
       for (std::int64_t row = 0; row < 2; ++row) expect_row(batch, row, plain, order.at(place++), true);
     }
     EXPECT_GE(loader.waited_seconds(), 0.0);
@@ -218,6 +232,7 @@ TEST_F(Loader, ResumesAtASample) {
     EXPECT_EQ(a.targets, b.targets);
     EXPECT_EQ(a.weights, b.weights);
     EXPECT_EQ(a.segments, b.segments);
+    EXPECT_EQ(a.order.places, b.order.places);
   }
 }
 

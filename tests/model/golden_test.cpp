@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "framework/stable_order.h"
 #include "model/stage.h"
 #include "tests/kernels/kernel_test.h"
 
@@ -50,6 +51,8 @@ TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   batch.weights = host.tensor(DType::fp32, {shape.tokens()}, testing::Values(static_cast<std::size_t>(shape.tokens()), 1.0));
   batch.positions = host.integers<std::int64_t>({shape.batch, shape.length}, positions);
   batch.segments = host.integers<std::int64_t>({static_cast<std::int64_t>(segments.size())}, segments);
+  const StableOrder order = stable_order(std::span(stream).first(static_cast<std::size_t>(shape.tokens())));
+  batch.order = {host.integers<std::int32_t>({shape.tokens()}, order.places), order.distinct};
   batch.loss_scale = host.tensor(DType::fp64, {1}, {scale});
 
   stage.forward(0, batch, {}, {}, false);

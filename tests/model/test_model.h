@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "framework/stable_order.h"
 #include "kernels/elementwise.h"
 #include "model/stage.h"
 #include "tests/golden.h"
@@ -189,6 +190,8 @@ class RandomBatch {
     device_.weights = memory_.tensor(DType::fp32, {shape.tokens()}, {weights_.begin(), weights_.end()});
     device_.positions = memory_.integers<std::int64_t>({shape.batch, shape.length}, positions_);
     device_.segments = memory_.integers<std::int64_t>({static_cast<std::int64_t>(segments_.size())}, segments_);
+    const StableOrder order = stable_order(tokens_);
+    device_.order = {memory_.integers<std::int32_t>({shape.tokens()}, order.places), order.distinct};
     device_.loss_scale = memory_.tensor(DType::fp64, {1}, {scale_});
   }
   RandomBatch(const RandomBatch&) = delete;

@@ -29,6 +29,7 @@ Batch stream_batch(const Golden& golden) {
     }
   }
   batch.segments.push_back(batch.batch * batch.length);
+  batch.order = stable_order(batch.tokens);
   return batch;
 }
 
@@ -41,6 +42,7 @@ Batch row_of(const Batch& whole, std::int64_t row) {
   batch.weights.assign(whole.weights.begin() + begin, whole.weights.begin() + end);
   batch.positions.assign(whole.positions.begin() + begin, whole.positions.begin() + end);
   batch.segments = {0, whole.length};
+  batch.order = stable_order(batch.tokens);
   return batch;
 }
 

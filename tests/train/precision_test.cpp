@@ -72,6 +72,7 @@ class MarkovText {
       }
     }
     batch.segments.push_back(rows * length);
+    batch.order = stable_order(batch.tokens);
     return batch;
   }
 

@@ -32,6 +32,7 @@ inline Batch sample_slice(std::int64_t sample_length, const IndexRange& slice) {
     }
     batch.segments.push_back((row + 1) * slice.size());
   }
+  batch.order = stable_order(batch.tokens);
   return batch;
 }
 

@@ -73,6 +73,7 @@ class ShardedRun : public ::testing::TestWithParam<Way> {
         batch.positions.push_back(i % 10);
       }
       batch.segments = {0, 10, 20};
+      batch.order = stable_order(batch.tokens);
       list.push_back(std::move(batch));
     }
     return list;

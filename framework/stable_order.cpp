@@ -1,0 +1,28 @@
+// Sorts keys and places as one number, in which a place breaks the tie of equal keys.
+#include "framework/stable_order.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "framework/error.h"
+
+namespace fulmen {
+
+StableOrder stable_order(std::span<const std::int32_t> keys) {
+  FULMEN_CHECK(keys.size() <= std::numeric_limits<std::int32_t>::max(), "{} keys", keys.size());
+  std::vector<std::uint64_t> both(keys.size());
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    FULMEN_CHECK(keys[i] >= 0, "key {} is {}", i, keys[i]);
+    both[i] = static_cast<std::uint64_t>(keys[i]) << 32 | i;
+  }
+  std::ranges::sort(both);
+  StableOrder order;
+  order.places.reserve(both.size());
+  for (std::size_t i = 0; i < both.size(); ++i) {
+    order.places.push_back(static_cast<std::int32_t>(both[i] & 0xffffffffu));
+    if (i == 0 || both[i] >> 32 != both[i - 1] >> 32) ++order.distinct;
+  }
+  return order;
+}
+
+}  // namespace fulmen
