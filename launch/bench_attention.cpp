@@ -86,12 +86,13 @@ AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& sha
 }
 
 std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype, double copy_bytes_per_second,
-                                        double seconds_each) {
+                                        double seconds_each, const std::string& filter) {
   const bool on_gpu = execution.device.kind == DeviceKind::cuda;
   KernelTimer timer(execution, seconds_each);
   BenchTensors tensors(execution);
   std::vector<BenchRow> rows;
   const auto measure = [&](const std::string& name, double bytes, const std::function<void()>& work) {
+    if (name.find(filter) == std::string::npos) return;
     BenchRow row = timer.time(name, work);
     row.bytes = bytes;
     row.floor_seconds = bytes / copy_bytes_per_second;

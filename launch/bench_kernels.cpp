@@ -268,15 +268,15 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   resources.set_profiler(&profiler);
   std::vector<BenchRow> rows;
   if (line.has("attention")) {
-    rows = measure_attention(resources.execution(), dtype, rates.copy_bytes_per_second, seconds_each);
+    rows = measure_attention(resources.execution(), dtype, rates.copy_bytes_per_second, seconds_each, line.text("filter"));
   } else {
     KernelBench bench(shapes, dtype, resources.execution(), seconds_each, line.text("filter"));
     bench.run_all();
     rows = bench.rows();
-    if (rows.empty())
-      throw UserError("--filter", fmt::format("no kernel's name contains '{}'", line.text("filter")),
-                      "run without it to see the names");
   }
+  if (rows.empty())
+    throw UserError("--filter", fmt::format("no kernel's name contains '{}'", line.text("filter")),
+                    "run without it to see the names");
 
   double total = 0.0;
   for (const BenchRow& row : rows) total += row.seconds;
