@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "framework/error.h"
+#include "framework/random.h"
 
 namespace fulmen {
 namespace {
@@ -145,6 +146,23 @@ std::vector<LayoutCase> layout_shard(std::int64_t shard, std::int64_t shards) {
   layout_space().for_each([&](const Combination& combination) {
     if (place++ % shards == shard) cases.push_back(layout_of(combination));
   });
+  return cases;
+}
+
+std::vector<LayoutCase> layouts_of_ranks(int ranks, std::size_t count) {
+  std::vector<LayoutCase> all, cases;
+  layout_space().for_each([&](const Combination& combination) {
+    LayoutCase layout = layout_of(combination);
+    if (layout.shape.ranks() == ranks) all.push_back(std::move(layout));
+  });
+  // Steps that have nothing in common with the product's periods.
+  const RandomStream random(5, "layouts of ranks");
+  std::uint64_t draw = 0;
+  for (std::size_t i = 0; i < std::min(count, all.size()); ++i) {
+    const std::size_t other = i + random.bits(draw++) % (all.size() - i);
+    std::swap(all[i], all[other]);
+    cases.push_back(all[i]);
+  }
   return cases;
 }
 

@@ -45,4 +45,7 @@ std::vector<LayoutCase> layout_matrix();
 // Of all layouts of up to 8 ranks, counted from 0, those whose number leaves `shard` when divided by `shards`.
 std::vector<LayoutCase> layout_shard(std::int64_t shard, std::int64_t shards);
 
+// At most `count` layouts of exactly that many ranks, from all over the whole product.
+std::vector<LayoutCase> layouts_of_ranks(int ranks, std::size_t count);
+
 }  // namespace fulmen

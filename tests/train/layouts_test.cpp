@@ -1,8 +1,10 @@
 // Layouts do not change what is trained: over a covering array of everything that a layout can be (layout_matrix.h), the
 // gradient of every parameter, three training steps, and a resume from a checkpoint of another layout equal one rank's. In
 // fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0. FULMEN_LAYOUTS=3/1000 takes
-// share 3 (from 0) of 1000 of the whole product instead; scripts/test.sh --all does so for all shares.
+// share 3 (from 0) of 1000 of the whole product instead; scripts/test.sh --all does so for all shares. With
+// FULMEN_TEST_TRANSPORT=nccl, too, the ranks have a GPU each, and FULMEN_LAYOUT_RANKS=2 takes layouts of two ranks.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <map>
@@ -14,6 +16,8 @@
 
 #include "data/batch_loader.h"
 #include "data/corpus_writer.h"
+#include "framework/gpu.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/staged_communicator.h"
 #include "tests/framework/temporary_folder.h"
 #include "tests/golden.h"
@@ -27,6 +31,19 @@
 
 namespace fulmen {
 namespace {
+
+// A GPU for each rank.
+bool over_nccl() {
+  const char* const transport = std::getenv("FULMEN_TEST_TRANSPORT");
+  return testing::on_gpu() && transport != nullptr && std::string(transport) == "nccl";
+}
+Device run_device() { return over_nccl() ? Device::cuda(test_world().rank()) : testing::test_device(); }
+
+std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> ranks) {
+  if (!testing::on_gpu()) return ranks;
+  if (over_nccl() && ranks->size() > 1) return make_nccl_communicator(std::move(ranks), run_device());
+  return make_staged_communicator(std::move(ranks), run_device());
+}
 
 DType test_dtype() { return testing::on_gpu() ? DType::fp32 : DType::fp64; }
 double tolerance() { return testing::on_gpu() ? 1e-5 : 1e-10; }
@@ -50,6 +67,7 @@ ModelConfig model_of(const LayoutCase& layout) {
 
 // On the GPU, which all ranks share, one of a few: a stride that leaves some of everything.
 std::vector<LayoutCase> cases_to_run() {
+  if (const char* ranks = std::getenv("FULMEN_LAYOUT_RANKS")) return layouts_of_ranks(std::stoi(ranks), 60);
   if (const char* share = std::getenv("FULMEN_LAYOUTS")) {
     const std::string text = share;
     const std::size_t slash = text.find('/');
@@ -102,9 +120,9 @@ class Training {
  public:
   Training(const TrainerOptions& options, std::unique_ptr<Communicator> ranks)
       : options_(options),
-        ranks_(testing::on_gpu() ? make_staged_communicator(std::move(ranks), testing::test_device()) : std::move(ranks)),
+        ranks_(on_device(std::move(ranks))),
         mesh_(mesh_shape(options.layout, ranks_->size()), *ranks_),
-        resources_(testing::test_device()),
+        resources_(run_device()),
         runner_(options.model, runner_options(options, mesh_.shape()), mesh_, resources_.execution()),
         optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh_, resources_.execution()) {
     initialize_training_state(7, runner_, optimizer_);
@@ -235,6 +253,10 @@ class Layouts : public ::testing::TestWithParam<LayoutCase> {
  public:
   static void SetUpTestSuite() {
     Communicator& world = test_world();
+    if (over_nccl() && gpu::device_count() < world.size()) {
+      std::printf("No test was run, no GPU for each of %d ranks: there are %d\n", world.size(), gpu::device_count());
+      GTEST_SKIP();
+    }
     if (world.rank() == 0) temporary_.emplace();
     folder_ = world.broadcast_text(temporary_ ? temporary_->path().string() : "", 0);
     if (temporary_) {
