@@ -1,6 +1,7 @@
 // Device memory, streams and events through the CUDA runtime.
 #include "framework/gpu.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "framework/cuda_check.h"
@@ -11,7 +12,15 @@ namespace {
 
 cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
+// Before CUDA starts: as many queues on the GPU as it has. Streams that share one wait for each other, and where one of them
+// waits for another rank that may be for ever.
+void ask_for_queues() {
+  static const bool asked = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) == 0;
+  if (!asked) throw_system_error("cannot set CUDA_DEVICE_MAX_CONNECTIONS");
+}
+
 cudaError_t count_devices(int& count) {
+  ask_for_queues();
   count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {

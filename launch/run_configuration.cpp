@@ -47,8 +47,8 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "Between their products tensor ranks hold parts of the tokens: norms, residual additions and what pipeline stages "
              "exchange shrink by parallel.tensor.");
   schema.add("parallel.communication_multiprocessors", parallel.communication_multiprocessors, {0, 64},
-             "Of a GPU's multiprocessors, how many the communication of the tensor ranks may take where it overlaps products, which "
-             "do without them then; 0: as many as NCCL likes, and products have all.");
+             "Where NCCL's kernels carry the overlapped communication of tensor ranks (on several hosts: on one the copy engines do), how "
+             "many of a GPU's multiprocessors they have, which products beside them do without; 0: NCCL takes what it likes.");
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");

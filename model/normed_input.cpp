@@ -9,7 +9,8 @@ namespace fulmen {
 NormedInput::NormedInput(const ModelContext& context, const Tensor& sum, const Tensor& inverse_rms, double epsilon,
                          const Tensor& part, std::int64_t tokens)
     : early_(context.split_tokens && context.overlap_tensor),
-      gather_(context, early_ ? context.execution.scratch->take(sum.dtype(), sum.shape()) : part, tokens, *context.execution.scratch) {
+      gather_(early_ ? TokenGather(context, sum.dtype(), sum.size(1), tokens, *context.execution.scratch)
+                     : TokenGather(context, part, tokens, *context.execution.scratch)) {
   if (!early_) return;
   residual_norm_forward(context.execution, sum, {}, epsilon, sum, gather_.part(), inverse_rms);
   gather_.start();

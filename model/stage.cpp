@@ -145,6 +145,10 @@ Tensor Stage::take_activation(Arena& arena) const {
   return arena.take(context_.parameters->precision().parameters, {rows(), hidden_});
 }
 
+TokenGather Stage::gathered_activation(Arena& arena) const {
+  return TokenGather(context_, context_.parameters->precision().parameters, hidden_, shape_.tokens(), arena);
+}
+
 Stage::Kept& Stage::keep(int slot) {
   FULMEN_CHECK(std::ranges::none_of(kept_, [&](const auto& kept) { return kept->slot == slot; }),
                "a second backward_input of slot {} before its backward_weight", slot);
@@ -168,7 +172,7 @@ void Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tensor
     restore(slot, layer, micro_batch);
     for (std::size_t i = layers_[layer].size(); i-- > 0;) {
       const bool first = layer == 0 && i == 0;
-      TokenGather d_in = first && !embedding_ ? TokenGather(d_input) : TokenGather(context_, take_activation(arena), shape_.tokens(), arena);
+      TokenGather d_in = first && !embedding_ ? TokenGather(d_input) : gathered_activation(arena);
       layers_[layer][i]->backward_input(slot, micro_batch, arena, d, d_in);
       d = std::move(d_in);
     }
@@ -193,7 +197,7 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
   const Arena::Frame frame(scratch);
   TokenGather incoming(context_, head_ ? head_->d_in(slot) : d_output, shape_.tokens(), scratch), outgoing(d_input);
   // Gradients between sublayers, in turns.
-  TokenGather even(context_, take_activation(scratch), shape_.tokens(), scratch), odd(context_, take_activation(scratch), shape_.tokens(), scratch);
+  TokenGather even = gathered_activation(scratch), odd = gathered_activation(scratch);
   TokenGather *d = &incoming, *next = &even, *after = &odd;
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
     const Arena::Frame layer_frame(scratch);

@@ -72,6 +72,7 @@ class Stage {
   };
   Kept& keep(int slot);
   Tensor take_activation(Arena& arena) const;
+  TokenGather gathered_activation(Arena& arena) const;   // whose whole may be asked for
   std::int64_t number_of(std::size_t layer) const { return range_.first_layer + static_cast<std::int64_t>(layer); }
   // Gives memory to what is kept of a layer's stash and notes the rest.
   void prepare_layer(int slot, std::size_t layer);

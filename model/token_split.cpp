@@ -55,6 +55,18 @@ TokenGather::TokenGather(const ModelContext& context, const Tensor& part, std::i
   whole_ = padded_.slice(0, 0, tokens);
 }
 
+TokenGather::TokenGather(const ModelContext& context, DType dtype, std::int64_t width, std::int64_t tokens, Arena& arena) {
+  const std::int64_t rows = residual_rows(context, tokens);
+  if (!context.split_tokens) {
+    whole_ = part_ = arena.take(dtype, {rows, width});
+    return;
+  }
+  context_ = &context;
+  padded_ = arena.take(dtype, {rows * context.tensor->size(), width});
+  whole_ = padded_.slice(0, 0, tokens);
+  part_ = padded_.slice(0, context.tensor->rank() * rows, (context.tensor->rank() + 1) * rows);
+}
+
 void TokenGather::start() {
   if (context_ == nullptr || !context_->overlap_tensor) return;
   pending_ = context_->tensor->start_all_gather(part_, padded_, context_->execution.stream);

@@ -25,6 +25,8 @@ class TokenGather {
  public:
   // Takes memory for the whole from `arena`, where there is more of it than the part.
   TokenGather(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena);
+  // Takes memory from `arena` for the part, too, in its place in the whole.
+  TokenGather(const ModelContext& context, DType dtype, std::int64_t width, std::int64_t tokens, Arena& arena);
   // Of which no one will ask for more than the part.
   explicit TokenGather(const Tensor& part) : part_(part) {}
 

@@ -25,7 +25,7 @@ struct LayoutConfig {
   std::int64_t bucket_elements = 1 << 24;   // that a bucket of gradients has at least, where there are as many
   std::string recompute = "none";
   std::string overlap = "auto";
-  std::int64_t communication_multiprocessors = 16;   // of a GPU, that overlapped communication over tensor has
+  std::int64_t communication_multiprocessors = 0;   // of a GPU, that overlapped communication over tensor has
   bool tensor_sequence_split = false;    // tensor ranks hold parts of the tokens between their products
 
   // Whether communication of this kind (gradients, weights, tensor, pipeline, sequence) goes on behind computation: with auto

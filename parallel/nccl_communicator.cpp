@@ -17,10 +17,14 @@
 #include "framework/cuda_check.h"
 #include "framework/gpu.h"
 #include "framework/profiler.h"
+#include "parallel/peer_copies.h"
 #include "parallel/transfer_checks.h"
 
 namespace fulmen {
 namespace {
+
+// Below, starting copies takes longer than NCCL's kernel.
+constexpr std::size_t least_bytes_to_copy = std::size_t{1} << 20;
 
 // `comm` may be null: then the words are those of the last failure anywhere in this process.
 void check_nccl(ncclResult_t status, const char* call, ncclComm_t comm = nullptr) {
@@ -138,6 +142,7 @@ class NcclCommunicator final : public Communicator {
   Pending start_all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
     if (on_host(input) && on_host(output)) return host_->start_all_gather(input, output, stream);
     check_gather(input, output, stream);
+    if (copies_ && input.bytes() >= least_bytes_to_copy) return start_gather_by_copies(input, output, stream);
     return start(stream, all_gather_name_, [&](Stream own) { run_all_gather(input, output, own); });
   }
 
@@ -155,15 +160,19 @@ class NcclCommunicator final : public Communicator {
     if (all_on_host(transfers)) return host_->exchange(transfers, stream);
     check_exchange(transfers, stream);
     connect();
-    connect_neighbours();
-    run_exchange(transfers, stream);
+    prepare_exchanges();
+    if (copies_)
+      start_copies(transfers, stream).wait(stream);
+    else
+      run_exchange(transfers, stream);
   }
 
   Pending start_exchange(std::span<const Transfer> transfers, Stream stream) override {
     if (all_on_host(transfers)) return host_->start_exchange(transfers, stream);
     check_exchange(transfers, stream);
     connect();
-    connect_neighbours();
+    prepare_exchanges();
+    if (copies_) return start_copies(transfers, stream);
     return start(stream, exchange_name_, [&](Stream own) { run_exchange(transfers, own); });
   }
 
@@ -174,7 +183,7 @@ class NcclCommunicator final : public Communicator {
   void connect(bool exchanges) override {
     if (size() == 1) return;
     connect();
-    if (exchanges) connect_neighbours();
+    if (exchanges) prepare_exchanges();
   }
 
   std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
@@ -249,17 +258,54 @@ class NcclCommunicator final : public Communicator {
     if (rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
     rendezvous_->broadcast(Tensor(id.internal, DType::uint8, {NCCL_UNIQUE_ID_BYTES}), 0, {});
     ncclConfig_t configuration = NCCL_CONFIG_INITIALIZER;
-    if (multiprocessors_ > 0) configuration.maxCTAs = multiprocessors_;   // one each
+    if (multiprocessors_ > 0) {
+      configuration.maxCTAs = multiprocessors_;   // one each
+      configuration.cgaClusterSize = 1;           // wherever they are: the products leave no neighbours free
+    }
     ncclComm_t comm = nullptr;
     check_nccl(ncclCommInitRankConfig(&comm, size(), id, rank(), &configuration), "ncclCommInitRankConfig");
     comm_ = comm;
   }
 
-  // At the first exchange: makes the connections to the ranks before and after this one, both ways. NCCL makes one when it is
+  // At the first exchange.
+  void prepare_exchanges() {
+    if (exchanges_prepared_ || size() == 1) return;
+    copies_ = open_peer_copies(*rendezvous_, device_);
+    if (!copies_) connect_neighbours();
+    exchanges_prepared_ = true;
+  }
+
+  Pending start_copies(std::span<const Transfer> transfers, Stream stream) {
+    for (const auto& [from, to] : transfers_to_self(transfers, rank()))
+      if (from.data() != to.data()) gpu::copy(stream, to.data(), from.data(), from.bytes());
+    std::vector<Transfer> others;
+    for (const Transfer& transfer : transfers)
+      if (transfer.peer != rank() && transfer.tensor.elements() > 0) others.push_back(transfer);
+    return copies_->start_exchange(others, stream, *profiler_, exchange_name_.c_str());
+  }
+
+  // Sends in the order of the ring, so that not all write to one rank at once.
+  Pending start_gather_by_copies(const Tensor& input, const Tensor& output, Stream stream) {
+    const auto bytes_of = [](const Tensor& tensor) {
+      return Tensor(tensor.data(), DType::uint8, {static_cast<std::int64_t>(tensor.bytes())}, tensor.device());
+    };
+    const Tensor from = bytes_of(input), to = bytes_of(output);
+    const auto part = static_cast<std::int64_t>(input.bytes());
+    const Tensor own = to.slice(0, rank() * part, (rank() + 1) * part);
+    if (own.data() != from.data()) gpu::copy(stream, own.data(), from.data(), from.bytes());
+    std::vector<Transfer> transfers;
+    for (int i = 1; i < size(); ++i) {
+      const int target = (rank() + i) % size(), source = (rank() + size() - i) % size();
+      transfers.push_back({Transfer::Direction::send, target, from});
+      transfers.push_back({Transfer::Direction::receive, source, to.slice(0, source * part, (source + 1) * part)});
+    }
+    return copies_->start_exchange(transfers, stream, *profiler_, all_gather_name_.c_str());
+  }
+
+  // Where the copy engines do not serve: makes the connections to the ranks before and after this one, both ways. NCCL makes one when it is
   // first used, and on a GPU that waits for the kernels under way: where one side's first group sends and receives and the
   // other's only receives, those kernels may be waiting for that very connection.
   void connect_neighbours() {
-    if (neighbours_connected_ || size() == 1) return;
     const int next = (rank() + 1) % size(), previous = (rank() + size() - 1) % size();
     void* bytes = nullptr;
     FULMEN_CUDA_CHECK(cudaMalloc(&bytes, 4));
@@ -277,7 +323,6 @@ class NcclCommunicator final : public Communicator {
     FULMEN_CUDA_CHECK(cudaFree(bytes));
     check(status, "ncclSend or ncclRecv");
     check(ended, "ncclGroupEnd");
-    neighbours_connected_ = true;
   }
 
   void run_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) {
@@ -347,7 +392,8 @@ class NcclCommunicator final : public Communicator {
   Device device_;
   std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
-  bool neighbours_connected_ = false;
+  bool exchanges_prepared_ = false;
+  std::unique_ptr<PeerCopies> copies_;   // null: exchanges are NCCL's
   int multiprocessors_ = 0;
   Stream own_stream_;           // of started operations; null until the first
   std::shared_ptr<Profiler*> profiler_;   // one for a communicator and all its subgroups

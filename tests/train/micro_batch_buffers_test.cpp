@@ -31,7 +31,9 @@ TEST(MicroBatchBuffers, HoldABatch) {
     EXPECT_EQ(testing::read_integers<std::int32_t>(view.order.positions), batch.order.places);
     EXPECT_EQ(view.order.distinct, batch.order.distinct);
     EXPECT_EQ(view.loss_scale.data(), scale.data());
-    if (address != nullptr) EXPECT_EQ(view.tokens.data(), address);
+    if (address != nullptr) {
+      EXPECT_EQ(view.tokens.data(), address);
+    }
     address = view.tokens.data();
   }
 }

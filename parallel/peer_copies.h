@@ -1,0 +1,29 @@
+// Exchanges between GPUs of one host by their copy engines, over NVLink or PCIe, each GPU writing into memory of the other's
+// process (CUDA IPC). Unlike NCCL's kernels they take no multiprocessor from the arithmetic beside them, neither while they
+// move bytes nor, above all, while they wait for the other side: a matrix product that fills the GPU would keep NCCL's kernel
+// out until its end, and one that finds it waiting would run in two waves.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "framework/device.h"
+#include "parallel/communicator.h"
+
+namespace fulmen {
+
+class PeerCopies {
+ public:
+  virtual ~PeerCopies() = default;
+
+  // As Communicator::start_exchange, in the order of calls for every pair of ranks and direction. A send may be complete before
+  // its receive is there. Transfers are entered into the profiler, which may be null, as `name` while bytes move.
+  [[nodiscard]] virtual Pending start_exchange(std::span<const Transfer> transfers, Stream stream, Profiler* profiler,
+                                               const char* name) = 0;
+};
+
+// Collective over `host`, whose ranks have a GPU each (or share one). Null on all ranks, with the reason in the log of the
+// first, where one of them cannot reach another's memory.
+std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device);
+
+}  // namespace fulmen

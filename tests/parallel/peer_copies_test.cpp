@@ -1,0 +1,68 @@
+// Exchanges by copy engines, between ranks that share a GPU or have one each.
+#include "parallel/peer_copies.h"
+
+#include <gtest/gtest.h>
+
+#include "framework/gpu.h"
+#include "tests/parallel/rank_groups.h"
+#include "tests/parallel/test_communicator.h"
+
+namespace fulmen {
+namespace {
+
+constexpr std::int64_t small = 1'000, several_pieces = (std::int64_t{37} << 18) + 5;   // fp32: 37 MiB and 20 bytes
+
+std::vector<float> numbers_of(int sender, int receiver, int round, std::int64_t count) {
+  return random_values<float>(count, static_cast<unsigned>(1000 * round + 10 * sender + receiver));
+}
+
+class OnDevicePeerCopies : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (test_transport() == TestTransport::mpi) GTEST_SKIP() << "needs FULMEN_TEST_DEVICE=cuda";
+  }
+};
+
+// To and from the neighbours on both sides at once, each round before the last was waited for.
+TEST_F(OnDevicePeerCopies, ArriveInOrderWhole) {
+  // The ranks of one host are asked over MPI; a communicator of host tensors serves.
+  Communicator& world = test_communicator();
+  const std::unique_ptr<PeerCopies> copies = open_peer_copies(world, test_execution().device);
+  ASSERT_NE(copies, nullptr) << "this GPU's memory cannot be shared between processes";
+  const int ranks = world.size(), rank = world.rank(), next = (rank + 1) % ranks, previous = (rank + ranks - 1) % ranks;
+  if (ranks == 1) GTEST_SKIP() << "needs two ranks";
+  for (const std::int64_t count : {std::int64_t{1}, small, several_pieces}) {
+    SCOPED_TRACE(count);
+    struct Round {
+      Values<float> to_next, to_previous, from_next, from_previous;
+    };
+    constexpr int rounds = 3;
+    std::vector<Round> all;
+    for (int round = 0; round < rounds; ++round) {
+      const std::vector<float> poison(static_cast<std::size_t>(count), -1.0f);
+      all.push_back({Values<float>(numbers_of(rank, next, round, count)), Values<float>(numbers_of(rank, previous, round + 50, count)),
+                     Values<float>(poison), Values<float>(poison)});
+    }
+    gpu::synchronize(test_stream());
+    std::vector<Pending> pending;
+    for (Round& round : all) {
+      const std::vector<Transfer> transfers = {{Transfer::Direction::send, next, tensor_of(round.to_next)},
+                                               {Transfer::Direction::receive, previous, tensor_of(round.from_previous)},
+                                               {Transfer::Direction::send, previous, tensor_of(round.to_previous)},
+                                               {Transfer::Direction::receive, next, tensor_of(round.from_next)}};
+      pending.push_back(copies->start_exchange(transfers, test_stream(), nullptr, "exchange"));
+    }
+    for (Pending& one : pending) one.wait(test_stream());
+    for (int round = 0; round < rounds; ++round) {
+      SCOPED_TRACE(round);
+      const Round& got = all[static_cast<std::size_t>(round)];
+      // Of two ranks each is the other's neighbour on both sides: what was sent first is received first.
+      EXPECT_TRUE(got.from_previous.read() == numbers_of(previous, rank, round, count));
+      EXPECT_TRUE(got.from_next.read() == numbers_of(next, rank, round + 50, count));
+    }
+  }
+  world.barrier();
+}
+
+}  // namespace
+}  // namespace fulmen
