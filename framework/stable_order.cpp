@@ -18,9 +18,13 @@ StableOrder stable_order(std::span<const std::int32_t> keys) {
   std::ranges::sort(both);
   StableOrder order;
   order.places.reserve(both.size());
+  std::int64_t run = 0;
   for (std::size_t i = 0; i < both.size(); ++i) {
     order.places.push_back(static_cast<std::int32_t>(both[i] & 0xffffffffu));
-    if (i == 0 || both[i] >> 32 != both[i - 1] >> 32) ++order.distinct;
+    const bool begins = i == 0 || both[i] >> 32 != both[i - 1] >> 32;
+    if (begins) ++order.distinct;
+    run = begins ? 1 : run + 1;
+    order.longest_run = std::max(order.longest_run, run);
   }
   return order;
 }

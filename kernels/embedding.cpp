@@ -29,6 +29,8 @@ void embedding_backward(const Execution& execution, const Tensor& tokens, const 
   check_vector(order.positions, DType::int32, tokens.elements(), "order");
   FULMEN_CHECK(order.distinct >= 0 && order.distinct <= tokens.elements(), "{} different ones of {} tokens",
                order.distinct, tokens.elements());
+  FULMEN_CHECK(order.longest_run <= tokens.elements() && order.longest_run >= (tokens.elements() > 0 ? 1 : 0),
+               "a longest run of {} of {} tokens", order.longest_run, tokens.elements());
   check_matrix(d_out, d_out.dtype(), tokens.elements(), d_weight.size(1), "d_out");
   FULMEN_CHECK(size_of(d_weight.dtype()) >= size_of(d_out.dtype()), "d_weight is narrower than d_out");
   if (d_out.elements() == 0) return;
@@ -37,7 +39,7 @@ void embedding_backward(const Execution& execution, const Tensor& tokens, const 
   const double rows = 2.0 * touched * static_cast<double>(size_of(d_weight.dtype()));
   run_on_device(execution, {"embedding backward", 0.0, traffic({d_out}) + rows},
                 [&] { cpu::embedding_backward(execution, tokens, order.positions, d_out, first, scale, d_weight); },
-                [&] { cuda::embedding_backward(execution, tokens, order.positions, d_out, first, scale, d_weight); });
+                [&] { cuda::embedding_backward(execution, tokens, order, d_out, first, scale, d_weight); });
 }
 
 }  // namespace fulmen

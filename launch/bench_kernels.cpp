@@ -181,7 +181,7 @@ void KernelBench::run_embedding() {
   const Tensor gradient = tensors_.random(accumulation_dtype(dtype_), {shapes_.vocabulary, shapes_.hidden});
   const auto measure_backward = [&](const std::string& name, const std::vector<std::int32_t>& values, const Tensor& tokens) {
     const StableOrder sorted = stable_order(values);
-    const TokenOrder order{tensors_.holding<std::int32_t>({shapes_.tokens()}, sorted.places), sorted.distinct};
+    const TokenOrder order{tensors_.holding<std::int32_t>({shapes_.tokens()}, sorted.places), sorted.distinct, sorted.longest_run};
     measure(name, [&] { embedding_backward(execution_, tokens, order, x, 0, 1.0, gradient); });
   };
   const std::vector<std::int32_t> even = random_tokens(shapes_.tokens(), shapes_.vocabulary, false);

@@ -55,6 +55,7 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   FULMEN_CHECK(segments <= view_.shape.tokens() + 1, "{} segments in {} tokens", segments - 1, view_.shape.tokens());
   view_.segments = Tensor(view_.segments.data(), DType::int64, {segments}, execution.device);
   view_.order.distinct = batch.order.distinct;
+  view_.order.longest_run = batch.order.longest_run;
   view_.loss_scale = loss_scale;
 
   if (copied_) copied_.synchronize();

@@ -1,6 +1,7 @@
 // Token embedding on a GPU: rows gathered in one pass; gradients summed along the order of the tokens.
 #include "kernels/cuda/embedding.h"
 
+#include "kernels/cuda/device_launch.cuh"
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_vector.cuh"
 
@@ -32,7 +33,7 @@ struct GatherRow {
 
 template <class T>
 struct Gather {
-  static constexpr int items = 8;   // the loads of a row wait for that of its token: all of them then, by one warp
+  static constexpr int items = 2;   // the loads of a row wait for that of its token: all of them then, by one warp
   const std::int32_t* tokens;
   Rows<T> weight, out;
   std::int64_t first, rows;
@@ -50,8 +51,8 @@ struct Gather {
 // the batch is summed by as many blocks as it has windows. No two threads ever add to one place, nothing depends on timing.
 constexpr int window = 16;   // so that an H200 has several blocks a multiprocessor one after the other
 constexpr int longest = 2 * window;   // that a run may go on after its window in the same block
-constexpr int window_threads = 256;
-constexpr int window_batch = 4;   // positions whose loads are in flight together
+constexpr int window_threads = 128;
+constexpr int window_batch = 8;   // positions whose loads are in flight together
 constexpr int gradient_packet = 4;
 constexpr int combine_warps = 8, combine_windows = 16, combine_batch = 8;
 
@@ -126,6 +127,7 @@ template <int length, class T, class G>
 __global__ void __launch_bounds__(window_threads)
     window_kernel(OrderedTokens all, Rows<const T> d_out, int width, Accumulated<G> scale, Rows<G> d_weight,
                   Accumulated<G>* parts) {
+  await_kernel_before();
   using A = Accumulated<G>;
   __shared__ WindowTokens here;
   const int begin = blockIdx.x * window, length_here = min(window, all.count - begin);
@@ -177,6 +179,7 @@ __global__ void __launch_bounds__(window_threads)
 template <int length, class G>
 __global__ void __launch_bounds__(32 * combine_warps)
     combine_kernel(OrderedTokens all, int width, Accumulated<G> scale, const Accumulated<G>* parts, Rows<G> d_weight) {
+  await_kernel_before();
   using A = Accumulated<G>;
   __shared__ A sums[combine_warps][32][length];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -223,13 +226,13 @@ __global__ void __launch_bounds__(32 * combine_warps)
 }
 
 template <class T, class G>
-void add_gradient(const Execution& execution, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+void add_gradient(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
                   std::int64_t first, double scale, const Tensor& d_weight) {
   using A = Accumulated<G>;
   const std::int64_t width = d_weight.size(1), windows = divide_up(tokens.elements(), window);
   Arena::Frame frame(*execution.scratch);
   const Tensor parts = execution.scratch->take(accumulation_dtype(d_weight.dtype()), {windows, 2, width});
-  const OrderedTokens all{pointer_to<std::int32_t>(tokens), pointer_to<std::int32_t>(order),
+  const OrderedTokens all{pointer_to<std::int32_t>(tokens), pointer_to<std::int32_t>(order.positions),
                           static_cast<int>(tokens.elements()), static_cast<std::int32_t>(first),
                           static_cast<std::int32_t>(first + d_weight.size(0))};
   const bool packets = width % gradient_packet == 0 && packets_aligned(gradient_packet, {d_out, d_weight});
@@ -237,16 +240,14 @@ void add_gradient(const Execution& execution, const Tensor& tokens, const Tensor
     const std::int64_t of_row = width / length.value;
     const int threads = std::max(lanes_of_warp, round_threads(of_row, window_threads));
     const dim3 grid(static_cast<unsigned>(windows), static_cast<unsigned>(divide_up(of_row, threads)));
-    window_kernel<length.value, T, G><<<grid, threads, 0, stream_of(execution)>>>(
-        all, Rows<const T>{pointer_to<const T>(d_out), d_out.stride(0)}, static_cast<int>(width), static_cast<A>(scale),
+    launch_early(
+        execution, grid, threads, window_kernel<length.value, T, G>, all, Rows<const T>{pointer_to<const T>(d_out), d_out.stride(0)}, static_cast<int>(width), static_cast<A>(scale),
         rows_of<G>(d_weight), pointer_to<A>(parts));
-    FULMEN_CUDA_CHECK_LAUNCH();
-    if (tokens.elements() <= longest) return;   // none is long
+    if (order.longest_run <= longest) return;   // no run is long
     const dim3 combine_grid(static_cast<unsigned>(divide_up(windows, combine_windows)),
                             static_cast<unsigned>(divide_up(of_row, lanes_of_warp)));
-    combine_kernel<length.value, G><<<combine_grid, lanes_of_warp * combine_warps, 0, stream_of(execution)>>>(
-        all, static_cast<int>(width), static_cast<A>(scale), pointer_to<A>(parts), rows_of<G>(d_weight));
-    FULMEN_CUDA_CHECK_LAUNCH();
+    launch_early(execution, combine_grid, lanes_of_warp * combine_warps, combine_kernel<length.value, G>, all, static_cast<int>(width),
+                 static_cast<A>(scale), pointer_to<A>(parts), rows_of<G>(d_weight));
   });
 }
 
@@ -263,7 +264,7 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
   });
 }
 
-void embedding_backward(const Execution& execution, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+void embedding_backward(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
                         std::int64_t first, double scale, const Tensor& d_weight) {
   if (d_weight.size(0) == 0) return;   // all tokens are other ranks'
   FULMEN_CHECK(tokens.elements() < (std::int64_t{1} << 30) && first + d_weight.size(0) < after_all &&

@@ -1,57 +1,28 @@
-// The decoding step of linear attention: the state is read and written once, and that is nearly all of its time. As many
-// blocks as there is room for take one unit of work after the other: some columns of one head's state and all of its
-// rows. What a thread will need of the state is copied to its own places in shared memory well ahead, past the end of the
-// unit, so that memory is kept busy while a block makes features or adds up its results.
+// The decoding step of linear attention: the state is read and written once, and that is nearly all of its time. A
+// block has some columns of one head's state and all of its rows; where there are few heads, a head's columns are
+// shared out over several blocks.
 #include "kernels/cuda/linear_attention.h"
-
-#include <cuda_pipeline_primitives.h>
 
 #include <algorithm>
 
 #include "framework/cuda_check.h"
+#include "kernels/cuda/device_launch.cuh"
 #include "kernels/cuda/device_reduce.cuh"
 #include "kernels/cuda/linear_attention_arithmetic.cuh"
 
 namespace fulmen::cuda {
 namespace {
 
-constexpr int step_threads = 256;
-constexpr int step_blocks = 2;      // of a multiprocessor, so that one copies while the other computes
+constexpr int step_threads = 256;   // with rows_in_flight each, they have half a head of width 128 on its way at once
 constexpr int staged_keys = 1024;   // keys and queries held in shared memory at a time
-constexpr int chunk_rows = 4;       // rows of the state that a thread copies and uses together
-constexpr int chunks_ahead = 4;     // with that, a head of width 128 is on its way to each block at once
+constexpr int rows_in_flight = 8;   // state vectors that a thread loads before it uses the first
 constexpr int least_bytes = 64;     // of a row of the state in one block: what memory transfers at once
 
 struct StepShape {
-  int heads, key_width, state_width, value_width;
+  std::int64_t heads;
+  int key_width, state_width, value_width;
   int vectors;             // of a row of the state
-  int vectors_per_unit;    // of it in one unit: at most step_threads
-  int units_per_head;
-  int units;
-};
-
-// What a unit is, and what a thread does of it: rows `group`, `group + groups`, ... of column `column`.
-template <class Elements>
-struct Unit {
-  int index, row, head, first_vector, columns, groups, column, group;
-  int chunks;      // of all rows
-  bool works;
-  Elements* own;   // the first row of the thread's column
-
-  template <class A>
-  __device__ __forceinline__ Unit(const StepShape& shape, int unit, A* state) : index(unit) {
-    const int task = unit / shape.units_per_head;
-    row = task / shape.heads, head = task % shape.heads;
-    first_vector = unit % shape.units_per_head * shape.vectors_per_unit;
-    columns = min(shape.vectors_per_unit, shape.vectors - first_vector);
-    groups = min(step_threads / columns, staged_keys / chunk_rows);
-    column = static_cast<int>(threadIdx.x) % columns, group = static_cast<int>(threadIdx.x) / columns;
-    chunks = (shape.state_width + chunk_rows * groups - 1) / (chunk_rows * groups);
-    works = group < groups;
-    own = reinterpret_cast<Elements*>(state) + std::int64_t{task} * shape.state_width * shape.vectors + first_vector + column;
-  }
-  // Row of the state that is a thread's k-th in a chunk.
-  __device__ __forceinline__ int row_of(int chunk, int k) const { return (chunk * chunk_rows + k) * groups + group; }
+  int vectors_per_block;   // of it in one block: at most step_threads
 };
 
 // Feature i of an activated query or key: turned by LRPE where there is one.
@@ -85,113 +56,91 @@ __device__ void sum_over_rows(Packet<A, size>* sums, int column, int group, int 
   }
 }
 
-// square_sums [batch * heads, units of a head], or null. Dynamic shared memory: chunks_ahead * chunk_rows vectors a thread.
+// grid: (batch * heads, blocks of a head). square_sums [batch * heads, blocks of a head], or null.
 template <class T, int size>
-__global__ void __launch_bounds__(step_threads, step_blocks)
+__global__ void __launch_bounds__(step_threads, 4)
     step_kernel(StepShape shape, HeadsView<const T> query, HeadsView<const T> key, HeadsView<const T> value,
                 Activation query_key_activation, Activation value_activation, Rotation rotation, const double* slope,
                 Accumulated<T>* state, HeadsView<T> output, Accumulated<T>* square_sums) {
+  await_kernel_before();
   using A = Accumulated<T>;
   using Elements = Packet<A, size>;   // 16 bytes, or a single element
-  extern __shared__ __align__(16) unsigned char dynamic[];
   __shared__ A queries[staged_keys], keys[staged_keys];
   __shared__ Elements sums[step_threads];
-  // A thread's places for a chunk that is copied ahead; no other thread looks at them.
-  const auto place = [&](int slot, int k) {
-    return reinterpret_cast<Elements*>(dynamic) + (slot * chunk_rows + k) * step_threads + threadIdx.x;
-  };
-  Unit<Elements> ahead(shape, blockIdx.x, state);
-  int chunk_ahead = 0, slot_ahead = 0;
-  const auto copy_ahead = [&] {
-    if (ahead.index < shape.units) {
-#pragma unroll
-      for (int k = 0; k < chunk_rows; ++k) {
-        const int i = ahead.row_of(chunk_ahead, k);
-        if (ahead.works && i < shape.state_width)
-          __pipeline_memcpy_async(place(slot_ahead, k), ahead.own + std::int64_t{i} * shape.vectors, sizeof(Elements));
-      }
-      if (++chunk_ahead == ahead.chunks) {
-        ahead = Unit<Elements>(shape, ahead.index + gridDim.x, state);
-        chunk_ahead = 0;
-      }
-    }
-    __pipeline_commit();   // an empty one, too: they are counted
-    slot_ahead = (slot_ahead + 1) % chunks_ahead;
-  };
-  for (int i = 0; i < chunks_ahead; ++i) copy_ahead();
+  const std::int64_t task = blockIdx.x, row = task / shape.heads, head = task % shape.heads;
+  const int first_vector = static_cast<int>(blockIdx.y) * shape.vectors_per_block;
+  const int columns = min(shape.vectors_per_block, shape.vectors - first_vector);
+  const int groups = step_threads / columns;
+  const int column = static_cast<int>(threadIdx.x) % columns, group = static_cast<int>(threadIdx.x) / columns;
+  const bool works = group < groups;
+  const int first_value = (first_vector + column) * size;
+  Elements* const own = reinterpret_cast<Elements*>(state + task * shape.state_width * shape.value_width + first_value);
 
-  int slot = 0;
-  for (int index = blockIdx.x; index < shape.units; index += gridDim.x) {
-    const Unit<Elements> unit(shape, index, state);
-    const int row = unit.row, head = unit.head, first_value = (unit.first_vector + unit.column) * size;
-    const A decay = static_cast<A>(exp(-slope[head]));
-    A values[size];
-    Elements sum;
+  const A decay = static_cast<A>(exp(-slope[head]));
+  A values[size];
+  Elements sum;
 #pragma unroll
-    for (int e = 0; e < size; ++e) {
-      values[e] = activated(value_activation, to_accumulated(value.at(row, 0, head)[first_value + e]));
-      sum.values[e] = 0;
+  for (int e = 0; e < size; ++e) {
+    values[e] = activated(value_activation, to_accumulated(value.at(row, 0, head)[first_value + e]));
+    sum.values[e] = 0;
+  }
+  for (int stage = 0; stage < shape.state_width; stage += staged_keys) {
+    const int staged = min(staged_keys, shape.state_width - stage);
+    Elements in_flight[rows_in_flight];
+    // The first rows are on their way while the queries and keys are made.
+    const auto load = [&](int first) {
+#pragma unroll
+      for (int k = 0; k < rows_in_flight; ++k) {
+        const int i = first + k * groups;
+        if (works && i < staged) in_flight[k] = own[std::int64_t{stage + i} * shape.vectors];
+      }
+    };
+    load(group);
+    if (stage > 0) __syncthreads();   // the queries and keys before are read no more
+    for (int i = threadIdx.x; i < staged; i += step_threads) {
+      const int j = (stage + i) % shape.key_width;
+      write_features(shape, rotation, row, head, stage + i,
+                     activated(query_key_activation, to_accumulated(query.at(row, 0, head)[j])),
+                     activated(query_key_activation, to_accumulated(key.at(row, 0, head)[j])), queries + i, keys + i);
     }
-    const int rows_of_chunk = chunk_rows * unit.groups, chunks_of_stage = staged_keys / rows_of_chunk;
-    for (int chunk = 0; chunk < unit.chunks; ++chunk) {
-      const int stage = chunk / chunks_of_stage * chunks_of_stage * rows_of_chunk;
-      if (chunk % chunks_of_stage == 0) {
-        __syncthreads();   // the queries and keys before are read no more, nor are the sums
-        for (int i = stage + threadIdx.x; i < min(stage + chunks_of_stage * rows_of_chunk, shape.state_width); i += step_threads) {
-          const int j = i % shape.key_width;
-          write_features(shape, rotation, row, head, i,
-                         activated(query_key_activation, to_accumulated(query.at(row, 0, head)[j])),
-                         activated(query_key_activation, to_accumulated(key.at(row, 0, head)[j])), queries + i - stage,
-                         keys + i - stage);
-        }
-        __syncthreads();
-      }
-      __pipeline_wait_prior(chunks_ahead - 1);
-      Elements elements[chunk_rows];
-      A q[chunk_rows], added[chunk_rows];
-      const auto has = [&](int k) { return unit.works && unit.row_of(chunk, k) < shape.state_width; };
+    __syncthreads();
+    for (int first = group; first < staged; first += rows_in_flight * groups) {
+      if (first != group) load(first);
 #pragma unroll
-      for (int k = 0; k < chunk_rows; ++k) {
-        if (!has(k)) continue;
-        elements[k] = *place(slot, k);
-        q[k] = queries[unit.row_of(chunk, k) - stage], added[k] = keys[unit.row_of(chunk, k) - stage];
-      }
-#pragma unroll
-      for (int k = 0; k < chunk_rows; ++k) {
-        if (!has(k)) continue;
+      for (int k = 0; k < rows_in_flight; ++k) {
+        const int i = first + k * groups;
+        if (!works || i >= staged) continue;
+        const A q = queries[i], added = keys[i];
 #pragma unroll
         for (int e = 0; e < size; ++e) {
-          elements[k].values[e] = decay * elements[k].values[e] + added[k] * values[e];
-          sum.values[e] += q[k] * elements[k].values[e];
+          in_flight[k].values[e] = decay * in_flight[k].values[e] + added * values[e];
+          sum.values[e] += q * in_flight[k].values[e];
         }
-        unit.own[std::int64_t{unit.row_of(chunk, k)} * shape.vectors] = elements[k];
+        own[std::int64_t{stage + i} * shape.vectors] = in_flight[k];
       }
-      copy_ahead();   // into the places just read
-      slot = (slot + 1) % chunks_ahead;
     }
-
-    const int columns = unit.columns, column = unit.column;
-    if (unit.works) sums[unit.group * columns + column] = sum;
-    sum_over_rows(sums, column, unit.works ? unit.group : unit.groups, columns, unit.groups);
-    __syncthreads();
-    if (unit.group == 0) {
-      sum = sums[column];
-      A squares = 0;
-#pragma unroll
-      for (int e = 0; e < size; ++e) {
-        output.at(row, 0, head)[first_value + e] = round_to<T>(sum.values[e]);
-        squares += sum.values[e] * sum.values[e];
-      }
-      sums[column].values[0] = squares;
-    }
-    if (square_sums == nullptr) continue;
-    __syncthreads();
-    if (threadIdx.x >= 32) continue;
-    A squares = 0;
-    for (int c = threadIdx.x; c < columns; c += 32) squares += sums[c].values[0];
-    squares = sum_of_lanes(squares);
-    if (threadIdx.x == 0) square_sums[index] = squares;
   }
+
+  if (works) sums[group * columns + column] = sum;
+  sum_over_rows(sums, column, works ? group : groups, columns, groups);
+  __syncthreads();
+  if (group == 0) {
+    sum = sums[column];
+    A squares = 0;
+#pragma unroll
+    for (int e = 0; e < size; ++e) {
+      output.at(row, 0, head)[first_value + e] = round_to<T>(sum.values[e]);
+      squares += sum.values[e] * sum.values[e];
+    }
+    sums[column].values[0] = squares;
+  }
+  if (square_sums == nullptr) return;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  A squares = 0;
+  for (int c = threadIdx.x; c < columns; c += 32) squares += sums[c].values[0];
+  squares = sum_of_lanes(squares);
+  if (threadIdx.x == 0) square_sums[task * gridDim.y + blockIdx.y] = squares;
 }
 
 // to [count] = the sums of from [count, parts].
@@ -210,12 +159,12 @@ int multiprocessors(int device) {
   return count;
 }
 
-// Vectors of a row of the state for one unit: few enough that each of `blocks` has one, but whole transfers of memory, and
-// no more than a block has threads.
-int vectors_per_unit(std::int64_t vectors, std::int64_t tasks, int vector_bytes, int blocks) {
-  const std::int64_t units_per_head = (blocks + tasks - 1) / tasks;
+// Vectors of a row of the state for one block: few enough for two blocks on each multiprocessor, but whole transfers of
+// memory, and no more than a block has threads.
+int vectors_per_block(std::int64_t vectors, std::int64_t tasks, int vector_bytes, int device) {
+  const std::int64_t blocks_per_head = (2 * multiprocessors(device) + tasks - 1) / tasks;
   const std::int64_t transfer = std::max(1, least_bytes / vector_bytes);
-  const std::int64_t wanted = (vectors + units_per_head - 1) / units_per_head;
+  const std::int64_t wanted = (vectors + blocks_per_head - 1) / blocks_per_head;
   return static_cast<int>(std::min<std::int64_t>((wanted + transfer - 1) / transfer * transfer, step_threads));
 }
 
@@ -224,37 +173,30 @@ void step(const Execution& execution, const LinearAttentionInputs& inputs, const
           const LinearAttentionOutputs& outputs) {
   using A = Accumulated<T>;
   const auto stream = static_cast<cudaStream_t>(execution.stream.handle);
-  const std::int64_t tasks = inputs.query.size(0) * inputs.query.size(2);
-  const int most_blocks = step_blocks * multiprocessors(execution.device.index);
   StepShape shape{};
-  shape.heads = static_cast<int>(inputs.query.size(2));
+  shape.heads = inputs.query.size(2);
   shape.key_width = static_cast<int>(inputs.query.size(3));
   shape.state_width = inputs.theta ? 2 * shape.key_width : shape.key_width;
   shape.value_width = static_cast<int>(inputs.value.size(3));
   shape.vectors = shape.value_width / size;
-  shape.vectors_per_unit = vectors_per_unit(shape.vectors, tasks, size * static_cast<int>(sizeof(A)), most_blocks);
-  shape.units_per_head = (shape.vectors + shape.vectors_per_unit - 1) / shape.vectors_per_unit;
-  FULMEN_CHECK(tasks * shape.units_per_head < (std::int64_t{1} << 30), "{} heads are too many for one launch", tasks);
-  shape.units = static_cast<int>(tasks) * shape.units_per_head;
+  const std::int64_t tasks = inputs.query.size(0) * shape.heads;
+  shape.vectors_per_block =
+      vectors_per_block(shape.vectors, tasks, size * static_cast<int>(sizeof(A)), execution.device.index);
+  const int blocks = (shape.vectors + shape.vectors_per_block - 1) / shape.vectors_per_block;
 
   Arena::Frame frame(*execution.scratch);
   A* square_sums = outputs.square_sums ? outputs.square_sums.as<A>() : nullptr;
   A* parts = square_sums;
-  if (square_sums != nullptr && shape.units_per_head > 1)
-    parts = execution.scratch->take(dtype_of<A>, {shape.units}).template as<A>();
-  constexpr int ahead_bytes = chunks_ahead * chunk_rows * step_threads * size * static_cast<int>(sizeof(A));
-  const auto kernel = step_kernel<T, size>;
-  FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ahead_bytes));
-  FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
-  kernel<<<std::min(shape.units, most_blocks), step_threads, ahead_bytes, stream>>>(
-      shape, HeadsView<const T>(inputs.query), HeadsView<const T>(inputs.key), HeadsView<const T>(inputs.value),
+  if (square_sums != nullptr && blocks > 1)
+    parts = execution.scratch->take(dtype_of<A>, {tasks, blocks}).template as<A>();
+  launch_early(
+      execution, dim3(static_cast<unsigned>(tasks), static_cast<unsigned>(blocks)), step_threads, step_kernel<T, size>, shape, HeadsView<const T>(inputs.query), HeadsView<const T>(inputs.key), HeadsView<const T>(inputs.value),
       inputs.query_key_activation, inputs.value_activation, Rotation(inputs.theta, inputs.positions),
       inputs.slope.as<double>(), state.as<A>(), HeadsView<T>(outputs.output), parts);
-  FULMEN_CUDA_CHECK_LAUNCH();
   if (parts == square_sums) return;
   constexpr int threads = 128;
-  add_parts_kernel<<<static_cast<unsigned>((tasks + threads - 1) / threads), threads, 0, stream>>>(
-      parts, tasks, shape.units_per_head, square_sums);
+  add_parts_kernel<<<static_cast<unsigned>((tasks + threads - 1) / threads), threads, 0, stream>>>(parts, tasks, blocks,
+                                                                                                 square_sums);
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 

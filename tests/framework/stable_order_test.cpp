@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <random>
 #include <set>
@@ -20,6 +21,11 @@ void check(const std::vector<std::int32_t>& keys) {
   std::ranges::stable_sort(expected, {}, [&](std::int32_t place) { return keys[static_cast<std::size_t>(place)]; });
   const StableOrder order = stable_order(keys);
   EXPECT_EQ(order.places, expected);
+  std::map<std::int32_t, std::int64_t> counts;
+  for (const std::int32_t key : keys) ++counts[key];
+  std::int64_t most = 0;
+  for (const auto& [key, count] : counts) most = std::max(most, count);
+  EXPECT_EQ(order.longest_run, most);
   EXPECT_EQ(order.distinct, static_cast<std::int64_t>(std::set<std::int32_t>(keys.begin(), keys.end()).size()));
 }
 

@@ -25,7 +25,7 @@ std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabul
 
 TokenOrder order_of(const std::vector<std::int32_t>& tokens, Host& host) {
   const StableOrder order = stable_order(tokens);
-  return {host.integers<std::int32_t>({static_cast<std::int64_t>(tokens.size())}, order.places), order.distinct};
+  return {host.integers<std::int32_t>({static_cast<std::int64_t>(tokens.size())}, order.places), order.distinct, order.longest_run};
 }
 
 TEST(Embedding, EqualsTheOracleWhenSplit) {

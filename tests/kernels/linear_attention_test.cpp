@@ -102,7 +102,7 @@ TEST(LinearAttention, RecurrentFormEqualsChunkForm) {
       {.batch = 1, .length = 3, .heads = 1, .key_width = 4, .value_width = 1100, .initial_state = true,
        .value_activation = Activation::silu},
       {.batch = 1, .length = 3, .heads = 2, .key_width = 3, .value_width = 301},
-      // More heads than a GPU takes at once: blocks go from one to the next, and copy its state ahead.
+      // More heads than a GPU takes at once.
       {.batch = 700, .length = 2, .heads = 2, .key_width = 24, .value_width = 20, .initial_state = true},
       {.batch = 60, .length = 2, .heads = 6, .key_width = 128, .value_width = 128, .initial_state = true},
       {.batch = 90, .length = 2, .heads = 7, .key_width = 9, .value_width = 3, .lrpe = true, .initial_state = true},

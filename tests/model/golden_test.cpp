@@ -52,7 +52,7 @@ TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   batch.positions = host.integers<std::int64_t>({shape.batch, shape.length}, positions);
   batch.segments = host.integers<std::int64_t>({static_cast<std::int64_t>(segments.size())}, segments);
   const StableOrder order = stable_order(std::span(stream).first(static_cast<std::size_t>(shape.tokens())));
-  batch.order = {host.integers<std::int32_t>({shape.tokens()}, order.places), order.distinct};
+  batch.order = {host.integers<std::int32_t>({shape.tokens()}, order.places), order.distinct, order.longest_run};
   batch.loss_scale = host.tensor(DType::fp64, {1}, {scale});
 
   stage.forward(0, batch, {}, {}, false);

@@ -191,7 +191,7 @@ class RandomBatch {
     device_.positions = memory_.integers<std::int64_t>({shape.batch, shape.length}, positions_);
     device_.segments = memory_.integers<std::int64_t>({static_cast<std::int64_t>(segments_.size())}, segments_);
     const StableOrder order = stable_order(tokens_);
-    device_.order = {memory_.integers<std::int32_t>({shape.tokens()}, order.places), order.distinct};
+    device_.order = {memory_.integers<std::int32_t>({shape.tokens()}, order.places), order.distinct, order.longest_run};
     device_.loss_scale = memory_.tensor(DType::fp64, {1}, {scale_});
   }
   RandomBatch(const RandomBatch&) = delete;

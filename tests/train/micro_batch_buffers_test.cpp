@@ -30,6 +30,7 @@ TEST(MicroBatchBuffers, HoldABatch) {
     EXPECT_EQ(testing::read_integers<std::int64_t>(view.tokens_after), batch.tokens_after);
     EXPECT_EQ(testing::read_integers<std::int32_t>(view.order.positions), batch.order.places);
     EXPECT_EQ(view.order.distinct, batch.order.distinct);
+    EXPECT_EQ(view.order.longest_run, batch.order.longest_run);
     EXPECT_EQ(view.loss_scale.data(), scale.data());
     if (address != nullptr) {
       EXPECT_EQ(view.tokens.data(), address);
