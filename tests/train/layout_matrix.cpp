@@ -128,7 +128,7 @@ std::vector<Combination> layout_combinations() {
     for (std::uint64_t seed = 1; seed <= layouts_of_three_axes; ++seed) {
       Combination partial(features().size(), -1);
       for (const int axis : {data, sequence, tensor, pipeline}) partial[static_cast<std::size_t>(axis)] = axis == alone ? 0 : 1;
-      given.push_back(layout_space().complete(partial, seed).value());
+      given.push_back(layout_space().complete(partial, static_cast<std::uint64_t>(alone) * 1000 + seed).value());
     }
   return cover_pairs(layout_space(), layouts_in_ci, given);
 }
