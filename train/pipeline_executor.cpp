@@ -80,7 +80,7 @@ void PipelineExecutor::forward(const Instruction& instruction, std::span<const B
   const MicroBatch& micro_batch =
       slot_of(instruction).buffers->fill(batches[static_cast<std::size_t>(m)], loss_scale, execution_);
   const Tensor output = chunk.stage->head() ? Tensor() : outputs_.acquire(instruction, make_buffer_);
-  pass(instruction, [&] { chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient); });
+  pass(Timed::forward, instruction, [&] { chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient); });
   inputs_.release(m, c);
   if (gradient) return;
   if (chunk.stage->head() && on_forward) on_forward(m, slot);
@@ -94,7 +94,7 @@ void PipelineExecutor::backward_input(const Instruction& instruction, bool with_
   const int number = static_cast<int>(&slot - chunk.slots.data());
   const Tensor d_output = d_outputs_.get(instruction.micro_batch, instruction.chunk);
   const Tensor d_input = chunk.stage->range().embedding ? Tensor() : d_inputs_.acquire(instruction, make_buffer_);
-  pass(instruction, [&] {
+  pass(with_weights ? Timed::joined : Timed::backward_input, instruction, [&] {
     if (with_weights)
       chunk.stage->backward(number, slot.buffers->micro_batch(), d_output, d_input);
     else
@@ -187,19 +187,23 @@ void PipelineExecutor::await_all() {
 
 void PipelineExecutor::time_passes() {
   for (Chunk& chunk : chunks_)
-    while (chunk.timers.size() < 3) chunk.timers.push_back({StreamTimer(execution_.stream)});
+    while (chunk.timers.size() < timed_kinds) chunk.timers.push_back({StreamTimer(execution_.stream)});
 }
 
 PassCosts PipelineExecutor::pass_seconds(int chunk) {
   std::vector<PassTimer>& timers = chunks_[static_cast<std::size_t>(chunk)].timers;
   FULMEN_CHECK(!timers.empty(), "passes are not timed");
-  return {timers[0].mean(), timers[1].mean(), timers[2].mean()};
+  const auto timed = [&](Timed kind) {
+    PassTimer& timer = timers[static_cast<std::size_t>(kind)];
+    return TimedPasses{timer.passes, timer.timer.seconds()};
+  };
+  return mean_costs(timed(Timed::forward), timed(Timed::backward_input), timed(Timed::backward_weight), timed(Timed::joined));
 }
 
-void PipelineExecutor::pass(const Instruction& instruction, const std::function<void()>& work) {
+void PipelineExecutor::pass(Timed kind, const Instruction& instruction, const std::function<void()>& work) {
   std::vector<PassTimer>& timers = chunk_of(instruction).timers;
   if (timers.empty()) return work();
-  PassTimer& timed = timers[static_cast<std::size_t>(instruction.operation)];
+  PassTimer& timed = timers[static_cast<std::size_t>(kind)];
   timed.timer.start();
   work();
   timed.timer.stop();
@@ -235,7 +239,8 @@ void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> b
       }
       case Operation::backward_weight: {
         Chunk& chunk = chunk_of(instruction);
-        pass(instruction, [&] { chunk.stage->backward_weight(static_cast<int>(&slot_of(instruction) - chunk.slots.data())); });
+        pass(Timed::backward_weight, instruction,
+             [&] { chunk.stage->backward_weight(static_cast<int>(&slot_of(instruction) - chunk.slots.data())); });
         finish_micro_batch(instruction);
         break;
       }
@@ -251,6 +256,16 @@ void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> b
     }
   }
   await_all();
+}
+
+PassCosts mean_costs(const TimedPasses& forward, const TimedPasses& backward_input, const TimedPasses& backward_weight,
+                     const TimedPasses& joined) {
+  PassCosts costs{forward.mean(), backward_input.mean(), backward_weight.mean()};
+  if (joined.count == 0) return costs;
+  if (backward_input.count == 0) return {costs.forward, joined.mean(), 0.0};
+  const double weights = backward_weight.seconds + joined.seconds - joined.count * costs.backward_input;
+  costs.backward_weight = std::max(0.0, weights / (backward_weight.count + joined.count));
+  return costs;
 }
 
 InstructionList forward_only(const InstructionList& list) {

@@ -49,8 +49,7 @@ class PipelineExecutor {
 
   // From now on passes are timed, which costs two events each on a GPU.
   void time_passes();
-  // Mean seconds of the last run's passes on a model chunk. A weight gradient that came right after its backward_input is in
-  // that one's time.
+  // Mean seconds of the last run's passes on a model chunk.
   PassCosts pass_seconds(int chunk);
 
  private:
@@ -73,16 +72,17 @@ class PipelineExecutor {
     std::unique_ptr<MicroBatchBuffers> buffers;
     int micro_batch = -1;
   };
+  enum class Timed : std::uint8_t { forward, backward_input, backward_weight, joined };   // joined: both backward passes as one
+  static constexpr std::size_t timed_kinds = 4;
   // Passes of one kind on one chunk.
   struct PassTimer {
     StreamTimer timer;
     int passes = 0;
-    double mean() { return passes > 0 ? timer.seconds() / passes : 0.0; }
   };
   struct Chunk {
     Stage* stage;
     std::vector<Slot> slots;
-    std::vector<PassTimer> timers;   // of forward, backward_input and backward_weight; none: they are not timed
+    std::vector<PassTimer> timers;   // by kind; none: they are not timed
   };
   // A group of transfers that was started.
   struct Started {
@@ -97,8 +97,8 @@ class PipelineExecutor {
   void forward(const Instruction& instruction, std::span<const Batch> batches, const Tensor& loss_scale, bool gradient);
   void backward_input(const Instruction& instruction, bool with_weights);
   void finish_micro_batch(const Instruction& instruction);
-  // Runs a pass, which waits for no transfer, of instruction's kind.
-  void pass(const Instruction& instruction, const std::function<void()>& work);
+  // Runs a pass of instruction's chunk, which waits for no transfer.
+  void pass(Timed kind, const Instruction& instruction, const std::function<void()>& work);
   // Runs the group, or starts it. A group of receives that comes next is started with it: its place in the order of
   // transfers is the same, and what it brings may travel during the passes between.
   void transfer(const InstructionList& list, std::size_t begin);
@@ -117,6 +117,17 @@ class PipelineExecutor {
   std::size_t started_end_ = 0;   // transfers of the list before it are started
   StreamTimer waiting_;
 };
+
+// Passes of one kind.
+struct TimedPasses {
+  int count = 0;
+  double seconds = 0.0;
+  double mean() const { return count > 0 ? seconds / count : 0.0; }
+};
+// Means by pass, which add up to all that was timed. Where both backward passes of a micro-batch ran joined, as one, what that
+// takes beyond a backward_input alone counts as the weight gradient's; all of it as backward_input's where none ran alone.
+PassCosts mean_costs(const TimedPasses& forward, const TimedPasses& backward_input, const TimedPasses& backward_weight,
+                     const TimedPasses& joined);
 
 // The list with only what evaluation needs: forwards and their transfers.
 InstructionList forward_only(const InstructionList& list);
