@@ -119,14 +119,17 @@ Tensor PipelineExecutor::transfer_buffer(const Instruction& instruction) {
 }
 
 void PipelineExecutor::transfer(const InstructionList& list, std::size_t begin) {
-  if (begin < started_end_) return;
   const std::size_t end = end_of_group(list, begin);
-  start(std::span(list).subspan(begin, end - begin));
-  started_end_ = end;
-  if (!overlap_) return await_all();
-  while (in_flight_.size() >= most_in_flight) {
-    complete(in_flight_.front());
-    in_flight_.pop_front();
+  if (begin >= started_end_) {
+    start(std::span(list).subspan(begin, end - begin));
+    started_end_ = end;
+    if (!overlap_) return await_all();
+    while (in_flight_.size() >= most_in_flight) {
+      complete(in_flight_.front());
+      in_flight_.pop_front();
+    }
+  } else if (in_flight_.size() >= most_in_flight) {
+    return;   // what comes next can wait longer than passes may
   }
   const auto next = std::find_if(list.begin() + static_cast<std::ptrdiff_t>(end), list.end(),
                                  [](const Instruction& instruction) { return is_transfer(instruction.operation); });
