@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "framework/error.h"
-#include "parallel/list_schedule.h"
+#include "parallel/schedule_search.h"
 
 namespace fulmen {
 namespace {
@@ -118,6 +118,14 @@ InstructionList one_forward_one_backward(int stage, int stages, int micro_batche
   return std::move(list).finish();
 }
 
+std::vector<InstructionList> written_out(ScheduleKind kind, int ranks, int micro_batches) {
+  std::vector<InstructionList> lists;
+  for (int rank = 0; rank < ranks; ++rank)
+    lists.push_back(kind == ScheduleKind::gpipe ? gpipe(rank, ranks, micro_batches)
+                                                : one_forward_one_backward(rank, ranks, micro_batches));
+  return lists;
+}
+
 }  // namespace
 
 std::string_view name_of(Operation operation) {
@@ -171,7 +179,8 @@ ScheduleKind parse_schedule_kind(std::string_view name) {
   throw UserError("parallel.schedule", fmt::format("'{}' is unknown", name), "use gpipe, 1f1b, interleaved or zero-bubble");
 }
 
-std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int micro_batches, int chunks) {
+std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int micro_batches, int chunks,
+                                           const ScheduleCosts& costs) {
   FULMEN_CHECK(ranks >= 1 && micro_batches >= 1 && chunks >= 1, "a schedule of {} ranks, {} micro-batches and {} chunks",
                ranks, micro_batches, chunks);
   if (chunks > 1 && ranks == 1)
@@ -181,12 +190,14 @@ std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int mic
   if (chunks > 1 && !listed)
     throw UserError("parallel.chunks", fmt::format("the schedule {} runs one model chunk per rank, not {}", name_of(kind), chunks),
                     "use 1, or parallel.schedule interleaved or zero-bubble");
-  if (listed) return make_list_schedule({.weights_wait = kind == ScheduleKind::zero_bubble}, ranks, micro_batches, chunks);
-  std::vector<InstructionList> lists;
-  for (int rank = 0; rank < ranks; ++rank)
-    lists.push_back(kind == ScheduleKind::gpipe ? gpipe(rank, ranks, micro_batches)
-                                                : one_forward_one_backward(rank, ranks, micro_batches));
-  return lists;
+  if (!listed) return written_out(kind, ranks, micro_batches);
+  const PipelineShape shape{ranks, micro_batches, chunks};
+  std::vector<std::vector<InstructionList>> known;
+  if (chunks == 1) known.push_back(written_out(ScheduleKind::one_forward_one_backward, ranks, micro_batches));
+  if (kind == ScheduleKind::interleaved) return find_list_schedule(false, shape, costs, std::move(known));
+  // What needs no idle time is never slower for having some.
+  if (chunks > 1) known.push_back(find_list_schedule(false, shape, costs, {}));
+  return find_list_schedule(true, shape, costs, std::move(known));
 }
 
 }  // namespace fulmen

@@ -90,12 +90,11 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       options_(options),
       mesh_(mesh),
       execution_(execution),
-      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline), options.micro_batches,
-                              chunks_of(options))),
       ranges_(split_stages(config.layers, mesh.size(Axis::pipeline) * chunks_of(options), options.layout.stages)),
-      report_(check_schedule(schedule_, options.micro_batches, chunks_of(options),
-                             {stage_costs(config, ranges_, parse_recompute(options.layout.recompute)), 0.0,
-                              options.layout.overlaps("pipeline")})),
+      costs_{stage_costs(config, ranges_, parse_recompute(options.layout.recompute)), 0.0, options.layout.overlaps("pipeline")},
+      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline), options.micro_batches,
+                              chunks_of(options), costs_)),
+      report_(check_schedule(schedule_, options.micro_batches, chunks_of(options), costs_)),
       parameters_(declare_stages(config, ranges_, mesh), mesh, options.precision, execution,
                   sharding_of(options.layout, mesh)),
       slice_(sequence_slice(options.micro_batch.length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence))),
@@ -198,10 +197,14 @@ void ModelRunner::evaluate(std::span<const Batch> batches) {
   for (const Batch& batch : batches) targets_ += batch.target_count();
   const int micro_batches = static_cast<int>(batches.size());
   weights_.begin_pass();
-  const int chunks = chunks_of(options_);
-  const ScheduleKind kind = chunks > 1 ? ScheduleKind::interleaved : ScheduleKind::one_forward_one_backward;
-  const auto lists = make_schedule(kind, mesh_.size(Axis::pipeline), micro_batches, chunks);
-  executor_.run(forward_only(lists[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))]), batches, loss_scale_, false, {});
+  InstructionList& list = evaluation_lists_[micro_batches];
+  if (list.empty()) {
+    const int chunks = chunks_of(options_);
+    const ScheduleKind kind = chunks > 1 ? ScheduleKind::interleaved : ScheduleKind::one_forward_one_backward;
+    const auto lists = make_schedule(kind, mesh_.size(Axis::pipeline), micro_batches, chunks, costs_);
+    list = forward_only(lists[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))]);
+  }
+  executor_.run(list, batches, loss_scale_, false, {});
 }
 
 }  // namespace fulmen

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -81,9 +82,11 @@ class ModelRunner {
   ModelRunnerOptions options_;
   Mesh& mesh_;
   Execution execution_;
-  std::vector<InstructionList> schedule_;
   std::vector<StageRange> ranges_;        // of the whole model's stages
+  ScheduleCosts costs_;                   // of their passes, estimated: all ranks make the same lists of them
+  std::vector<InstructionList> schedule_;
   ScheduleReport report_;
+  std::map<int, InstructionList> evaluation_lists_;   // by number of micro-batches
   ParameterStore parameters_;
   IndexRange slice_;          // of every sample, that this rank holds
   OwnedTensor slice_bounds_;

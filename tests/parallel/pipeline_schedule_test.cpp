@@ -122,13 +122,14 @@ TEST(PipelineSchedule, EveryKindStageMicroBatchAndChunkPassesTheChecker) {
       for (int micro_batches = 1; micro_batches <= 16; ++micro_batches)
         for (int chunks = 1; chunks <= (ranks > 1 && takes_chunks(kind) ? 3 : 1); ++chunks) {
           SCOPED_TRACE(case_name(kind, ranks, micro_batches) + fmt::format(", {} chunks", chunks));
-          const ScheduleReport report = check_schedule(make_schedule(kind, ranks, micro_batches, chunks), micro_batches, chunks);
+          const auto lists = make_schedule(kind, ranks, micro_batches, chunks);
+          const ScheduleReport report = check_schedule(lists, micro_batches, chunks);
           const int limit = chunks == 1 ? ranks : 2 * (ranks - 1) + (chunks - 1) * ranks + 1;
           for (const int stash : report.peak_stash)
             EXPECT_LE(stash, kind == ScheduleKind::gpipe ? micro_batches : std::min(limit, micro_batches * chunks));
           // Under overlap nothing takes longer.
           const ScheduleReport overlapped =
-              check_schedule(make_schedule(kind, ranks, micro_batches, chunks), micro_batches, chunks, {.stages = {}, .overlap = true});
+              check_schedule(lists, micro_batches, chunks, {.stages = {}, .overlap = true});
           EXPECT_LE(overlapped.makespan, report.makespan);
         }
 }

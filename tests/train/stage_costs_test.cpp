@@ -44,5 +44,19 @@ TEST(StageCosts, RecomputationMakesBackwardLongerByLessThanAForward) {
   EXPECT_DOUBLE_EQ(full.forward, none.forward);
 }
 
+// transnormer-1b on two ranks, 8 micro-batches: the head makes the last stage's forward pass twice as long as its others.
+TEST(StageCosts, ZeroBubbleIsTheShortestScheduleOfStagesWithAHead) {
+  const ModelConfig config = preset("transnormer-1b");
+  const auto bubble = [&](ScheduleKind kind, const std::vector<std::int64_t>& stages) {
+    const auto chunks = static_cast<int>(stages.size()) / 2;
+    const ScheduleCosts costs{stage_costs(config, split_stages(config.layers, 2 * chunks, stages), Recompute::none), 0.0, true};
+    return check_schedule(make_schedule(kind, 2, 8, chunks, costs), 8, chunks, costs).bubble;
+  };
+  const double plain = bubble(ScheduleKind::one_forward_one_backward, {9, 7});
+  EXPECT_LT(bubble(ScheduleKind::zero_bubble, {9, 7}), 0.75 * plain);
+  EXPECT_LT(bubble(ScheduleKind::zero_bubble, {5, 4, 4, 3}), 0.7 * bubble(ScheduleKind::interleaved, {5, 4, 4, 3}));
+  EXPECT_LT(bubble(ScheduleKind::zero_bubble, {4, 5, 5, 2}), 0.036);
+}
+
 }  // namespace
 }  // namespace fulmen

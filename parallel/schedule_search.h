@@ -1,0 +1,16 @@
+// Finds a pipeline schedule that is short for stages of given costs.
+#pragma once
+
+#include <vector>
+
+#include "parallel/list_schedule.h"
+
+namespace fulmen {
+
+// The shortest simulated step (check_schedule with these costs) among `known` and the list schedules of several rules, tried for
+// all ranks at once and then for one rank after another; of equally short ones that in which more weight gradients run as one
+// with their backward_input. Every rank finds the same: nothing is measured.
+std::vector<InstructionList> find_list_schedule(bool weights_wait, const PipelineShape& shape, const ScheduleCosts& costs,
+                                                std::vector<std::vector<InstructionList>> known);
+
+}  // namespace fulmen
