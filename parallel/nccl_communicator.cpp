@@ -92,10 +92,11 @@ class NcclCommunicator final : public Communicator {
   }
 
   ~NcclCommunicator() override {
+    // Destroying waits for the operations under way: while an exception unwinds, the other ranks may never come.
+    const bool unwinding = std::uncaught_exceptions() > 0;
+    if (copies_ && (unwinding || cancelled_)) copies_->abandon();
     if (cudaSetDevice(device_.index) != cudaSuccess) return;
     if (comm_ != nullptr && !cancelled_) {
-      // Destroying waits for the operations under way: while an exception unwinds, the other ranks may never come.
-      const bool unwinding = std::uncaught_exceptions() > 0;
       const ncclResult_t status = unwinding ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
       if (status != ncclSuccess)
         std::fprintf(stderr, "ending an NCCL communicator failed: %s\n", ncclGetErrorString(status));

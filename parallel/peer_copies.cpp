@@ -51,10 +51,14 @@ void check_driver(CUresult status, const char* call) {
   FULMEN_CHECK(status == CUDA_SUCCESS, "{} failed with error {} of the driver", call, static_cast<int>(status));
 }
 
+// Where no exception may leave.
+void report(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) log_warning("{} failed: {}", what, cudaGetErrorString(status));
+}
+
 // What a rank tells the others of itself.
 struct Introduction {
   char host[64];
-  char gpu[48];
   cudaIpcMemHandle_t memory;
   int usable;
 };
@@ -107,17 +111,24 @@ class Copies final : public Pending::Operation {
 class IpcPeerCopies final : public PeerCopies {
  public:
   // `opened[r]`: rank r's memory, one's own included.
-  IpcPeerCopies(int rank, std::vector<Inboxes> opened, Device device)
-      : rank_(rank), inboxes_(std::move(opened)), device_(device), sends_(inboxes_.size()), receives_(inboxes_.size()) {}
+  IpcPeerCopies(Communicator& host, std::vector<Inboxes> opened, Device device)
+      : host_(host), rank_(host.rank()), inboxes_(std::move(opened)), device_(device), sends_(inboxes_.size()), receives_(inboxes_.size()) {}
 
   ~IpcPeerCopies() override {
-    if (cudaSetDevice(device_.index) != cudaSuccess) return;
+    if (abandoned_ || cudaSetDevice(device_.index) != cudaSuccess) return;
     for (auto* lines : {&sends_, &receives_})
-      for (const Line& line : *lines) gpu::destroy_stream(line.stream);
+      for (const Line& line : *lines) {
+        if (line.stream.handle == nullptr) continue;
+        report(cudaStreamSynchronize(handle_of(line)), "waiting for the last copies between GPUs");
+        gpu::destroy_stream(line.stream);
+      }
     for (std::size_t r = 0; r < inboxes_.size(); ++r)
-      if (static_cast<int>(r) != rank_) cudaIpcCloseMemHandle(inboxes_[r].memory());
-    cudaFree(inboxes_[static_cast<std::size_t>(rank_)].memory());
+      if (static_cast<int>(r) != rank_) report(cudaIpcCloseMemHandle(inboxes_[r].memory()), "closing the memory of another rank");
+    host_.barrier();
+    gpu::release(device_.index, own().memory());
   }
+
+  void abandon() override { abandoned_ = true; }
 
   Pending start_exchange(std::span<const Transfer> transfers, Stream stream, Profiler* profiler, const char* name) override {
     gpu::Event ready(device_);
@@ -193,17 +204,17 @@ class IpcPeerCopies final : public PeerCopies {
     count(line, inboxes_[static_cast<std::size_t>(peer)].taken(rank_), ++line.pieces);
   }
 
+  Communicator& host_;
   int rank_;
+  bool abandoned_ = false;
   std::vector<Inboxes> inboxes_;
   Device device_;
   std::vector<Line> sends_, receives_;   // by peer
 };
 
-Introduction introduce(Device device, std::byte* memory) {
+Introduction introduce(std::byte* memory) {
   Introduction own{};
   if (gethostname(own.host, sizeof own.host - 1) != 0) throw_system_error("cannot tell this host's name");
-  const std::string uuid = gpu::properties(device.index).uuid;
-  std::memcpy(own.gpu, uuid.data(), std::min(uuid.size(), sizeof own.gpu - 1));
   own.usable = memory != nullptr && cudaIpcGetMemHandle(&own.memory, memory) == cudaSuccess;
   return own;
 }
@@ -219,7 +230,7 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) 
   if (ranks > most_ranks) return refuse(fmt::format("copy engines serve groups of up to {}", most_ranks));
   FULMEN_CUDA_CHECK(cudaSetDevice(device.index));
   auto* const memory = static_cast<std::byte*>(gpu::allocate(device.index, Inboxes::bytes(ranks)));
-  const Introduction own = introduce(device, memory);
+  const Introduction own = introduce(memory);
   std::vector<Introduction> all(static_cast<std::size_t>(ranks));
   const auto bytes = static_cast<std::int64_t>(sizeof(Introduction));
   host.all_gather(Tensor(const_cast<Introduction*>(&own), DType::uint8, {bytes}), Tensor(all.data(), DType::uint8, {bytes * ranks}), {});
@@ -240,10 +251,10 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) 
   }
   cudaGetLastError();   // a refusal is not a failure of what comes next
   const bool all_reached = host.all_reduce(reached, ReduceOp::min) != 0;
-  if (one_host && usable && all_reached) return std::make_unique<IpcPeerCopies>(rank, std::move(opened), device);
+  if (one_host && usable && all_reached) return std::make_unique<IpcPeerCopies>(host, std::move(opened), device);
   for (int other = 0; other < ranks; ++other)
     if (other != rank && opened[static_cast<std::size_t>(other)].memory() != nullptr)
-      cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory());
+      report(cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory()), "closing the memory of another rank");
   host.barrier();   // no one has the memory open that is given back
   if (memory != nullptr) gpu::release(device.index, memory);
   if (!one_host) return refuse("they are on several hosts");

@@ -14,7 +14,10 @@ namespace fulmen {
 
 class PeerCopies {
  public:
+  // Collective: no one's memory goes while another may still write to it.
   virtual ~PeerCopies() = default;
+  // The other ranks may never come: the destructor gives nothing back and waits for no one. The process is about to end.
+  virtual void abandon() = 0;
 
   // As Communicator::start_exchange, in the order of calls for every pair of ranks and direction. A send may be complete before
   // its receive is there. Transfers are entered into the profiler, which may be null, as `name` while bytes move.
@@ -22,7 +25,7 @@ class PeerCopies {
                                                const char* name) = 0;
 };
 
-// Collective over `host`, whose ranks have a GPU each (or share one). Null on all ranks, with the reason in the log of the
+// Collective over `host`, which outlives it and whose ranks have a GPU each (or share one). Null on all ranks, with the reason in the log of the
 // first, where one of them cannot reach another's memory.
 std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device);
 

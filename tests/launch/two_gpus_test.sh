@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two GPUs over NCCL against one: losses of every kind of layout in fp32, and smoothed in bf16 (ONLY=fp32: without these).
+# Two GPUs over NCCL against one: losses of every kind of layout in fp32, and smoothed in bf16 (ONLY=fp32 or bf16: these alone;
+# LAYOUTS='KEY=VALUE KEY=VALUE|...': these layouts instead).
 # Ends with 77 where there are fewer than two GPUs.
 export FULMEN_TEST_DEVICE=cuda
 unset CUDA_VISIBLE_DEVICES
@@ -28,6 +29,8 @@ layouts=(
   'parallel.pipeline=2 parallel.schedule=zero-bubble'
 )
 
+[[ -z ${LAYOUTS:-} ]] || IFS='|' read -ra layouts <<<"$LAYOUTS"
+
 # compare CONFIGURATION PRECISION TOLERANCE: every layout against one GPU; in bf16 smoothed.
 compare() {
   local configuration=$1 precision=$2 tolerance=$3 layout name settings
@@ -50,7 +53,7 @@ compare() {
 
 make_byte_corpus corpus 4000
 make_configuration narrow.yaml corpus
-compare narrow.yaml fp32 1e-5
+[[ ${ONLY:-} == bf16 ]] || compare narrow.yaml fp32 1e-5
 [[ ${ONLY:-} == fp32 ]] && finish
 
 # Heads as wide as those of the released models, which take the fast path in bf16.
