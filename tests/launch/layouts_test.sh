@@ -87,6 +87,17 @@ for setting in 'parallel.schedule=interleaved parallel.chunks=2 parallel.recompu
   check 'the bubble in the log' grep -q 'bubble: .* measured .* predicted' err
 done
 
+# A benchmark holds the step against the same schedule with its passes as measured: between the work of one rank and what the
+# machine's noise can add.
+succeed 2 bench step --device cpu --micro-batch 1 --global-batch 4 --sequence-length 64 --set parallel.pipeline=2 --set parallel.schedule=zero-bubble --json
+json out step_seconds >got
+json out ideal_step_seconds >ideal
+json out ideal_bubble >bubble
+check 'the step and its ideal' awk -v ideal="$(cat ideal)" '{exit !(ideal > 0.2 * $1 && ideal < 5 * $1)}' got
+check 'the bubble of the ideal' awk '{exit !($1 > 0 && $1 < 1)}' bubble
+succeed 1 bench step --device cpu --micro-batch 1 --sequence-length 64 --json
+check 'no ideal of one stage' grep -q '"ideal_step_seconds":null' out
+
 # Evaluation, too.
 succeed 1 eval --checkpoint one/checkpoints --data corpus --precision fp64 --json
 json out loss_nats >loss
