@@ -1,8 +1,7 @@
-// Logical tensors whose every element is known from its place, random ways to cut them, and folders that go away.
+// Logical tensors whose every element is known from its place, and random ways to cut them.
 #pragma once
 
 #include <gtest/gtest.h>
-#include <stdlib.h>   // mkdtemp
 
 #include <filesystem>
 #include <fstream>
@@ -14,31 +13,16 @@
 
 #include "checkpoint/checkpoint.h"
 #include "framework/random.h"
+#include "tests/framework/expected_errors.h"
+#include "tests/framework/temporary_folder.h"
 
 namespace fulmen::testing_checkpoint {
 
 namespace fs = std::filesystem;
 
-// A folder of its own, removed with the object. Without a name it owns nothing: the ranks that only hear of it.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "fulmen-checkpoint-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
-    path_ = name;
-  }
-  explicit TemporaryFolder(std::nullptr_t) {}
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    if (!path_.empty()) fs::remove_all(path_, ignored);
-  }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
+using testing_support::TemporaryFolder;
+using testing_support::expect_mentions;
+using testing_support::message_of;
 
 struct Logical {
   std::string name;
@@ -247,27 +231,6 @@ inline std::vector<std::string> entries_of(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
-}
-
-// The message of the error of type E that f throws; a failure when it throws none.
-template <class E, class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const E& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another type of error: " << error.what();
-    return {};
-  }
-  ADD_FAILURE() << "no error";
-  return {};
-}
-
-inline void expect_mentions(const std::string& message, const std::vector<std::string>& words) {
-  for (const std::string& word : words) {
-    EXPECT_NE(message.find(word), std::string::npos) << "'" << word << "' in:\n" << message;
-  }
 }
 
 }  // namespace fulmen::testing_checkpoint

@@ -6,13 +6,14 @@
 #include <nlohmann/json.hpp>
 
 #include "framework/files.h"
-#include "tests/infer/temporary_folder.h"
+#include "tests/framework/expected_errors.h"
+#include "tests/framework/temporary_folder.h"
 
 namespace fulmen {
 namespace {
 
 namespace fs = std::filesystem;
-using namespace testing_infer;
+using namespace testing_support;
 
 std::vector<SafetensorsTensor> some_tensors() {
   return {

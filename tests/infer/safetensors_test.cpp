@@ -10,13 +10,14 @@
 #include <random>
 
 #include "framework/files.h"
-#include "tests/infer/temporary_folder.h"
+#include "tests/framework/expected_errors.h"
+#include "tests/framework/temporary_folder.h"
 
 namespace fulmen {
 namespace {
 
 namespace fs = std::filesystem;
-using namespace testing_infer;
+using namespace testing_support;
 
 std::string file_text(const std::string& header, std::size_t data_bytes) {
   std::uint64_t length = header.size();

@@ -13,12 +13,13 @@
 #include <vector>
 
 #include "framework/error.h"
-#include "tests/infer/temporary_folder.h"
+#include "tests/framework/expected_errors.h"
+#include "tests/framework/temporary_folder.h"
 
 namespace fulmen {
 namespace {
 
-using namespace testing_infer;
+using namespace testing_support;
 
 template <class T>
 Tensor view(std::vector<T>& logits) {
