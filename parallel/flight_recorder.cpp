@@ -110,8 +110,9 @@ FlightRing::FlightRing(std::string name, std::vector<int> ranks, Communicator& c
 std::uint64_t FlightRing::enter(FlightEntry entry) {
   const std::lock_guard lock(mutex_);
   entry.sequence = ++operations_;
-  if (entry.operation < FlightOperation::exchange || entry.operation == FlightOperation::barrier)
-    entry.collective = ++collectives_;
+  const bool ordered = entry.operation != FlightOperation::exchange && entry.operation != FlightOperation::subgroup &&
+                       entry.operation != FlightOperation::connect;
+  if (ordered) entry.collective = ++collectives_;
   for (FlightTransfer& transfer : entry.transfers) transfer.number = ++(transfer.send ? sent_ : received_)[transfer.peer];
   entry.state = FlightState::waiting;
   entry.entered = entry.blocked_since = now();
