@@ -7,7 +7,6 @@
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
 #include "model/decay_slopes.h"
-#include "model/normed_input.h"
 #include "model/sliced_linear_attention.h"
 
 namespace fulmen {
@@ -59,10 +58,8 @@ std::vector<ParameterDeclaration> GatedLinearAttention::declare(const ModelConfi
 }
 
 GatedLinearAttention::GatedLinearAttention(const ModelConfig& config, std::int64_t layer, const ModelContext& context)
-    : context_(context),
-      hidden_(config.hidden),
+    : NormedSublayer(config, context),
       head_width_(config.head_width()),
-      epsilon_(config.norm_epsilon),
       value_activation_(config.low_rank_gate() ? Activation::silu : Activation::none),
       gate_activation_(config.low_rank_gate() ? Activation::sigmoid : Activation::none) {
   const ParameterStore& parameters = *context.parameters;
@@ -86,6 +83,7 @@ GatedLinearAttention::GatedLinearAttention(const ModelConfig& config, std::int64
 }
 
 void GatedLinearAttention::prepare(int slots) {
+  prepare_norms(slots);
   stashes_.clear();
   stashes_.resize(static_cast<std::size_t>(slots));
 }
@@ -94,10 +92,8 @@ std::vector<StashTensor> GatedLinearAttention::stash(int slot, const BatchShape&
   const DType type = context_.parameters->precision().parameters;
   const DType wide = accumulation_dtype(type);
   const std::int64_t tokens = shape.tokens();
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  std::vector<StashTensor> list = {{&stash.sum, type, {residual_rows(context_, tokens), hidden_}, Keep::products},
-                                   {&stash.inverse_rms, wide, {residual_rows(context_, tokens)}, Keep::products},
-                                   {&stash.projection, type, {tokens, (low_rank_gated() ? 3 : 4) * local_}, Keep::products},
+  Stash& stash = stash_of(slot);
+  std::vector<StashTensor> list = {{&stash.projection, type, {tokens, (low_rank_gated() ? 3 : 4) * local_}, Keep::products},
                                    {&stash.attention, type, {tokens, local_}, Keep::all},
                                    {&stash.gate_inverse_rms, wide, {tokens}, Keep::products}};
   if (low_rank_gated()) {
@@ -113,7 +109,7 @@ std::vector<StashTensor> GatedLinearAttention::stash(int slot, const BatchShape&
         context_.execution, {shape.batch, shape.length, heads_, head_width_, head_width_, type, Activation::silu, theta_.has_value()});
     if (elements > 0) list.push_back({&stash.piece_states, wide, {elements}, Keep::all});
   }
-  return list;
+  return with_norm(slot, shape, std::move(list));
 }
 
 Tensor GatedLinearAttention::gate(const Stash& stash) const {
@@ -147,8 +143,9 @@ LinearAttentionInputs GatedLinearAttention::attention_inputs(const Stash& stash,
   return inputs;
 }
 
-void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual,
+void GatedLinearAttention::run(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual,
                                const Tensor& branch, const Tensor& branch_out) {
+  Stash& stash = stash_of(slot);
   const Execution& execution = context_.execution;
   const ParameterStore& parameters = *context_.parameters;
   const DType type = parameters.precision().parameters;
@@ -156,9 +153,7 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
 
-  const Tensor normed = execution.scratch->take(type, stash.sum.shape());
-  add_and_normalize(context_, residual, branch, epsilon_, stash.sum, normed, stash.inverse_rms);
-  multiply_gathered(context_, normed, tokens, [&](const Execution& where, IndexRange rows, const Tensor& values) {
+  multiply_normed(slot, micro_batch, residual, branch, [&](const Execution& where, IndexRange rows, const Tensor& values) {
     linear_forward(where, values, parameters.weight(projection_), stash.projection.slice(0, rows.begin, rows.end));
     if (low_rank_gated())
       linear_forward(where, values, parameters.weight(*gate_first_), stash.low_rank.slice(0, rows.begin, rows.end));
@@ -197,11 +192,11 @@ void GatedLinearAttention::run(Stash& stash, const MicroBatch& micro_batch, cons
 
 void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                                    const Tensor& branch_out) {
-  run(stashes_[static_cast<std::size_t>(slot)], micro_batch, {}, residual, branch, branch_out);
+  run(slot, micro_batch, {}, residual, branch, branch_out);
 }
 
 void GatedLinearAttention::restore(int slot, const MicroBatch& micro_batch) {
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
+  Stash& stash = stash_of(slot);
   if (low_rank_gated())
     linear_forward(context_.execution, stash.low_rank, context_.parameters->weight(*gate_second_), stash.low_rank_gate);
   LinearAttentionOutputs outputs;
@@ -221,27 +216,24 @@ Shape GatedLinearAttention::state_shape(std::int64_t batch) const {
 void GatedLinearAttention::decode(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual,
                                   const Tensor& branch, const Tensor& branch_out) {
   FULMEN_CHECK(micro_batch.shape.length == 1, "decoding takes one token a row, not {}", micro_batch.shape.length);
-  run(stashes_[static_cast<std::size_t>(slot)], micro_batch, state, residual, branch, branch_out);
+  run(slot, micro_batch, state, residual, branch, branch_out);
 }
 
-void GatedLinearAttention::differentiate(Stash& stash, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out) {
+void GatedLinearAttention::differentiate(int slot, const MicroBatch& micro_batch, Arena& kept) {
+  Stash& stash = stash_of(slot);
   const Execution& execution = context_.execution;
   const ParameterStore& parameters = *context_.parameters;
   const DType type = parameters.precision().parameters;
   const std::int64_t tokens = micro_batch.shape.tokens();
-  // Gathered once for both halves. Of the normed input, which would have to be kept for as long, parts are: they are gathered
-  // again.
-  stash.d_out = d_out.whole();
   stash.d_projection = kept.take(type, {tokens, stash.projection.size(1)});
   stash.gated = kept.take(type, {tokens, local_});
-  stash.normed = kept.take(type, stash.sum.shape());
   if (low_rank_gated()) {
     stash.d_low_rank = kept.take(type, {tokens, stash.low_rank.size(1)});
     stash.d_low_rank_gate = kept.take(type, {tokens, local_});
   }
   const Arena::Frame frame(*execution.scratch);
   const Tensor& d_gated = stash.gated;   // written where its gradient was read
-  linear_backward_input(execution, stash.d_out, parameters.weight(out_), d_gated);
+  linear_backward_input(execution, d_branch_out(slot), parameters.weight(out_), d_gated);
 
   Tensor dot;   // of a split width; of a whole one the backward pass forms it itself
   if (context_.tensor->size() > 1) {
@@ -275,7 +267,8 @@ void GatedLinearAttention::differentiate(Stash& stash, const MicroBatch& micro_b
     linear_backward_input(execution, stash.d_low_rank_gate, parameters.weight(*gate_second_), stash.d_low_rank);
 }
 
-void GatedLinearAttention::differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside) {
+void GatedLinearAttention::differentiate_normed(int slot, TokenSum& d_normed, bool beside) {
+  const Stash& stash = stash_of(slot);
   const ParameterStore& parameters = *context_.parameters;
   d_normed.add_up(
       [&](const Execution& where, IndexRange rows, const Tensor& values) {
@@ -286,48 +279,14 @@ void GatedLinearAttention::differentiate_input(const Stash& stash, TokenSum& d_n
       beside);
 }
 
-void GatedLinearAttention::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out,
-                                          TokenGather& d_in) {
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  differentiate(stash, micro_batch, kept, d_out);
-  const Arena::Frame frame(*context_.execution.scratch);
-  TokenSum d_normed(context_, stash.normed, micro_batch.shape.tokens(), *context_.execution.scratch);
-  differentiate_input(stash, d_normed, false);
-  d_normed.finish();
-  residual_norm_backward(context_.execution, stash.normed, stash.sum, stash.inverse_rms, d_out.part(), d_in.part(), stash.normed);
-  d_in.start();
-}
-
-void GatedLinearAttention::backward_weight(int slot) {
-  const Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  add_output_gradients(stash);
-  const Arena::Frame frame(*context_.execution.scratch);
-  TokenGather normed(context_, stash.normed, stash.d_projection.size(0), *context_.execution.scratch);
-  add_input_gradients(stash, context_.execution, normed.whole());
-}
-
-void GatedLinearAttention::backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) {
-  const Execution& execution = context_.execution;
-  Stash& stash = stashes_[static_cast<std::size_t>(slot)];
-  const std::int64_t tokens = micro_batch.shape.tokens();
-  differentiate(stash, micro_batch, kept, d_out);
-  const Arena::Frame frame(*execution.scratch);
-  NormedInput normed(context_, stash.sum, stash.inverse_rms, epsilon_, stash.normed, tokens);
-  TokenSum d_normed(context_, stash.normed, tokens, *execution.scratch);
-  differentiate_input(stash, d_normed, normed.travels());
-  add_output_gradients(stash);
-  d_normed.finish();
-  residual_norm_backward(execution, stash.normed, stash.sum, stash.inverse_rms, d_out.part(), d_in.part(), normed.to_write());
-  d_in.start();
-  add_input_gradients(stash, context_.beside_communication(), normed.whole());
-}
-
-void GatedLinearAttention::add_output_gradients(const Stash& stash) {
-  add_weight_gradient(context_, context_.execution, out_, stash.d_out, stash.gated);
+void GatedLinearAttention::add_output_gradients(int slot) {
+  const Stash& stash = stash_of(slot);
+  add_weight_gradient(context_, context_.execution, out_, d_branch_out(slot), stash.gated);
   if (low_rank_gated()) add_weight_gradient(context_, context_.execution, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
 }
 
-void GatedLinearAttention::add_input_gradients(const Stash& stash, const Execution& execution, const Tensor& normed) {
+void GatedLinearAttention::add_input_gradients(int slot, const Execution& execution, const Tensor& normed) {
+  const Stash& stash = stash_of(slot);
   add_weight_gradient(context_, execution, projection_, stash.d_projection, normed);
   if (low_rank_gated()) add_weight_gradient(context_, execution, *gate_first_, stash.d_low_rank, normed);
 }

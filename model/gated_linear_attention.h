@@ -9,12 +9,11 @@
 
 #include "kernels/linear_attention.h"
 #include "model/model_config.h"
-#include "model/sublayer.h"
-#include "model/token_split.h"
+#include "model/normed_sublayer.h"
 
 namespace fulmen {
 
-class GatedLinearAttention final : public Sublayer {
+class GatedLinearAttention final : public NormedSublayer {
  public:
   static std::vector<ParameterDeclaration> declare(const ModelConfig& config, std::int64_t layer);
 
@@ -25,19 +24,13 @@ class GatedLinearAttention final : public Sublayer {
   std::vector<StashTensor> stash(int slot, const BatchShape& shape) override;
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                const Tensor& branch_out) override;
-  Tensor sum(int slot) const override { return stashes_[static_cast<std::size_t>(slot)].sum; }
   void restore(int slot, const MicroBatch& micro_batch) override;
-  void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
-  void backward_weight(int slot) override;
-  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
   Shape state_shape(std::int64_t batch) const override;
   void decode(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
               const Tensor& branch_out) override;
 
  private:
   struct Stash {
-    Tensor sum;                      // [residual rows, hidden]
-    Tensor inverse_rms;              // [residual rows], of the norm before the projection
     Tensor projection;               // [tokens, 4 local] q|k|v|u, or [tokens, 3 local] q|k|v
     Tensor low_rank;                 // [tokens, gate_rank] (tnl3)
     Tensor low_rank_gate;            // [tokens, local] (tnl3)
@@ -45,7 +38,7 @@ class GatedLinearAttention final : public Sublayer {
     Tensor piece_states;             // of the attention, where it keeps any
     Tensor attention;                // [tokens, local]
     Tensor gate_inverse_rms;         // [tokens], of the norm over all heads
-    Tensor d_out, gated, normed, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight
+    Tensor gated, d_projection, d_low_rank, d_low_rank_gate;   // kept for backward_weight
   };
 
   bool low_rank_gated() const { return gate_first_.has_value(); }
@@ -53,22 +46,18 @@ class GatedLinearAttention final : public Sublayer {
   // The attention's output where the stash has it, [batch, length, heads, width].
   Tensor attention_output(const Stash& stash, const MicroBatch& micro_batch) const;
   LinearAttentionInputs attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const;
-  // The steps of backward_input: the gradient of the projection, in memory that is kept for backward_weight; and that of the
-  // normed input, to be summed over the tensor ranks, `beside`: with other communication under way.
-  void differentiate(Stash& stash, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out);
-  void differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside);
-  // The halves of backward_weight: of what is behind the attention, and of what is in front of it.
-  void add_output_gradients(const Stash& stash);
-  void add_input_gradients(const Stash& stash, const Execution& execution, const Tensor& normed);
+  void differentiate(int slot, const MicroBatch& micro_batch, Arena& kept) override;
+  void differentiate_normed(int slot, TokenSum& d_normed, bool beside) override;
+  void add_output_gradients(int slot) override;
+  void add_input_gradients(int slot, const Execution& execution, const Tensor& normed) override;
   // With a state: one recurrent step; without: the chunk form.
-  void run(Stash& stash, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
+  void run(int slot, const MicroBatch& micro_batch, const Tensor& state, const Tensor& residual, const Tensor& branch,
            const Tensor& branch_out);
+  Stash& stash_of(int slot) { return stashes_[static_cast<std::size_t>(slot)]; }
 
-  const ModelContext& context_;
-  std::int64_t hidden_, heads_, head_width_, local_;   // heads_ and local_ (= heads * width) are this rank's
-  double epsilon_;
+  std::int64_t heads_, head_width_, local_;   // heads_ and local_ (= heads * width) are this rank's
   Activation value_activation_, gate_activation_;
-  OwnedTensor slope_;                                  // fp64 [heads_]
+  OwnedTensor slope_;                         // fp64 [heads_]
   ParameterId projection_, out_;
   std::optional<ParameterId> theta_, gate_first_, gate_second_;
   std::vector<Stash> stashes_;

@@ -5,12 +5,11 @@
 
 #include "kernels/activation.h"
 #include "model/model_config.h"
-#include "model/sublayer.h"
-#include "model/token_split.h"
+#include "model/normed_sublayer.h"
 
 namespace fulmen {
 
-class GatedLinearUnitMixer final : public Sublayer {
+class GatedLinearUnitMixer final : public NormedSublayer {
  public:
   static std::vector<ParameterDeclaration> declare(const ModelConfig& config, std::int64_t layer);
 
@@ -20,31 +19,24 @@ class GatedLinearUnitMixer final : public Sublayer {
   std::vector<StashTensor> stash(int slot, const BatchShape& shape) override;
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                const Tensor& branch_out) override;
-  Tensor sum(int slot) const override { return stashes_[static_cast<std::size_t>(slot)].sum; }
-  void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
-  void backward_weight(int slot) override;
-  void backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) override;
 
  private:
   struct Stash {
-    Tensor sum;                       // [residual rows, hidden]
-    Tensor inverse_rms;               // [residual rows]
-    Tensor expansion;                 // [tokens, 2 local]: l1(x) | l2(x)
-    Tensor d_out, d_expansion, product, normed;   // kept for backward_weight
+    Tensor expansion;              // [tokens, 2 local]: l1(x) | l2(x)
+    Tensor d_expansion, product;   // kept for backward_weight
   };
 
-  // The steps of backward_input: the gradient of the expansion, in memory that is kept for backward_weight; and that of the
-  // normed input, to be summed over the tensor ranks, `beside`: with other communication under way.
-  void differentiate(Stash& stash, std::int64_t tokens, Arena& kept, TokenGather& d_out);
-  void differentiate_input(const Stash& stash, TokenSum& d_normed, bool beside);
+  void differentiate(int slot, const MicroBatch& micro_batch, Arena& kept) override;
+  void differentiate_normed(int slot, TokenSum& d_normed, bool beside) override;
+  void add_output_gradients(int slot) override;
+  void add_input_gradients(int slot, const Execution& execution, const Tensor& normed) override;
 
+  Stash& stash_of(int slot) { return stashes_[static_cast<std::size_t>(slot)]; }
   // The two halves of an expansion.
   Tensor first(const Tensor& expansion) const { return expansion.slice(1, 0, local_); }
   Tensor second(const Tensor& expansion) const { return expansion.slice(1, local_, 2 * local_); }
 
-  const ModelContext& context_;
-  std::int64_t hidden_, local_;       // local_: this rank's part of the inner width
-  double epsilon_;
+  std::int64_t local_;   // this rank's part of the inner width
   Activation activation_ = Activation::none;
   ParameterId expand_, contract_;
   std::vector<Stash> stashes_;
