@@ -32,6 +32,20 @@ void add(const Execution& execution, const Tensor& a, const Tensor& b, const Ten
                 [&] { cuda::add(execution, a, b, out); });
 }
 
+void sum_parts(const Execution& execution, std::span<const Tensor> parts, const Tensor& out) {
+  FULMEN_CHECK(!parts.empty() && parts.size() <= most_parts, "{} parts of a sum", parts.size());
+  check_contiguous(out, "out");
+  double bytes = traffic({out});
+  for (const Tensor& part : parts) {
+    check_contiguous(part, "a part"), check_dtype(part, out.dtype(), "a part"), check_shape(part, out.shape(), "a part");
+    bytes += traffic({part});
+  }
+  if (out.elements() == 0) return;
+  run_on_device(execution, {"sum of parts", 0.0, bytes},
+                [&] { cpu::sum_parts(execution, parts, out); },
+                [&] { cuda::sum_parts(execution, parts, out); });
+}
+
 void scale(const Execution& execution, const Tensor& x, double factor) {
   check_contiguous(x, "x");
   if (x.elements() == 0) return;

@@ -1,6 +1,7 @@
 // Plain passes over memory: every loop is a vectorised range that threads share out.
 #include "kernels/cpu/elementwise.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/cpu/parallel.h"
@@ -13,6 +14,23 @@ template <class T>
 FULMEN_VECTORIZED void add_range(const T* a, const T* b, T* out, std::int64_t first, std::int64_t last) {
 #pragma omp simd
   for (std::int64_t i = first; i < last; ++i) out[i] = a[i] + b[i];
+}
+
+// Through a block of its own: out may be any of the parts.
+template <class T>
+FULMEN_VECTORIZED void sum_parts_range(std::span<const Tensor> parts, T* out, std::int64_t first, std::int64_t last) {
+  constexpr std::int64_t block = 512;
+  T sum[block];
+  for (; first < last; first += block) {
+    const std::int64_t count = std::min(block, last - first);
+    std::copy_n(parts[0].as<T>() + first, count, sum);
+    for (const Tensor& part : parts.subspan(1)) {
+      const T* const values = part.as<T>() + first;
+#pragma omp simd
+      for (std::int64_t i = 0; i < count; ++i) sum[i] += values[i];
+    }
+    std::copy_n(sum, count, out + first);
+  }
 }
 
 template <class T>
@@ -96,6 +114,12 @@ void add(const Execution&, const Tensor& a, const Tensor& b, const Tensor& out) 
     parallel_elements(a.elements(), [&](std::int64_t first, std::int64_t last) {
       add_range(a.as<T>(), b.as<T>(), out.as<T>(), first, last);
     });
+  });
+}
+
+void sum_parts(const Execution&, std::span<const Tensor> parts, const Tensor& out) {
+  dispatch_fp32_fp64(out.dtype(), [&]<class T>(T) {
+    parallel_elements(out.elements(), [&](std::int64_t first, std::int64_t last) { sum_parts_range(parts, out.as<T>(), first, last); });
   });
 }
 

@@ -1,12 +1,15 @@
 // Plain passes over memory, on the CPU. See kernels/elementwise.h.
 #pragma once
 
+#include <span>
+
 #include "framework/execution.h"
 
 namespace fulmen::cpu {
 
 void fill_zero(const Execution& execution, const Tensor& x);
 void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);
+void sum_parts(const Execution& execution, std::span<const Tensor> parts, const Tensor& out);
 void scale(const Execution& execution, const Tensor& x, double factor);
 void copy(const Execution& execution, const Tensor& from, const Tensor& to);
 void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tensor& total);

@@ -4,6 +4,7 @@
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_reduce.cuh"
 #include "kernels/cuda/device_vector.cuh"
+#include "kernels/elementwise.h"
 
 namespace fulmen::cuda {
 namespace {
@@ -26,6 +27,37 @@ struct Add {
   template <int length>
   __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t, std::int64_t i) const {
     store_packet(out + i, make_packet<T, length>([&](int j) { return loaded.a[j] + loaded.b[j]; }));
+  }
+};
+
+// `most` parts at most; unused ones are null.
+template <class T, int most>
+struct SumParts {
+  static constexpr int items = most > 2 ? 1 : items_for(2);
+  template <int length>
+  struct Loaded {
+    Packet<T, length> parts[most];
+  };
+  const T* parts[most];
+  T* out;
+
+  template <int length>
+  __device__ __forceinline__ Loaded<length> load(std::int64_t, std::int64_t i) const {
+    Loaded<length> loaded;
+#pragma unroll
+    for (int p = 0; p < most; ++p)
+      if (parts[p] != nullptr) loaded.parts[p] = load_packet<length>(parts[p] + i);
+    return loaded;
+  }
+  template <int length>
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t, std::int64_t i) const {
+    store_packet(out + i, make_packet<T, length>([&](int j) {
+      Accumulated<T> sum = loaded.parts[0][j];
+#pragma unroll
+      for (int p = 1; p < most; ++p)
+        if (parts[p] != nullptr) sum += loaded.parts[p][j];
+      return sum;
+    }));
   }
 };
 
@@ -223,6 +255,21 @@ void add(const Execution& execution, const Tensor& a, const Tensor& b, const Ten
     const bool packets = packets_aligned(row_packet<T>, {a.flatten(), b.flatten(), out.flatten()});
     dispatch_length<row_packet<T>>(
         packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, a.elements()); });
+  });
+}
+
+void sum_parts(const Execution& execution, std::span<const Tensor> parts, const Tensor& out) {
+  dispatch_floating(out.dtype(), [&]<class T>(T) {
+    bool packets = packets_aligned(row_packet<T>, {out.flatten()});
+    for (const Tensor& part : parts) packets = packets && packets_aligned(row_packet<T>, {part.flatten()});
+    const auto launch = [&]<int most>() {
+      SumParts<T, most> operation{{}, pointer_to<T>(out)};
+      for (std::size_t p = 0; p < parts.size(); ++p) operation.parts[p] = pointer_to<T>(parts[p]);
+      dispatch_length<row_packet<T>>(
+          packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, out.elements()); });
+    };
+    if (parts.size() <= 2) return launch.template operator()<2>();
+    launch.template operator()<most_parts>();
   });
 }
 

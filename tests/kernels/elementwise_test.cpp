@@ -53,6 +53,42 @@ TEST(Elementwise, AddAndScale) {
   }
 }
 
+// Of every number of parts, in their order, to the bit; out is poisoned memory, or the part in the middle.
+template <class Sum>
+void expect_sum_of_parts(std::int64_t size, DType dtype, int count, std::uint64_t stream) {
+  Random random(stream);
+  Host host;
+  std::vector<Sum> sum(static_cast<std::size_t>(size));
+  std::vector<Tensor> parts;
+  for (int p = 0; p < count; ++p) {
+    const Values values = testing::rounded(random.normals(size), dtype);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = p == 0 ? static_cast<Sum>(values[i]) : sum[i] + static_cast<Sum>(values[i]);
+    parts.push_back(host.tensor(dtype, {size}, values));
+  }
+  const Values expected = testing::rounded(Values(sum.begin(), sum.end()), dtype);
+  const Tensor out = host.poisoned(dtype, {size});
+  sum_parts(host.execution, parts, out);
+  EXPECT_EQ(testing::read(out), expected);
+  const Tensor middle = parts[static_cast<std::size_t>(count / 2)];
+  sum_parts(host.execution, parts, middle);
+  EXPECT_EQ(testing::read(middle), expected);
+}
+
+TEST(Elementwise, SumParts) {
+  std::uint64_t stream = 50500;
+  for (const std::int64_t size : {std::int64_t{0}, std::int64_t{1}, std::int64_t{65}, std::int64_t{50001}}) {
+    for (const DType dtype : testing::test_dtypes()) {
+      for (int count = 1; count <= most_parts; ++count) {
+        SCOPED_TRACE(fmt::format("{} parts of {} {}", count, size, name_of(dtype)));
+        if (dtype == DType::fp64)
+          expect_sum_of_parts<double>(size, dtype, count, ++stream);
+        else
+          expect_sum_of_parts<float>(size, dtype, count, ++stream);
+      }
+    }
+  }
+}
+
 // The narrower of the two: its values survive a conversion either way.
 DType narrower(DType a, DType b) { return size_of(a) < size_of(b) ? a : b; }
 
