@@ -49,6 +49,8 @@ void release_pinned(void* data) noexcept;
 
 // A stream that does not synchronise with the default stream.
 Stream create_stream(Device device);
+// Of the highest priority: its kernels go before those of other streams that have not begun.
+Stream create_urgent_stream(Device device);
 void destroy_stream(Stream stream) noexcept;
 void synchronize(Stream stream);
 

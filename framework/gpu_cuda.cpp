@@ -118,6 +118,16 @@ Stream create_stream(Device device) {
   return {device, stream};
 }
 
+Stream create_urgent_stream(Device device) {
+  require(device);
+  FULMEN_CUDA_CHECK(cudaSetDevice(device.index));
+  int lowest = 0, highest = 0;
+  FULMEN_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+  cudaStream_t stream = nullptr;
+  FULMEN_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highest));
+  return {device, stream};
+}
+
 void destroy_stream(Stream stream) noexcept {
   if (stream.handle != nullptr) cudaStreamDestroy(handle(stream));
 }

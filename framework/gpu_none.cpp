@@ -23,6 +23,7 @@ void release(int, void*) noexcept {}
 void* allocate_pinned(std::size_t) { refuse(); }
 void release_pinned(void*) noexcept {}
 Stream create_stream(Device) { refuse(); }
+Stream create_urgent_stream(Device) { refuse(); }
 void destroy_stream(Stream) noexcept {}
 void synchronize(Stream) { refuse(); }
 void copy(Stream, void*, const void*, std::size_t) { refuse(); }

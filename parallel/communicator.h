@@ -76,10 +76,11 @@ class Communicator {
   // only; the caller is one of them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
-  // Makes the connections that operations on device tensors need, with `exchanges` also those of exchanges with the ranks
-  // before and after. Collective. Without it they are made by the first operation, which waits on the host for all ranks of
-  // the group and on a GPU for the kernels under way: not when those may wait for other ranks.
-  virtual void connect(bool exchanges) { (void)exchanges; }
+  // Makes the connections that operations on device tensors need; with `beside_kernels` also the ways that exchanges, with the
+  // ranks before and after, and large started operations take beside the caller's kernels. Collective. Without it they are
+  // made by the first operation, or the first exchange, which waits on the host for all ranks of the group and on a GPU for the
+  // kernels under way: not when those may wait for other ranks.
+  virtual void connect(bool beside_kernels) { (void)beside_kernels; }
 
   // How many multiprocessors of a GPU its operations may take from the kernels beside them, before the first of them and
   // before connect(); 0, as without: as many as the transport finds best.

@@ -117,6 +117,8 @@ class NcclCommunicator final : public Communicator {
   Pending start_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
     if (on_host(tensor)) return host_->start_all_reduce(tensor, op, stream);
     check_all_reduce(tensor, stream);
+    if (sums_by_copies(tensor, op, tensor.bytes() / static_cast<std::size_t>(size())))
+      return copies_->start_all_reduce(tensor, stream, *profiler_, all_reduce_name_.c_str());
     return start(stream, all_reduce_name_, [&](Stream own) { run_all_reduce(tensor, op, own); });
   }
 
@@ -130,6 +132,8 @@ class NcclCommunicator final : public Communicator {
   Pending start_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
     if (on_host(input) && on_host(output)) return host_->start_reduce_scatter(input, output, op, stream);
     check_scatter(input, output, stream);
+    if (sums_by_copies(input, op, output.bytes()))
+      return copies_->start_reduce_scatter(input, output, stream, *profiler_, reduce_scatter_name_.c_str());
     return start(stream, reduce_scatter_name_, [&](Stream own) { run_reduce_scatter(input, output, op, own); });
   }
 
@@ -181,10 +185,10 @@ class NcclCommunicator final : public Communicator {
 
   void limit_multiprocessors(int count) override { multiprocessors_ = count; }
 
-  void connect(bool exchanges) override {
+  void connect(bool beside_kernels) override {
     if (size() == 1) return;
     connect();
-    if (exchanges) prepare_exchanges();
+    if (beside_kernels) prepare_exchanges();
   }
 
   std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
@@ -276,6 +280,11 @@ class NcclCommunicator final : public Communicator {
     exchanges_prepared_ = true;
   }
 
+  bool sums_by_copies(const Tensor& tensor, ReduceOp op, std::size_t part_bytes) const {
+    return copies_ && op == ReduceOp::sum && part_bytes >= least_bytes_to_copy &&
+           (tensor.dtype() == DType::fp32 || tensor.dtype() == DType::bf16 || tensor.dtype() == DType::fp64);
+  }
+
   Pending start_copies(std::span<const Transfer> transfers, Stream stream) {
     for (const auto& [from, to] : transfers_to_self(transfers, rank()))
       if (from.data() != to.data()) gpu::copy(stream, to.data(), from.data(), from.bytes());
@@ -310,7 +319,7 @@ class NcclCommunicator final : public Communicator {
     const int next = (rank() + 1) % size(), previous = (rank() + size() - 1) % size();
     void* bytes = nullptr;
     FULMEN_CUDA_CHECK(cudaMalloc(&bytes, 4));
-    const Stream stream = create_communication_stream();
+    const Stream stream = gpu::create_urgent_stream(device_);
     const auto byte = [&](int i) { return static_cast<std::byte*>(bytes) + i; };
     const auto handle = handle_of(stream);
     check(ncclGroupStart(), "ncclGroupStart");
@@ -368,7 +377,8 @@ class NcclCommunicator final : public Communicator {
   template <class Run>
   Pending start(Stream callers, const std::string& name, Run&& run) {
     connect();
-    if (own_stream_.handle == nullptr) own_stream_ = create_communication_stream();
+    // Communication that other ranks wait for goes before the arithmetic that it overlaps with.
+    if (own_stream_.handle == nullptr) own_stream_ = gpu::create_urgent_stream(device_);
     gpu::Event ready(device_), done(device_);
     ready.record(callers);
     ready.wait(own_stream_);
@@ -378,15 +388,6 @@ class NcclCommunicator final : public Communicator {
     }
     done.record(own_stream_);
     return Pending(std::make_unique<NcclOperation>(std::move(done)));
-  }
-
-  // Of the highest priority: communication that other ranks wait for goes before the arithmetic that it overlaps with.
-  Stream create_communication_stream() const {
-    int lowest = 0, highest = 0;
-    FULMEN_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
-    cudaStream_t stream = nullptr;
-    FULMEN_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highest));
-    return {device_, stream};
   }
 
   std::unique_ptr<Communicator> host_, rendezvous_;

@@ -1,8 +1,9 @@
-// Exchanges between GPUs of one host by their copy engines.
+// Transfers between GPUs of one host by their copy engines.
 //
 // Each rank has an inbox of a few pieces for every other rank, and two counters for it. A sender waits until its receiver has
 // taken enough pieces, copies the next into the inbox and counts it there; the receiver waits for that, copies it to its place
-// and counts it as taken at the sender. All this is work in streams: the host waits for nothing.
+// and counts it as taken at the sender. A sum takes a piece from every other rank at once. All this is work in streams: the host
+// waits for nothing.
 #include "parallel/peer_copies.h"
 
 #include <cuda.h>
@@ -17,11 +18,12 @@
 #include "framework/gpu.h"
 #include "framework/log.h"
 #include "framework/profiler.h"
+#include "kernels/elementwise.h"
 
 namespace fulmen {
 namespace {
 
-constexpr int most_ranks = 8;
+constexpr int most_ranks = most_parts;
 constexpr std::size_t piece_bytes = std::size_t{16} << 20;
 constexpr std::uint32_t pieces_held = 4;
 constexpr std::size_t counter_stride = 128;   // bytes: a line of its own for each
@@ -112,16 +114,16 @@ class IpcPeerCopies final : public PeerCopies {
  public:
   // `opened[r]`: rank r's memory, one's own included.
   IpcPeerCopies(Communicator& host, std::vector<Inboxes> opened, Device device)
-      : host_(host), rank_(host.rank()), inboxes_(std::move(opened)), device_(device), sends_(inboxes_.size()), receives_(inboxes_.size()) {}
+      : host_(host), rank_(host.rank()), inboxes_(std::move(opened)), device_(device), sums_(gpu::create_urgent_stream(device)),
+        sends_(inboxes_.size()), receives_(inboxes_.size()) {
+    load_kernels();
+  }
 
   ~IpcPeerCopies() override {
     if (abandoned_ || cudaSetDevice(device_.index) != cudaSuccess) return;
-    for (auto* lines : {&sends_, &receives_})
-      for (const Line& line : *lines) {
-        if (line.stream.handle == nullptr) continue;
-        report(cudaStreamSynchronize(handle_of(line)), "waiting for the last copies between GPUs");
-        gpu::destroy_stream(line.stream);
-      }
+    for (const auto* lines : {&sends_, &receives_})
+      for (const Line& line : *lines) finish(line.stream);
+    finish(sums_);
     for (std::size_t r = 0; r < inboxes_.size(); ++r)
       if (static_cast<int>(r) != rank_) report(cudaIpcCloseMemHandle(inboxes_[r].memory()), "closing the memory of another rank");
     host_.barrier();
@@ -131,25 +133,39 @@ class IpcPeerCopies final : public PeerCopies {
   void abandon() override { abandoned_ = true; }
 
   Pending start_exchange(std::span<const Transfer> transfers, Stream stream, Profiler* profiler, const char* name) override {
-    gpu::Event ready(device_);
-    ready.record(stream);
     std::vector<gpu::Event> done;
-    for (const Transfer& transfer : transfers) {
-      const bool sends = transfer.direction == Transfer::Direction::send;
-      Line& line = (sends ? sends_ : receives_)[static_cast<std::size_t>(transfer.peer)];
-      if (line.stream.handle == nullptr) line.stream = gpu::create_stream(device_);
-      ready.wait(line.stream);
-      auto* const data = static_cast<std::byte*>(transfer.tensor.data());
-      for (std::size_t begin = 0; begin < transfer.tensor.bytes(); begin += piece_bytes) {
-        const std::size_t bytes = std::min(piece_bytes, transfer.tensor.bytes() - begin);
-        if (sends)
-          send(line, transfer.peer, data + begin, bytes, profiler, name);
-        else
-          receive(line, transfer.peer, data + begin, bytes, profiler, name);
-      }
-      done.emplace_back(device_);
-      done.back().record(line.stream);
+    start_transfers(transfers, stream, profiler, name, done);
+    return Pending(std::make_unique<Copies>(std::move(done)));
+  }
+
+  Pending start_reduce_scatter(const Tensor& input, const Tensor& output, Stream stream, Profiler* profiler, const char* name) override {
+    const Tensor all = input.flatten();
+    const std::int64_t part = output.elements();
+    std::vector<Tensor> parts;
+    for (std::int64_t r = 0; r < ranks(); ++r) parts.push_back(all.slice(0, r * part, (r + 1) * part));
+    std::vector<gpu::Event> done;
+    start_sums(parts, output.flatten(), stream, profiler, name, done);
+    return Pending(std::make_unique<Copies>(std::move(done)));
+  }
+
+  // Every rank sums a part, and sends the others its sum.
+  Pending start_all_reduce(const Tensor& tensor, Stream stream, Profiler* profiler, const char* name) override {
+    constexpr std::int64_t aligned = 128;
+    const Tensor all = tensor.flatten();
+    const std::int64_t count = all.elements(), part = ((count + ranks() - 1) / ranks() + aligned - 1) / aligned * aligned;
+    std::vector<Tensor> parts;
+    for (std::int64_t r = 0; r < ranks(); ++r) parts.push_back(all.slice(0, std::min(r * part, count), std::min((r + 1) * part, count)));
+    const Tensor own_part = parts[static_cast<std::size_t>(rank_)];
+    std::vector<gpu::Event> done;
+    start_sums(parts, own_part, stream, profiler, name, done);
+    std::vector<Transfer> transfers;
+    for (const int peer : others()) {
+      if (own_part.elements() > 0) transfers.push_back({Transfer::Direction::send, peer, own_part});
+      const Tensor& theirs = parts[static_cast<std::size_t>(peer)];
+      if (theirs.elements() > 0) transfers.push_back({Transfer::Direction::receive, peer, theirs});
     }
+    // Another rank's part arrives over what was sent of it once that rank has added it up.
+    start_transfers(transfers, sums_, profiler, name, done);
     return Pending(std::make_unique<Copies>(std::move(done)));
   }
 
@@ -160,16 +176,52 @@ class IpcPeerCopies final : public PeerCopies {
     std::uint32_t pieces = 0;   // that took it, modulo 2^32
   };
 
+  // Of sums: adds zeros to the inbox in each way. A kernel that is loaded when it is first launched may keep the host until all
+  // streams are done, here those that wait for other ranks, whose hosts would be kept by theirs.
+  void load_kernels() const {
+    for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16})
+      for (const std::size_t first : {std::size_t{0}, std::size_t{1}}) {   // in packets, and where they cannot be
+        const Tensor zeros(own().piece(rank_, 0) + first * size_of(dtype), dtype, {64}, device_);
+        sum_parts(execution_of_sums(), std::vector<Tensor>(inboxes_.size(), zeros), zeros);
+      }
+    gpu::synchronize(sums_);
+  }
+  Execution execution_of_sums() const {
+    Execution execution;
+    execution.device = device_;
+    execution.stream = sums_;
+    return execution;
+  }
+
+  int ranks() const { return static_cast<int>(inboxes_.size()); }
+  // In the order of the ring, so that not all write to one rank at once.
+  std::vector<int> others() const {
+    std::vector<int> list;
+    for (int i = 1; i < ranks(); ++i) list.push_back((rank_ + i) % ranks());
+    return list;
+  }
+  Line& line_of(std::vector<Line>& lines, int peer) const {
+    Line& line = lines[static_cast<std::size_t>(peer)];
+    if (line.stream.handle == nullptr) line.stream = gpu::create_stream(device_);
+    return line;
+  }
+
+  static void finish(Stream stream) {
+    if (stream.handle == nullptr) return;
+    report(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle)), "waiting for the last copies between GPUs");
+    gpu::destroy_stream(stream);
+  }
+
   const Inboxes& own() const { return inboxes_[static_cast<std::size_t>(rank_)]; }
-  static CUstream handle_of(const Line& line) { return static_cast<CUstream>(line.stream.handle); }
+  static CUstream handle_of(Stream stream) { return static_cast<CUstream>(stream.handle); }
 
   // Until the counter, which is never far behind, is at least `value` modulo 2^32.
-  static void wait_for(const Line& line, CUdeviceptr counter, std::uint32_t value) {
-    check_driver(words().wait(handle_of(line), counter, value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
+  static void wait_for(Stream stream, CUdeviceptr counter, std::uint32_t value) {
+    check_driver(words().wait(handle_of(stream), counter, value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
   }
   // What the stream did before is to be seen by who sees the value.
-  static void count(const Line& line, CUdeviceptr counter, std::uint32_t value) {
-    check_driver(words().write(handle_of(line), counter, value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
+  static void count(Stream stream, CUdeviceptr counter, std::uint32_t value) {
+    check_driver(words().write(handle_of(stream), counter, value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
   }
 
   // Within a GPU a plain copy would be a kernel, which had to wait for the one that fills the GPU.
@@ -187,21 +239,92 @@ class IpcPeerCopies final : public PeerCopies {
 
   void send(Line& line, int peer, const std::byte* data, std::size_t bytes, Profiler* profiler, const char* name) {
     const Inboxes& theirs = inboxes_[static_cast<std::size_t>(peer)];
-    wait_for(line, own().taken(peer), line.pieces + 1 - pieces_held);
+    wait_for(line.stream, own().taken(peer), line.pieces + 1 - pieces_held);
     {
       const ProfileScope scope = ProfileScope::communication(profiler, name, line.stream);
       gpu::copy(line.stream, theirs.piece(rank_, line.pieces), data, bytes);
     }
-    count(line, theirs.arrived(rank_), ++line.pieces);
+    count(line.stream, theirs.arrived(rank_), ++line.pieces);
   }
 
   void receive(Line& line, int peer, std::byte* data, std::size_t bytes, Profiler* profiler, const char* name) {
-    wait_for(line, own().arrived(peer), line.pieces + 1);
+    wait_for(line.stream, own().arrived(peer), line.pieces + 1);
     {
       const ProfileScope scope = ProfileScope::communication(profiler, name, line.stream);
       copy_by_engine(line, data, own().piece(peer, line.pieces), bytes);
     }
-    count(line, inboxes_[static_cast<std::size_t>(peer)].taken(rank_), ++line.pieces);
+    count(line.stream, inboxes_[static_cast<std::size_t>(peer)].taken(rank_), ++line.pieces);
+  }
+
+  // Appends what is to be waited for to `done`.
+  void start_transfers(std::span<const Transfer> transfers, Stream stream, Profiler* profiler, const char* name,
+                       std::vector<gpu::Event>& done) {
+    gpu::Event ready(device_);
+    ready.record(stream);
+    for (const Transfer& transfer : transfers) {
+      const bool sends = transfer.direction == Transfer::Direction::send;
+      Line& line = line_of(sends ? sends_ : receives_, transfer.peer);
+      ready.wait(line.stream);
+      auto* const data = static_cast<std::byte*>(transfer.tensor.data());
+      for (std::size_t begin = 0; begin < transfer.tensor.bytes(); begin += piece_bytes) {
+        const std::size_t bytes = std::min(piece_bytes, transfer.tensor.bytes() - begin);
+        if (sends)
+          send(line, transfer.peer, data + begin, bytes, profiler, name);
+        else
+          receive(line, transfer.peer, data + begin, bytes, profiler, name);
+      }
+      done.emplace_back(device_);
+      done.back().record(line.stream);
+    }
+  }
+
+  // parts[r]: of all ranks' sums that of rank r, where this rank's share of it lies. The own one goes to `output`.
+  void start_sums(std::span<const Tensor> parts, const Tensor& output, Stream stream, Profiler* profiler, const char* name,
+                  std::vector<gpu::Event>& done) {
+    gpu::Event ready(device_);
+    ready.record(stream);
+    for (const int peer : others()) {
+      Line& line = line_of(sends_, peer);
+      ready.wait(line.stream);
+      const Tensor& part = parts[static_cast<std::size_t>(peer)];
+      auto* const data = static_cast<std::byte*>(part.data());
+      for (std::size_t begin = 0; begin < part.bytes(); begin += piece_bytes)
+        send(line, peer, data + begin, std::min(piece_bytes, part.bytes() - begin), profiler, name);
+      done.emplace_back(device_);
+      done.back().record(line.stream);
+    }
+
+    // Pieces are taken in their order, whoever takes them.
+    ready.wait(sums_);
+    for (const int peer : others()) {
+      gpu::Event before(device_);
+      before.record(line_of(receives_, peer).stream);
+      before.wait(sums_);
+    }
+    const Tensor& own_part = parts[static_cast<std::size_t>(rank_)];
+    const auto piece = static_cast<std::int64_t>(piece_bytes / size_of(output.dtype()));
+    for (std::int64_t begin = 0; begin < output.elements(); begin += piece)
+      sum_pieces(own_part.slice(0, begin, std::min(begin + piece, output.elements())),
+                 output.slice(0, begin, std::min(begin + piece, output.elements())), profiler, name);
+    done.emplace_back(device_);
+    done.back().record(sums_);
+    for (const int peer : others()) done.back().wait(line_of(receives_, peer).stream);
+  }
+
+  // Adds the next piece of every other rank and this rank's own.
+  void sum_pieces(const Tensor& mine, const Tensor& sum, Profiler* profiler, const char* name) {
+    std::vector<Tensor> all(inboxes_.size(), mine);
+    for (const int peer : others()) {
+      const Line& line = line_of(receives_, peer);
+      wait_for(sums_, own().arrived(peer), line.pieces + 1);
+      all[static_cast<std::size_t>(peer)] = Tensor(own().piece(peer, line.pieces), sum.dtype(), sum.shape(), device_);
+    }
+    {
+      const ProfileScope scope = ProfileScope::communication(profiler, name, sums_);
+      sum_parts(execution_of_sums(), all, sum);
+    }
+    for (const int peer : others())
+      count(sums_, inboxes_[static_cast<std::size_t>(peer)].taken(rank_), ++line_of(receives_, peer).pieces);
   }
 
   Communicator& host_;
@@ -209,6 +332,7 @@ class IpcPeerCopies final : public PeerCopies {
   bool abandoned_ = false;
   std::vector<Inboxes> inboxes_;
   Device device_;
+  Stream sums_;
   std::vector<Line> sends_, receives_;   // by peer
 };
 

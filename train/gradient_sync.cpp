@@ -35,8 +35,8 @@ GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap,
 }
 
 void GradientSync::connect() {
-  groups_.shards().connect(false);
-  groups_.copies().connect(false);
+  groups_.shards().connect(overlap_);
+  groups_.copies().connect(overlap_);
   for (const Shared& shared : shared_) shared.stages->connect(false);
 }
 

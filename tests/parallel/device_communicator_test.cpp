@@ -10,7 +10,9 @@
 namespace fulmen {
 namespace {
 
-constexpr std::int64_t count = 10'007;
+// Elements of a rank: below and above what communicators start to move in other ways.
+constexpr std::int64_t few = 10'007, many = 1'200'007;
+std::int64_t count = few;
 
 std::vector<float> numbers_of(int rank, unsigned number = 0) {
   return random_values<float>(count, 100 * number + static_cast<unsigned>(rank));
@@ -25,10 +27,12 @@ std::vector<float> sum_over(int ranks, unsigned number = 0) {
   return sum;
 }
 
-class OnDevice : public testing::Test {
+class OnDevice : public testing::TestWithParam<std::int64_t> {
  protected:
   void SetUp() override {
     if (test_transport() == TestTransport::mpi) GTEST_SKIP() << "needs FULMEN_TEST_DEVICE=cuda";
+    count = GetParam();
+    world().connect(true);
     side_ = gpu::create_stream(test_execution().device);
     delay_from_ = gpu::allocate_pinned(delay_bytes);
     delay_to_ = take_test_memory(delay_bytes);
@@ -67,6 +71,10 @@ struct Operation {
   std::function<std::vector<float>()> expected;
 };
 
+Tensor own_part(const Communicator& world, const Tensor& whole) {
+  return whole.slice(0, world.rank() * count, (world.rank() + 1) * count);
+}
+
 std::vector<Operation> operations(Communicator& world) {
   const int next = (world.rank() + 1) % world.size(), previous = (world.rank() + world.size() - 1) % world.size();
   const auto ring = [=](const Tensor& input, const Tensor& output) {
@@ -96,6 +104,25 @@ std::vector<Operation> operations(Communicator& world) {
              std::vector<float> all;
              for (int rank = 0; rank < world.size(); ++rank) {
                const std::vector<float> part = numbers_of(rank);
+               all.insert(all.end(), part.begin(), part.end());
+             }
+             return all;
+           }},
+          {"reduce_scatter",   // of what all have gathered
+           [&world](const Tensor& input, const Tensor& output, Stream stream) {
+             world.all_gather(input, output, stream);
+             world.reduce_scatter(output, own_part(world, output), ReduceOp::sum, stream);
+           },
+           [&world](const Tensor& input, const Tensor& output, Stream stream) {
+             world.all_gather(input, output, stream);
+             return world.start_reduce_scatter(output, own_part(world, output), ReduceOp::sum, stream);
+           },
+           [&world] {
+             std::vector<float> all;
+             for (int rank = 0; rank < world.size(); ++rank) {
+               std::vector<float> part = numbers_of(rank);
+               if (rank == world.rank())
+                 for (float& x : part) x *= static_cast<float>(world.size());
                all.insert(all.end(), part.begin(), part.end());
              }
              return all;
@@ -133,7 +160,7 @@ struct Tensors {
   Values<float> source, input, output, read_input, read_output;
 };
 
-TEST_F(OnDevice, PlainCallsStandInTheOrderOfTheirStream) {
+TEST_P(OnDevice, PlainCallsStandInTheOrderOfTheirStream) {
   for (const Operation& operation : operations(world())) {
     SCOPED_TRACE(operation.name);
     const Tensors tensors(world());
@@ -146,7 +173,7 @@ TEST_F(OnDevice, PlainCallsStandInTheOrderOfTheirStream) {
   }
 }
 
-TEST_F(OnDevice, StartedCallsFollowTheirStreamAndHoldUpTheOneThatWaits) {
+TEST_P(OnDevice, StartedCallsFollowTheirStreamAndHoldUpTheOneThatWaits) {
   for (const Operation& operation : operations(world())) {
     SCOPED_TRACE(operation.name);
     const Tensors tensors(world());
@@ -159,7 +186,7 @@ TEST_F(OnDevice, StartedCallsFollowTheirStreamAndHoldUpTheOneThatWaits) {
   }
 }
 
-TEST_F(OnDevice, WaitingWithoutAStreamHoldsUpTheCaller) {
+TEST_P(OnDevice, WaitingWithoutAStreamHoldsUpTheCaller) {
   for (const Operation& operation : operations(world())) {
     SCOPED_TRACE(operation.name);
     const Tensors tensors(world());
@@ -172,7 +199,7 @@ TEST_F(OnDevice, WaitingWithoutAStreamHoldsUpTheCaller) {
 }
 
 // Smaller and larger ones in turn, on two streams: none gets another's memory while that is under way.
-TEST_F(OnDevice, OperationsFollowEachOtherWithoutWaiting) {
+TEST_P(OnDevice, OperationsFollowEachOtherWithoutWaiting) {
   std::vector<Values<float>> values;
   std::vector<std::vector<float>> expected;
   const std::vector<std::int64_t> lengths = {1'000'000, 10, 3'000'000, 2'000'000, 1, 5'000'000};
@@ -194,7 +221,7 @@ TEST_F(OnDevice, OperationsFollowEachOtherWithoutWaiting) {
   for (std::size_t i = 0; i < lengths.size(); ++i) EXPECT_EQ(values[i].read(), expected[i]) << i;
 }
 
-TEST_F(OnDevice, TensorsOfOneCallLieTogether) {
+TEST_P(OnDevice, TensorsOfOneCallLieTogether) {
   const Values<float> on_device(std::vector<float>(4));
   const Tensor device_tensor = tensor_of(on_device);
   std::vector<float> whole(static_cast<std::size_t>(4 * world().size()));
@@ -212,7 +239,7 @@ TEST_F(OnDevice, TensorsOfOneCallLieTogether) {
 }
 
 // Ranks of a subgroup in another order, started from a group that has spoken before, and from one that has not.
-TEST_F(OnDevice, SubgroupsMoveDeviceTensorsToo) {
+TEST_P(OnDevice, SubgroupsMoveDeviceTensorsToo) {
   std::vector<int> reversed = first_ranks(world().size());
   std::reverse(reversed.begin(), reversed.end());
   const auto group = world().subgroup(reversed);
@@ -229,6 +256,9 @@ TEST_F(OnDevice, SubgroupsMoveDeviceTensorsToo) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Sizes, OnDevice, testing::Values(few, many),
+                         [](const auto& info) { return info.param == few ? std::string("Small") : std::string("Large"); });
 
 }  // namespace
 }  // namespace fulmen
