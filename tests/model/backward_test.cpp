@@ -150,7 +150,7 @@ TEST_P(Backward, AllocatesNothingFromTheSecondStepOn) {
   const void* const scratch = (step(), next_scratch());
   const std::size_t blocks = model.execution().scratch->blocks(), bytes = model.ledger().current_total();
   const std::size_t peak = model.ledger().peak_total();
-  for (int i = 0; i < 60; ++i) {   // so many that what a step failed to give back would need another block
+  for (int i = 0; i < (testing::few_repetitions() ? 3 : 60); ++i) {   // so many that what a step failed to give back would need another block
     step();
     ASSERT_EQ(model.execution().scratch->blocks(), blocks);
     ASSERT_EQ(next_scratch(), scratch) << "a step gives back all the scratch memory that it takes";

@@ -36,7 +36,7 @@ double finite_difference(const Tensor& element, const std::function<double()>& l
   return difference;
 }
 
-// Compares sampled elements of a gradient, relative to its largest; `all` compares every one.
+// Compares sampled elements of a gradient, relative to its largest; `all` compares every one. With few repetitions: one.
 void expect_gradient(const Tensor& value, const Tensor& gradient, const std::string& name, bool all,
                      testing::Random& random, const std::function<double()>& loss) {
   ASSERT_TRUE(value.is_contiguous() && gradient.is_contiguous()) << name;
@@ -44,7 +44,8 @@ void expect_gradient(const Tensor& value, const Tensor& gradient, const std::str
   double largest = 0.0, difference = 0.0;
   for (const double g : whole_gradient) largest = std::max(largest, std::abs(g));
   EXPECT_GT(largest, 1e-9) << name << " does nothing";
-  const std::int64_t samples = all ? value.elements() : std::min<std::int64_t>(value.elements(), 10);
+  const std::int64_t wanted = testing::few_repetitions() ? 1 : all ? value.elements() : 10;
+  const std::int64_t samples = std::min(value.elements(), wanted);
   for (std::int64_t i = 0; i < samples; ++i) {
     const std::int64_t element = all ? i : random.integer(0, value.elements() - 1);
     const double expected = finite_difference(value.flatten().slice(0, element, element + 1), loss);
@@ -62,7 +63,9 @@ TEST_P(StageGradients, EqualFiniteDifferences) {
   const MicroBatch micro_batch = batch.view();
   model.stage.prepare(micro_batch.shape, 1);
   const double loss = model.loss_and_gradients(micro_batch);
-  EXPECT_EQ(model.loss(micro_batch), loss) << "the loss does not depend on whether gradients are wanted";
+  // A GPU's products are the same to the bit from run to run only where they are told to be.
+  const double repeated = testing::on_gpu() ? 1e-13 * loss : 0.0;
+  EXPECT_NEAR(model.loss(micro_batch), loss, repeated) << "the loss does not depend on whether gradients are wanted";
 
   testing::Random random(2);
   const std::vector<ParameterPiece> weights = model.parameters.pieces(model.parameters.flat_weights());

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "framework/gpu.h"
 #include "framework/transfer.h"
 #include "tests/kernels/kernel_test.h"
 #include "tests/train/sample_batches.h"
@@ -19,6 +20,7 @@ TEST(MicroBatchBuffers, HoldABatch) {
   for (const std::int64_t begin : {0, 7}) {
     const Batch batch = sample_slice(40, {begin, begin + 21});
     const MicroBatch& view = buffers.fill(batch, scale, execution);
+    if (execution.device.kind == DeviceKind::cuda) gpu::synchronize(execution.stream);
     EXPECT_EQ(view.shape.batch, sample_rows);
     EXPECT_EQ(view.shape.length, 21);
     EXPECT_EQ(testing::read_integers<std::int32_t>(view.tokens), batch.tokens);
