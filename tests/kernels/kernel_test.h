@@ -33,6 +33,9 @@ inline std::uint64_t run_seed() {
   return seed;
 }
 
+// Under a sanitizer, which slows a test a hundredfold: the same kernels on the same shapes, fewer times.
+inline bool few_repetitions() { return std::getenv("FULMEN_TEST_FEW_REPETITIONS") != nullptr; }
+
 class Random {
  public:
   explicit Random(std::uint64_t stream) : generator_(run_seed() * 1000003 + stream) {}
