@@ -132,7 +132,9 @@ TEST_F(Manifest, RefusesWhatIsNoYaml) {
 }
 
 TEST_F(Manifest, ReadsPastKeysOfOthers) {
-  const CorpusManifest manifest = read(std::string(example) + "licence: CC0\n");
+  std::string text = example;
+  text += "licence: CC0\n";
+  const CorpusManifest manifest = read(text);
   EXPECT_EQ(manifest.shards.size(), 2U);
 }
 
