@@ -17,6 +17,13 @@ class Profiler;
 
 enum class ReduceOp : std::uint8_t { sum, max, min };
 
+// What a group is to be connected for; each includes those before it.
+enum class Connections : std::uint8_t {
+  plain,       // plain collectives
+  started,     // started ones, which go on beside the caller's kernels
+  exchanges,   // exchanges with the ranks before and after
+};
+
 // A started operation. wait() makes the stream wait for it (on the CPU: the caller). Destroying one waits, except while
 // an exception unwinds: then the job ends, and the other ranks may never come.
 class Pending {
@@ -47,7 +54,8 @@ struct Transfer {
 
 // A group of ranks. Every rank calls the same collectives in the same order. Tensors are contiguous; counts above 2^31
 // are cut into pieces. A plain call is complete, in stream order, when it returns; a start_ call returns a Pending and
-// its tensors must stay untouched until that was waited for.
+// its tensors must stay untouched until that was waited for. Exchanges have an order of their own for each pair of ranks, but on
+// device tensors stand in one order with the started collectives of the group.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -76,11 +84,10 @@ class Communicator {
   // only; the caller is one of them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
-  // Makes the connections that operations on device tensors need; with `beside_kernels` also the ways that exchanges, with the
-  // ranks before and after, and large started operations take beside the caller's kernels. Collective. Without it they are
-  // made by the first operation, or the first exchange, which waits on the host for all ranks of the group and on a GPU for the
-  // kernels under way: not when those may wait for other ranks.
-  virtual void connect(bool beside_kernels) { (void)beside_kernels; }
+  // Makes the connections that operations on device tensors need. Collective. Without it they are made by the first operation,
+  // or the first exchange, which waits on the host for all ranks of the group and on a GPU for the kernels under way: not when
+  // those may wait for other ranks.
+  virtual void connect(Connections connections) { (void)connections; }
 
   // How many multiprocessors of a GPU its operations may take from the kernels beside them, before the first of them and
   // before connect(); 0, as without: as many as the transport finds best.
@@ -93,7 +100,8 @@ class Communicator {
   // Of a transport that has no such streams nothing is entered: its time is the caller's.
   virtual void report_to(Profiler*) {}
 
-  // Ends what waits on a GPU for other ranks, so that this process can end; nothing works on this communicator afterwards.
+  // Ends the kernels that wait on a GPU for other ranks, so that this process can end; nothing works on this communicator
+  // afterwards, and what waits there without a kernel, for copies between GPUs, goes on until the process ends.
   // Unlike all else, cancel() and abort() may be called from another thread while an operation is under way.
   virtual void cancel() {}
   // Ends the job at once, on all ranks, with this exit code. Does not return.

@@ -83,7 +83,7 @@ class NcclCommunicator final : public Communicator {
   using Communicator::all_reduce;
 
   // Collective: `rendezvous_` is a copy of `host`, so that connecting does not get between other operations of `host`
-  // where the first operation on device tensors is an exchange, which has no place in the order of collectives.
+  // where the first operation on device tensors is an exchange, which some ranks may make earlier than others.
   NcclCommunicator(std::unique_ptr<Communicator> host, Device device, std::shared_ptr<Profiler*> profiler)
       : host_(std::move(host)), device_(device), profiler_(std::move(profiler)) {
     std::vector<int> all(static_cast<std::size_t>(host_->size()));
@@ -117,6 +117,7 @@ class NcclCommunicator final : public Communicator {
   Pending start_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
     if (on_host(tensor)) return host_->start_all_reduce(tensor, op, stream);
     check_all_reduce(tensor, stream);
+    connect();
     if (sums_by_copies(tensor, op, tensor.bytes() / static_cast<std::size_t>(size())))
       return copies_->start_all_reduce(tensor, stream, *profiler_, all_reduce_name_.c_str());
     return start(stream, all_reduce_name_, [&](Stream own) { run_all_reduce(tensor, op, own); });
@@ -132,6 +133,7 @@ class NcclCommunicator final : public Communicator {
   Pending start_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
     if (on_host(input) && on_host(output)) return host_->start_reduce_scatter(input, output, op, stream);
     check_scatter(input, output, stream);
+    connect();
     if (sums_by_copies(input, op, output.bytes()))
       return copies_->start_reduce_scatter(input, output, stream, *profiler_, reduce_scatter_name_.c_str());
     return start(stream, reduce_scatter_name_, [&](Stream own) { run_reduce_scatter(input, output, op, own); });
@@ -147,7 +149,8 @@ class NcclCommunicator final : public Communicator {
   Pending start_all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
     if (on_host(input) && on_host(output)) return host_->start_all_gather(input, output, stream);
     check_gather(input, output, stream);
-    if (copies_ && input.bytes() >= least_bytes_to_copy) return start_gather_by_copies(input, output, stream);
+    connect();
+    if (collectives_by_copies_ && input.bytes() >= least_bytes_to_copy) return start_gather_by_copies(input, output, stream);
     return start(stream, all_gather_name_, [&](Stream own) { run_all_gather(input, output, own); });
   }
 
@@ -185,10 +188,13 @@ class NcclCommunicator final : public Communicator {
 
   void limit_multiprocessors(int count) override { multiprocessors_ = count; }
 
-  void connect(bool beside_kernels) override {
+  void connect(Connections connections) override {
     if (size() == 1) return;
     connect();
-    if (beside_kernels) prepare_exchanges();
+    if (connections == Connections::plain) return;
+    open_copies();
+    collectives_by_copies_ = copies_ != nullptr;
+    if (connections == Connections::exchanges) prepare_exchanges();
   }
 
   std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
@@ -272,16 +278,22 @@ class NcclCommunicator final : public Communicator {
     comm_ = comm;
   }
 
-  // At the first exchange.
+  void open_copies() {
+    if (copies_asked_for_ || size() == 1) return;
+    copies_ = open_peer_copies(*rendezvous_, device_);
+    copies_asked_for_ = true;
+  }
+
+  // At the first exchange, if not before.
   void prepare_exchanges() {
     if (exchanges_prepared_ || size() == 1) return;
-    copies_ = open_peer_copies(*rendezvous_, device_);
+    open_copies();
     if (!copies_) connect_neighbours();
     exchanges_prepared_ = true;
   }
 
   bool sums_by_copies(const Tensor& tensor, ReduceOp op, std::size_t part_bytes) const {
-    return copies_ && op == ReduceOp::sum && part_bytes >= least_bytes_to_copy &&
+    return collectives_by_copies_ && op == ReduceOp::sum && part_bytes >= least_bytes_to_copy &&
            (tensor.dtype() == DType::fp32 || tensor.dtype() == DType::bf16 || tensor.dtype() == DType::fp64);
   }
 
@@ -376,7 +388,6 @@ class NcclCommunicator final : public Communicator {
   // run(stream) on the communicator's own stream, after what is in the caller's now.
   template <class Run>
   Pending start(Stream callers, const std::string& name, Run&& run) {
-    connect();
     // Communication that other ranks wait for goes before the arithmetic that it overlaps with.
     if (own_stream_.handle == nullptr) own_stream_ = gpu::create_urgent_stream(device_);
     gpu::Event ready(device_), done(device_);
@@ -394,8 +405,9 @@ class NcclCommunicator final : public Communicator {
   Device device_;
   std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
-  bool exchanges_prepared_ = false;
-  std::unique_ptr<PeerCopies> copies_;   // null: exchanges are NCCL's
+  bool copies_asked_for_ = false, exchanges_prepared_ = false;
+  bool collectives_by_copies_ = false;   // large started ones, once connect() has said so on all ranks
+  std::unique_ptr<PeerCopies> copies_;   // null: exchanges are NCCL's, too
   int multiprocessors_ = 0;
   Stream own_stream_;           // of started operations; null until the first
   std::shared_ptr<Profiler*> profiler_;   // one for a communicator and all its subgroups

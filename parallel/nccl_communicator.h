@@ -8,12 +8,13 @@
 namespace fulmen {
 
 // Operations on CPU tensors, and so those on host values, are `host`'s, as is barrier(). Operations on tensors of
-// `device` name a stream of it and are NCCL's: a plain call runs on that stream; a start_ call runs on a stream of the
-// communicator's own, after what is in the caller's by then. Pending::wait makes the stream that it is given wait, or,
-// for a CPU stream, the caller. A rank's transfers to itself are copies on the device.
+// `device` name a stream of it: a plain call runs on that stream; a start_ call runs on streams of the communicator's own,
+// after what is in the caller's by then. Pending::wait makes the stream that it is given wait, or, for a CPU stream, the
+// caller. They are NCCL's, but between GPUs of one host exchanges and, where connect() was told of them, large started
+// collectives go by the copy engines (parallel/peer_copies.h). A rank's transfers to itself are copies on the device.
 //
 // The tensors of one call lie all on the CPU or all on `device`. Reductions know all dtypes but uint16; those of bf16
-// and fp16 round after each addition. Receiving another length than is sent is not noticed. Every rank has a GPU of its
+// and fp16 round after each addition, by copies once. Receiving another length than is sent is not noticed. Every rank has a GPU of its
 // own.
 //
 // Making one, or a subgroup of one, is collective. NCCL itself connects the ranks at the first operation on device

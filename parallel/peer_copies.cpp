@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -26,6 +27,8 @@ namespace {
 constexpr int most_ranks = most_parts;
 constexpr std::size_t piece_bytes = std::size_t{16} << 20;
 constexpr std::uint32_t pieces_held = 4;
+// Of a GPU, for streams: where two share one, what waits for another rank keeps what that rank waits for.
+constexpr int queues_needed = 32;
 constexpr std::size_t counter_stride = 128;   // bytes: a line of its own for each
 
 // The driver's operations on a word of memory in stream order. The runtime has none.
@@ -62,7 +65,7 @@ void report(cudaError_t status, const char* what) {
 struct Introduction {
   char host[64];
   cudaIpcMemHandle_t memory;
-  int usable;
+  int usable, queues;
 };
 
 // Memory of one rank, as this process sees it.
@@ -340,6 +343,9 @@ Introduction introduce(std::byte* memory) {
   Introduction own{};
   if (gethostname(own.host, sizeof own.host - 1) != 0) throw_system_error("cannot tell this host's name");
   own.usable = memory != nullptr && cudaIpcGetMemHandle(&own.memory, memory) == cudaSuccess;
+  // What framework/gpu has asked for, or the user before it.
+  const char* const queues = std::getenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  own.queues = queues != nullptr ? std::atoi(queues) : 0;
   return own;
 }
 
@@ -348,7 +354,7 @@ Introduction introduce(std::byte* memory) {
 std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) {
   const int ranks = host.size(), rank = host.rank();
   const auto refuse = [&](const std::string& why) {
-    if (rank == 0) log_info("exchanges of {} ranks go through NCCL's kernels: {}", ranks, why);
+    if (rank == 0) log_info("all transfers of {} ranks go through NCCL's kernels: {}", ranks, why);
     return nullptr;
   };
   if (ranks > most_ranks) return refuse(fmt::format("copy engines serve groups of up to {}", most_ranks));
@@ -358,12 +364,13 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) 
   std::vector<Introduction> all(static_cast<std::size_t>(ranks));
   const auto bytes = static_cast<std::int64_t>(sizeof(Introduction));
   host.all_gather(Tensor(const_cast<Introduction*>(&own), DType::uint8, {bytes}), Tensor(all.data(), DType::uint8, {bytes * ranks}), {});
+  const bool queues = std::ranges::all_of(all, [](const Introduction& other) { return other.queues >= queues_needed; });
   const bool one_host = std::ranges::all_of(all, [&](const Introduction& other) { return std::strcmp(other.host, own.host) == 0; });
   const bool usable = std::ranges::all_of(all, [](const Introduction& other) { return other.usable != 0; });
 
   std::vector<Inboxes> opened(static_cast<std::size_t>(ranks));
   std::int64_t reached = 1;
-  for (int other = 0; other < ranks && one_host && usable; ++other) {
+  for (int other = 0; other < ranks && one_host && usable && queues; ++other) {
     void* theirs = memory;
     if (other != rank) {
       const cudaError_t status =
@@ -375,13 +382,14 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) 
   }
   cudaGetLastError();   // a refusal is not a failure of what comes next
   const bool all_reached = host.all_reduce(reached, ReduceOp::min) != 0;
-  if (one_host && usable && all_reached) return std::make_unique<IpcPeerCopies>(host, std::move(opened), device);
+  if (one_host && usable && queues && all_reached) return std::make_unique<IpcPeerCopies>(host, std::move(opened), device);
   for (int other = 0; other < ranks; ++other)
     if (other != rank && opened[static_cast<std::size_t>(other)].memory() != nullptr)
       report(cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory()), "closing the memory of another rank");
   host.barrier();   // no one has the memory open that is given back
   if (memory != nullptr) gpu::release(device.index, memory);
   if (!one_host) return refuse("they are on several hosts");
+  if (!queues) return refuse(fmt::format("CUDA_DEVICE_MAX_CONNECTIONS is below {}, so that streams wait for each other", queues_needed));
   return refuse(usable ? "a GPU cannot reach the memory of another" : "no memory that processes could share");
 }
 

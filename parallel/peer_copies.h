@@ -1,7 +1,8 @@
 // Transfers between GPUs of one host by their copy engines, over NVLink or PCIe, each GPU writing into memory of the other's
-// process (CUDA IPC), and sums of what arrives so. Unlike NCCL's kernels they take no multiprocessor from the arithmetic beside them, neither while they
-// move bytes nor, above all, while they wait for the other side: a matrix product that fills the GPU would keep NCCL's kernel
-// out until its end, and one that finds it waiting would run in two waves.
+// process (CUDA IPC), and sums of what arrives so. Unlike NCCL's kernels, copies take no multiprocessor from the arithmetic
+// beside them, neither while they move bytes nor, above all, while they wait for the other side: a matrix product that fills
+// the GPU would keep NCCL's kernel out until its end, and one that finds it waiting would run in two waves. A sum takes some
+// microseconds of them for each piece, when that has arrived.
 #pragma once
 
 #include <memory>

@@ -110,10 +110,10 @@ class RecordingCommunicator final : public Communicator {
     return recording;
   }
 
-  void connect(bool beside_kernels) override {
+  void connect(Connections connections) override {
     FlightEntry entry;
     entry.operation = FlightOperation::connect;
-    run(std::move(entry), {}, [&] { inner_->connect(beside_kernels); });
+    run(std::move(entry), {}, [&] { inner_->connect(connections); });
   }
   void limit_multiprocessors(int count) override { inner_->limit_multiprocessors(count); }
 

@@ -35,9 +35,10 @@ GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap,
 }
 
 void GradientSync::connect() {
-  groups_.shards().connect(overlap_);
-  groups_.copies().connect(overlap_);
-  for (const Shared& shared : shared_) shared.stages->connect(false);
+  const Connections connections = overlap_ ? Connections::started : Connections::plain;
+  groups_.shards().connect(connections);
+  groups_.copies().connect(connections);
+  for (const Shared& shared : shared_) shared.stages->connect(Connections::plain);
 }
 
 void GradientSync::begin_step(int micro_batches) {

@@ -116,9 +116,9 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       update_timer_(execution.stream) {
   // Now, while no one waits for another on a GPU, and in one order on all ranks.
   if (context_.overlap_tensor) context_.tensor->limit_multiprocessors(context_.communication_multiprocessors);
-  context_.tensor->connect(context_.overlap_tensor && context_.split_tokens);
-  mesh.along(Axis::sequence).connect(false);
-  mesh.along(Axis::pipeline).connect(true);
+  context_.tensor->connect(context_.overlap_tensor && context_.split_tokens ? Connections::exchanges : Connections::plain);
+  mesh.along(Axis::sequence).connect(Connections::plain);
+  mesh.along(Axis::pipeline).connect(Connections::exchanges);
   sync_.connect();
 
   context_.hooks.before_forward = [this](std::int64_t layer) { weights_.before_forward(layer); };

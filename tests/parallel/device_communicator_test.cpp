@@ -11,7 +11,7 @@ namespace fulmen {
 namespace {
 
 // Elements of a rank: below and above what communicators start to move in other ways.
-constexpr std::int64_t few = 10'007, many = 1'200'007;
+constexpr std::int64_t few = 10'007, many = 2'500'007;
 std::int64_t count = few;
 
 std::vector<float> numbers_of(int rank, unsigned number = 0) {
@@ -32,7 +32,7 @@ class OnDevice : public testing::TestWithParam<std::int64_t> {
   void SetUp() override {
     if (test_transport() == TestTransport::mpi) GTEST_SKIP() << "needs FULMEN_TEST_DEVICE=cuda";
     count = GetParam();
-    world().connect(true);
+    world().connect(Connections::exchanges);
     side_ = gpu::create_stream(test_execution().device);
     delay_from_ = gpu::allocate_pinned(delay_bytes);
     delay_to_ = take_test_memory(delay_bytes);
