@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A training step on two GPUs of one host in every way of the README's tables, beside one of them alone, each with its timeline.
+# A training step on two GPUs of one host in every way of the README's tables, beside each of them alone, all with its timeline.
 #
 #   bench/two_gpus.sh OUTPUT_DIR [NAME...]     all of them, or those whose names begin so; a quarter to a whole minute each
 #
@@ -47,6 +47,7 @@ settings() {
 
 small=(--preset transnormer-1b --sequence-length 2048)
 step 1 one-1b "${small[@]}" --micro-batch 8
+CUDA_VISIBLE_DEVICES=1 step 1 one-1b-gpu1 "${small[@]}" --micro-batch 8
 settings data=2 zero=1
 step 2 data2-zero1 "${small[@]}" --micro-batch 8 --global-batch 16 "${set_options[@]}"
 settings data=2 zero=3
@@ -63,8 +64,11 @@ step 2 pipeline2-zero-bubble "${pipeline[@]}" "${set_options[@]}"
 
 long=(--preset transnormer-385m --micro-batch 1)
 step 1 one-385m "${long[@]}" --sequence-length 131072 --steps 3
-settings sequence=2
+CUDA_VISIBLE_DEVICES=1 step 1 one-385m-gpu1 "${long[@]}" --sequence-length 131072 --steps 3
+settings sequence=2 zero=1
 step 2 sequence2-262k "${long[@]}" --sequence-length 262144 --steps 3 "${set_options[@]}"
+settings sequence=2
+step 2 sequence2-262k-zero0 "${long[@]}" --sequence-length 262144 --steps 3 "${set_options[@]}"
 step 2 sequence2-2m "${long[@]}" --sequence-length 2097152 --steps 1 --recompute full "${set_options[@]}"
 
 large=(--preset transnormer-7b --sequence-length 4096 --steps 3)
