@@ -207,16 +207,10 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   const RunConfiguration configuration = read_configuration(line);
   const std::int64_t steps = line.integer("steps", 5, 1, 1000);
   const Device device = choose_device(configuration.run.device);
-  const Precision precision = configuration.precision_on(device);
+  const TrainerOptions options = configuration.trainer_options(device);
   Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
-  TrainerOptions options;
-  options.model = configuration.model;
-  options.layout = configuration.parallel;
-  options.precision = precision;
-  options.data = configuration.data;
-  options.train = configuration.train;
   if (options.train.global_batch % (mesh.size(Axis::data) * options.train.micro_batch) != 0)
     throw UserError("train.global_batch", fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", options.train.global_batch,
                                                       mesh.size(Axis::data), options.train.micro_batch));
@@ -262,7 +256,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
       std::max(rates.gemm_operations_per_second, measure_rates(rate_resources.execution(), options.precision.parameters).gemm_operations_per_second);
   const double gemm_rate = ranks.all_reduce(best_rate, ReduceOp::sum);
   if (ranks.rank() != 0) return ExitCode::done;
-  const double peak = data_sheet_peak(device, precision) * ranks.size();
+  const double peak = data_sheet_peak(device, options.precision) * ranks.size();
 
   std::vector<BenchRow> rows;
   for (const auto& [name, entry] : profiler.entries()) {
@@ -276,7 +270,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
     nlohmann::ordered_json result = {{"parameters", parameter_count(options.model)},
                                      {"layout", mesh.shape().describe()},
                                      {"device", describe_device(device)},
-                                     {"precision", describe_precision(precision)},
+                                     {"precision", describe_precision(options.precision)},
                                      {"threads_per_rank", compute_threads()},
                                      {"tokens_per_step", tokens},
                                      {"step_seconds", seconds},
@@ -301,7 +295,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   std::printf("model        %s parameters; %s; %lld tokens a step\n",
               human_count(static_cast<double>(parameter_count(options.model))).c_str(), mesh.shape().describe().c_str(),
               static_cast<long long>(tokens));
-  std::printf("device       %s a rank; %s\n", describe_device(device).c_str(), describe_precision(precision).c_str());
+  std::printf("device       %s a rank; %s\n", describe_device(device).c_str(), describe_precision(options.precision).c_str());
   std::printf("rates        products %s, copy %s, measured at the start on rank 0\n",
               rate_text(rates.gemm_operations_per_second, "FLOP").c_str(), rate_text(rates.copy_bytes_per_second, "B").c_str());
   std::printf("%s", format_table(rows, profiled_seconds).c_str());

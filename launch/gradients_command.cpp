@@ -126,17 +126,10 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   if (line.has("data")) overrides.push_back("data.path=" + line.text("data"));
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), overrides);
   const Device device = choose_device(configuration.run.device);
-  const Precision precision = configuration.precision_on(device);
   Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
-  TrainerOptions options;
-  options.model = configuration.model;
-  options.layout = configuration.parallel;
-  options.precision = precision;
-  options.data = configuration.data;
-  options.train = configuration.train;
-  options.run = configuration.run;
+  const TrainerOptions options = configuration.trainer_options(device);
   check_training(options, mesh.shape());
 
   ExecutionResources resources(device, configuration.run.deterministic);

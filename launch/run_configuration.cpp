@@ -208,6 +208,19 @@ Precision resolve_precision(const PrecisionConfig& precision, Device device, con
 
 }  // namespace
 
+TrainerOptions RunConfiguration::trainer_options(Device device) const {
+  TrainerOptions options;
+  options.model = model;
+  options.layout = parallel;
+  options.precision = precision_on(device);
+  options.data = data;
+  options.train = train;
+  options.checkpoint = checkpoint;
+  options.run = run;
+  options.configuration = resolved;
+  return options;
+}
+
 Precision RunConfiguration::precision_on(Device device) const { return resolve_precision(precision, device, "precision.parameters"); }
 
 Precision parse_precision(const std::string& name, Device device) {

@@ -11,6 +11,7 @@
 #include "model/parameter_store.h"
 #include "parallel/layout.h"
 #include "train/train_config.h"
+#include "train/trainer.h"
 
 namespace fulmen {
 
@@ -36,6 +37,8 @@ struct RunConfiguration {
   // What the precision keys come to on a device. On the CPU fp32 (auto) or fp64 throughout; on a GPU bf16 with an fp32 master
   // and fp32 gradients (auto), fp32 or fp64 throughout. Throws UserError.
   Precision precision_on(Device device) const;
+  // What of it a run on that device goes by; what to resume from is left out.
+  TrainerOptions trainer_options(Device device) const;
 };
 
 // The precision that a --precision flag (auto, bf16, fp32, fp64) comes to on a device. Throws UserError.

@@ -65,7 +65,7 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
   const Device device = world.start_up().run("device", [&] { return choose_device(configuration.run.device); });
-  const Precision precision = configuration.precision_on(device);
+  TrainerOptions options = configuration.trainer_options(device);
   if (configuration.run.check_collectives) world.keep_order();
   Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
@@ -78,15 +78,6 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
     lock.emplace(folder);
     std::filesystem::remove(folder / "verdict.yaml");
   }
-  TrainerOptions options;
-  options.model = configuration.model;
-  options.layout = configuration.parallel;
-  options.precision = precision;
-  options.data = configuration.data;
-  options.train = configuration.train;
-  options.checkpoint = configuration.checkpoint;
-  options.run = configuration.run;
-  options.configuration = configuration.resolved;
   options.resume = choose_checkpoint(line.text("resume", "auto"), folder / "checkpoints", ranks);
   if (options.resume) check_resume(configuration, *options.resume, line.texts("allow-change"));
 
@@ -94,7 +85,7 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   world.watch(folder / "flight", configuration.run.timeout, device);
   if (configuration.run.check_collectives) options.after_step = [&world] { world.check_order(); };
   ExecutionResources resources(device, configuration.run.deterministic);
-  log_info("device: {}; precision {}", describe_device(device), describe_precision(precision));
+  log_info("device: {}; precision {}", describe_device(device), describe_precision(options.precision));
   try {
     const ExitCode code = train(options, mesh, resources.execution(), world.start_up());
     world.stop_watching();
