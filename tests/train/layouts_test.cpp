@@ -47,11 +47,6 @@ std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> ranks) {
 
 DType test_dtype() { return testing::on_gpu() ? DType::fp32 : DType::fp64; }
 double tolerance() { return testing::on_gpu() ? 1e-5 : 1e-10; }
-// Of a gradient's largest element. That of LRPE's theta is a sum over positions times how far queries and keys should turn, of
-// which all but their distances cancels: in fp32 what rounding leaves of it is up to 1.1e-5.
-double gradient_tolerance(const std::string& tensor) {
-  return testing::on_gpu() && tensor.ends_with("lrpe.theta") ? 2 * tolerance() : tolerance();
-}
 constexpr std::int64_t global_batch = matrix_global_batch, sequence_length = matrix_sequence_length;
 constexpr int training_steps = 3, resumed_after = 2;
 
@@ -222,7 +217,7 @@ void expect_equal_gradients(Training& training, const Reference& reference, Comm
     });
     EXPECT_TRUE(finite) << piece.tensor;
     EXPECT_GT(reference.largest.at(piece.tensor), 0.0) << piece.tensor;
-    EXPECT_LE(difference, gradient_tolerance(piece.tensor) * reference.largest.at(piece.tensor)) << piece.tensor;
+    EXPECT_LE(difference, tolerance() * reference.largest.at(piece.tensor)) << piece.tensor;
   }
   for (auto& [name, places] : held) {
     ranks.all_reduce(Tensor(places.data(), DType::uint8, {static_cast<std::int64_t>(places.size())}), ReduceOp::max, {});
