@@ -2,11 +2,11 @@
 # that are compiled alike.
 # Files include what they use all the same: the presets debug and asan build without.
 function(fulmen_precompiled name)
-  cmake_parse_arguments(HEADERS "" "" "HEADERS;LINKS" ${ARGN})
+  cmake_parse_arguments(COMMON "" "" "HEADERS;LINKS" ${ARGN})
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp CONTENT "// Headers only.\n")
   add_library(${name} OBJECT ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp)
-  target_link_libraries(${name} PRIVATE fulmen_options ${HEADERS_LINKS})
-  set(headers fmt/format.h algorithm cstdint filesystem functional map memory optional ranges string vector ${HEADERS_HEADERS})
+  target_link_libraries(${name} PRIVATE fulmen_options ${COMMON_LINKS})
+  set(headers fmt/format.h algorithm cstdint filesystem functional map memory optional ranges string vector ${COMMON_HEADERS})
   list(TRANSFORM headers REPLACE ".+" "$<$<COMPILE_LANGUAGE:CXX>:<\\0$<ANGLE-R>>")
   target_precompile_headers(${name} PRIVATE ${headers})
 endfunction()

@@ -163,9 +163,8 @@ class IpcPeerCopies final : public PeerCopies {
     start_sums(parts, own_part, stream, profiler, name, done);
     std::vector<Transfer> transfers;
     for (const int peer : others()) {
-      if (own_part.elements() > 0) transfers.push_back({Transfer::Direction::send, peer, own_part});
-      const Tensor& theirs = parts[static_cast<std::size_t>(peer)];
-      if (theirs.elements() > 0) transfers.push_back({Transfer::Direction::receive, peer, theirs});
+      transfers.push_back({Transfer::Direction::send, peer, own_part});
+      transfers.push_back({Transfer::Direction::receive, peer, parts[static_cast<std::size_t>(peer)]});
     }
     // Another rank's part arrives over what was sent of it once that rank has added it up.
     start_transfers(transfers, sums_, profiler, name, done);
@@ -284,20 +283,13 @@ class IpcPeerCopies final : public PeerCopies {
   // parts[r]: of all ranks' sums that of rank r, where this rank's share of it lies. The own one goes to `output`.
   void start_sums(std::span<const Tensor> parts, const Tensor& output, Stream stream, Profiler* profiler, const char* name,
                   std::vector<gpu::Event>& done) {
-    gpu::Event ready(device_);
-    ready.record(stream);
-    for (const int peer : others()) {
-      Line& line = line_of(sends_, peer);
-      ready.wait(line.stream);
-      const Tensor& part = parts[static_cast<std::size_t>(peer)];
-      auto* const data = static_cast<std::byte*>(part.data());
-      for (std::size_t begin = 0; begin < part.bytes(); begin += piece_bytes)
-        send(line, peer, data + begin, std::min(piece_bytes, part.bytes() - begin), profiler, name);
-      done.emplace_back(device_);
-      done.back().record(line.stream);
-    }
+    std::vector<Transfer> sends;
+    for (const int peer : others()) sends.push_back({Transfer::Direction::send, peer, parts[static_cast<std::size_t>(peer)]});
+    start_transfers(sends, stream, profiler, name, done);
 
     // Pieces are taken in their order, whoever takes them.
+    gpu::Event ready(device_);
+    ready.record(stream);
     ready.wait(sums_);
     for (const int peer : others()) {
       gpu::Event before(device_);

@@ -30,22 +30,22 @@ struct Add {
   }
 };
 
-// `most` parts at most; unused ones are null.
-template <class T, int most>
+// Unused parts are null.
+template <class T>
 struct SumParts {
-  static constexpr int items = most > 2 ? 1 : items_for(2);
+  static constexpr int items = 1;
   template <int length>
   struct Loaded {
-    Packet<T, length> parts[most];
+    Packet<T, length> parts[most_parts];
   };
-  const T* parts[most];
+  const T* parts[most_parts];
   T* out;
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t, std::int64_t i) const {
     Loaded<length> loaded;
 #pragma unroll
-    for (int p = 0; p < most; ++p)
+    for (int p = 0; p < most_parts; ++p)
       if (parts[p] != nullptr) loaded.parts[p] = load_packet<length>(parts[p] + i);
     return loaded;
   }
@@ -54,7 +54,7 @@ struct SumParts {
     store_packet(out + i, make_packet<T, length>([&](int j) {
       Accumulated<T> sum = loaded.parts[0][j];
 #pragma unroll
-      for (int p = 1; p < most; ++p)
+      for (int p = 1; p < most_parts; ++p)
         if (parts[p] != nullptr) sum += loaded.parts[p][j];
       return sum;
     }));
@@ -262,14 +262,10 @@ void sum_parts(const Execution& execution, std::span<const Tensor> parts, const 
   dispatch_floating(out.dtype(), [&]<class T>(T) {
     bool packets = packets_aligned(row_packet<T>, {out.flatten()});
     for (const Tensor& part : parts) packets = packets && packets_aligned(row_packet<T>, {part.flatten()});
-    const auto launch = [&]<int most>() {
-      SumParts<T, most> operation{{}, pointer_to<T>(out)};
-      for (std::size_t p = 0; p < parts.size(); ++p) operation.parts[p] = pointer_to<T>(parts[p]);
-      dispatch_length<row_packet<T>>(
-          packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, out.elements()); });
-    };
-    if (parts.size() <= 2) return launch.template operator()<2>();
-    launch.template operator()<most_parts>();
+    SumParts<T> operation{{}, pointer_to<T>(out)};
+    for (std::size_t p = 0; p < parts.size(); ++p) operation.parts[p] = pointer_to<T>(parts[p]);
+    dispatch_length<row_packet<T>>(
+        packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, out.elements()); });
   });
 }
 
