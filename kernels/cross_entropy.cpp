@@ -70,15 +70,16 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
                 [&] { cuda::cross_entropy_backward(execution, logits, targets, weights, first, valid, maximum, exp_sum, scale, d_logits); });
 }
 
-void cross_entropy_with_gradient(const Execution& execution, const Tensor& logits, const Tensor& targets,
-                                 const Tensor& weights, std::int64_t valid, const Tensor& scale, const Tensor& losses,
-                                 const Tensor& d_logits) {
+void cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
+                   std::int64_t valid, const Tensor& scale, const Tensor& losses, const Tensor& d_logits) {
   check_logits(logits, targets, valid);
   const std::int64_t tokens = logits.size(0);
   check_vector(weights, DType::fp32, tokens, "weights");
-  check_vector(scale, DType::fp64, 1, "scale");
   check_vector(losses, DType::fp64, tokens, "losses");
-  check_matrix(d_logits, logits.dtype(), tokens, logits.size(1), "d_logits");
+  if (d_logits) {
+    check_vector(scale, DType::fp64, 1, "scale");
+    check_matrix(d_logits, logits.dtype(), tokens, logits.size(1), "d_logits");
+  }
   if (logits.elements() == 0) return;
   const auto in_passes = [&](auto local, auto combine, auto backward) {
     const Arena::Frame frame(*execution.scratch);
@@ -86,13 +87,13 @@ void cross_entropy_with_gradient(const Execution& execution, const Tensor& logit
     const Tensor maximum = statistics(), exp_sum = statistics(), target_logit = statistics();
     local(execution, logits, targets, 0, valid, maximum, exp_sum, target_logit);
     combine(execution, maximum, exp_sum, target_logit, weights, losses);
-    backward(execution, logits, targets, weights, 0, valid, maximum, exp_sum, scale, d_logits);
+    if (d_logits) backward(execution, logits, targets, weights, 0, valid, maximum, exp_sum, scale, d_logits);
   };
   run_on_device(
-      execution, {"cross entropy with gradient", 0.0, traffic({logits, d_logits})},
+      execution, {d_logits ? "cross entropy with gradient" : "cross entropy without gradient", 0.0, traffic({logits, d_logits})},
       [&] { in_passes(cpu::cross_entropy_local, cpu::cross_entropy_losses, cpu::cross_entropy_backward); },
       [&] {
-        if (!cuda::cross_entropy_with_gradient(execution, logits, targets, weights, valid, scale, losses, d_logits))
+        if (!cuda::cross_entropy(execution, logits, targets, weights, valid, scale, losses, d_logits))
           in_passes(cuda::cross_entropy_local, cuda::cross_entropy_losses, cuda::cross_entropy_backward);
       });
 }

@@ -31,10 +31,10 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
                             std::int64_t first, std::int64_t valid, const Tensor& maximum, const Tensor& exp_sum,
                             const Tensor& scale, const Tensor& d_logits);
 
-// Where the whole vocabulary is here: the losses and the gradient in one, as cross_entropy_losses and
-// cross_entropy_backward have them, so that a GPU reads the logits once.
-void cross_entropy_with_gradient(const Execution& execution, const Tensor& logits, const Tensor& targets,
-                                 const Tensor& weights, std::int64_t valid, const Tensor& scale, const Tensor& losses,
-                                 const Tensor& d_logits);
+// Where the whole vocabulary is here: the losses as cross_entropy_losses and the gradient as cross_entropy_backward have them,
+// in one, so that a GPU reads the logits once. d_logits may alias logits; null: the losses alone, the same to the bit as where
+// the gradient takes the place of the logits.
+void cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
+                   std::int64_t valid, const Tensor& scale, const Tensor& losses, const Tensor& d_logits);
 
 }  // namespace fulmen

@@ -89,23 +89,21 @@ void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std:
 
   const Tensor logits = execution.scratch->take(type, {tokens, columns_});
   linear_forward(execution, part(normed), parameters.weight(projection_), logits);
-  if (d_normed && context_.tensor->size() == 1) {
-    cross_entropy_with_gradient(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.size(),
-                                micro_batch.loss_scale, part(losses), logits);
-    return backward(logits, part(normed), part(d_normed));
+  if (context_.tensor->size() == 1) {
+    cross_entropy(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.size(), micro_batch.loss_scale,
+                  part(losses), d_normed ? logits : Tensor());
+    if (d_normed) backward(logits, part(normed), part(d_normed));
+    return;
   }
   const Tensor maximum = execution.scratch->take(wide, {tokens});
   const Tensor sums = execution.scratch->take(wide, {2, tokens});   // of exponentials, and the target's logit
   const Tensor exp_sum = sums.select(0, 0), target_logit = sums.select(0, 1);
   cross_entropy_local(execution, logits, part(micro_batch.targets), rows_.begin, rows_.size(), maximum, exp_sum, target_logit);
-  Tensor global_maximum = maximum;
-  if (context_.tensor->size() > 1) {
-    global_maximum = execution.scratch->take(wide, {tokens});
-    copy(execution, maximum, global_maximum);
-    context_.tensor->all_reduce(global_maximum, ReduceOp::max, execution.stream);
-    cross_entropy_rescale(execution, maximum, global_maximum, exp_sum);
-    context_.sum_over_tensor(sums);
-  }
+  const Tensor global_maximum = execution.scratch->take(wide, {tokens});
+  copy(execution, maximum, global_maximum);
+  context_.tensor->all_reduce(global_maximum, ReduceOp::max, execution.stream);
+  cross_entropy_rescale(execution, maximum, global_maximum, exp_sum);
+  context_.sum_over_tensor(sums);
   cross_entropy_losses(execution, global_maximum, exp_sum, target_logit, part(micro_batch.weights), part(losses));
   if (!d_normed) return;
   cross_entropy_backward(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.begin, rows_.size(),

@@ -189,7 +189,8 @@ struct HeldRow {
   }
 };
 
-// Losses and gradients of rows that stay on the chip in between. Padded columns become minus infinity, whose share is 0.
+// Losses and gradients of rows that stay on the chip in between; null d_logits: losses alone. Padded columns become minus
+// infinity, whose share is 0.
 template <int length, class T>
 __global__ void __launch_bounds__(held_threads, 2)
     held_row_kernel(Rows<const T> logits, const std::int32_t* targets, const float* weights, int valid, int columns,
@@ -199,12 +200,14 @@ __global__ void __launch_bounds__(held_threads, 2)
   __shared__ A shared_maxima[held_threads / lanes_of_warp], shared_sums[held_threads / lanes_of_warp];
   const std::int64_t row = block_from_the_end();
   const T* const x = logits.at(row, 0);
-  T* const d_x = d_logits.at(row, 0);
+  const bool with_gradient = d_logits.data != nullptr;
+  T* const d_x = with_gradient ? d_logits.at(row, 0) : nullptr;
   const int packets = columns / length;
   const double weight = weights[row];
   if (weight == 0) {
     const Packet<T, length> zeros = make_packet<T, length>([](int) { return A(0); });
-    for (int packet = threadIdx.x; packet < packets; packet += blockDim.x) store_packet(d_x + packet * length, zeros);
+    for (int packet = threadIdx.x; with_gradient && packet < packets; packet += blockDim.x)
+      store_packet(d_x + packet * length, zeros);
     if (threadIdx.x == 0) losses[row] = 0.0;
     return;
   }
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(held_threads, 2)
   held.shared = reinterpret_cast<Packet<T, length>*>(shared_packets);
   held.load(x, packets);
   const auto target = static_cast<int>(local_column(targets[row], 0, valid));
-  const A factor = static_cast<A>(*scale * weight);
+  const A factor = with_gradient ? static_cast<A>(*scale * weight) : A(0);
   const A target_logit = target < 0 ? A(0) : to_accumulated(x[target]);   // before anything is stored, perhaps in its place
 
   Exponentials<A> own;
@@ -235,6 +238,7 @@ __global__ void __launch_bounds__(held_threads, 2)
   if (threadIdx.x == 0)
     losses[row] = weight * (log(static_cast<double>(sum)) + static_cast<double>(own.maximum) -
                             static_cast<double>(target_logit));
+  if (!with_gradient) return;
   const A ratio = factor / sum;
   held.for_each(packets, [&](Packet<T, length>& packet, int column) {
     A gradients[length];
@@ -342,9 +346,8 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
-bool cross_entropy_with_gradient(const Execution& execution, const Tensor& logits, const Tensor& targets,
-                                 const Tensor& weights, std::int64_t valid, const Tensor& scale, const Tensor& losses,
-                                 const Tensor& d_logits) {
+bool cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
+                   std::int64_t valid, const Tensor& scale, const Tensor& losses, const Tensor& d_logits) {
   check_columns(logits);
   bool held = false;
   dispatch_floating(logits.dtype(), [&]<class T>(T) {

@@ -15,8 +15,7 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
                             const Tensor& weights, std::int64_t first, std::int64_t valid, const Tensor& maximum,
                             const Tensor& exp_sum, const Tensor& scale, const Tensor& d_logits);
 // False, and nothing done, where a block cannot hold a row.
-bool cross_entropy_with_gradient(const Execution& execution, const Tensor& logits, const Tensor& targets,
-                                 const Tensor& weights, std::int64_t valid, const Tensor& scale, const Tensor& losses,
-                                 const Tensor& d_logits);
+bool cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
+                   std::int64_t valid, const Tensor& scale, const Tensor& losses, const Tensor& d_logits);
 
 }  // namespace fulmen::cuda

@@ -39,9 +39,9 @@ Result whole_cross_entropy(const Problem& p, DType dtype, std::int64_t padding, 
   testing::write(logits.slice(1, 0, p.vocabulary), p.logits);
   const Tensor d_logits = in_place ? logits : host.poisoned_strided(dtype, p.tokens, p.vocabulary + padding, 3);
   const Tensor losses = host.poisoned(DType::fp64, {p.tokens});
-  cross_entropy_with_gradient(host.execution, logits, host.integers<std::int32_t>({p.tokens}, p.targets),
-                              host.integers<float>({p.tokens}, p.weights), p.vocabulary,
-                              host.tensor(DType::fp64, {1}, {scale}), losses, d_logits);
+  cross_entropy(host.execution, logits, host.integers<std::int32_t>({p.tokens}, p.targets),
+                host.integers<float>({p.tokens}, p.weights), p.vocabulary, host.tensor(DType::fp64, {1}, {scale}), losses,
+                d_logits);
   for (const double padded : testing::read(d_logits.slice(1, p.vocabulary, p.vocabulary + padding)))
     EXPECT_EQ(padded, 0.0) << "padding";
   return {testing::read(losses), testing::read(d_logits.slice(1, 0, p.vocabulary))};
@@ -209,8 +209,7 @@ TEST(CrossEntropy, BackwardEqualsFiniteDifferences) {
                          host.tensor(DType::fp64, {1}, {0.7}), d_logits);
   const Values expected = testing::finite_differences(logits, 1e-3, loss);
   testing::expect_close(d_logits, expected, 1e-8, "d_logits");
-  cross_entropy_with_gradient(host.execution, logits, targets, weights, 11, host.tensor(DType::fp64, {1}, {0.7}),
-                              losses, d_logits);
+  cross_entropy(host.execution, logits, targets, weights, 11, host.tensor(DType::fp64, {1}, {0.7}), losses, d_logits);
   testing::expect_close(d_logits, expected, 1e-8, "d_logits in one call");
 }
 
@@ -267,8 +266,11 @@ void check_wide(DType dtype, std::int64_t tokens, std::int64_t vocabulary, std::
   const testing::Sliced again(host, dtype, tokens, vocabulary + padding, offset);
   const testing::Sliced apart(host, dtype, tokens, vocabulary + padding, offset);
   testing::write(again.part.slice(1, 0, vocabulary), p.logits);
-  cross_entropy_with_gradient(host.execution, again, targets, weights, vocabulary,
-                              host.tensor(DType::fp64, {1}, {scale}), loss, in_place ? again : apart);
+  const Tensor loss_alone = host.poisoned(DType::fp64, {tokens});
+  cross_entropy(host.execution, again, targets, weights, vocabulary, {}, loss_alone, {});
+  cross_entropy(host.execution, again, targets, weights, vocabulary, host.tensor(DType::fp64, {1}, {scale}), loss,
+                in_place ? again : apart);
+  EXPECT_EQ(testing::read(loss_alone), testing::read(loss));
   testing::expect_close(loss, losses, testing::tolerance_of(sums_dtype), "losses in one call");
   testing::expect_close(in_place ? again : apart, d_logits, testing::tolerance_of(dtype), "d_logits in one call");
   expect_zeros_and_margins(in_place ? again : apart);
