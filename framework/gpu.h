@@ -34,6 +34,8 @@ struct Properties {
   int driver_version = 0, runtime_version = 0;   // as CUDA numbers them: 13000 is 13.0
 };
 Properties properties(int device);
+// Whether it computes in fp64 at half the speed of fp32 at least, as the cards of data centres do.
+bool fast_in_double_precision(int device);
 
 struct MemoryUse {
   std::size_t free_bytes = 0, total_bytes = 0;

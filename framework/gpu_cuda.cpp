@@ -73,6 +73,12 @@ Properties properties(int device) {
   return result;
 }
 
+bool fast_in_double_precision(int device) {
+  int times_slower = 0;
+  FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&times_slower, cudaDevAttrSingleToDoublePrecisionPerfRatio, device));
+  return times_slower <= 2;
+}
+
 MemoryUse memory_use(int device) {
   FULMEN_CUDA_CHECK(cudaSetDevice(device));
   MemoryUse use;

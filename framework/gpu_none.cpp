@@ -17,6 +17,7 @@ void require(Device device) {
 }
 void make_current(Device device) { require(device); }
 Properties properties(int) { refuse(); }
+bool fast_in_double_precision(int) { refuse(); }
 MemoryUse memory_use(int) { refuse(); }
 void* allocate(int, std::size_t) { refuse(); }
 void release(int, void*) noexcept {}

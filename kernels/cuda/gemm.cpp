@@ -1,9 +1,13 @@
-// Matrix products on a GPU: true fp32, fp64, and bf16 with sums in fp32, at any stride and alignment.
+// Matrix products on a GPU, at any stride and alignment: bf16 with sums in fp32, fp64, and true fp32, with sums in fp64 where
+// the card's tensor cores make that as fast.
 #include "kernels/cuda/gemm.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "framework/cuda_check.h"
+#include "framework/gpu.h"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/widen.h"
 
@@ -26,6 +30,46 @@ void set_zero(const Execution& execution, const Tensor& c) {
       static_cast<std::size_t>(c.size(0)), static_cast<cudaStream_t>(execution.stream.handle)));
 }
 
+// The fp64 equal of a part of a matrix, which is transposed there or not: `rows` and `columns` are those of the factor.
+struct Range {
+  std::int64_t begin, end;
+};
+Tensor widened(const Execution& execution, const Tensor& x, bool transposed, Range rows, Range columns) {
+  if (transposed) std::swap(rows, columns);
+  const Tensor part = x.slice(0, rows.begin, rows.end).slice(1, columns.begin, columns.end);
+  const Tensor wide = execution.scratch->take(DType::fp64, part.shape());
+  cuda::copy(execution, part, wide);
+  return wide;
+}
+
+// fp32 factors, their products and c's old elements added in fp64 and rounded once. What is widened at a time is no larger
+// than this squared, whatever the matrices.
+constexpr std::int64_t widened_extent = 4096;
+
+void gemm_in_double_precision(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c,
+                              const GemmOptions& options, std::int64_t k) {
+  const auto for_each_range = [](std::int64_t extent, auto&& f) {
+    for (std::int64_t begin = 0; begin < extent; begin += widened_extent) f(Range{begin, std::min(extent, begin + widened_extent)});
+  };
+  for_each_range(c.size(0), [&](Range rows) {
+    for_each_range(c.size(1), [&](Range columns) {
+      const Arena::Frame frame(*execution.scratch);
+      const Tensor part = c.slice(0, rows.begin, rows.end).slice(1, columns.begin, columns.end);
+      const bool narrow = c.dtype() != DType::fp64;
+      const Tensor sum = narrow ? execution.scratch->take(DType::fp64, part.shape()) : part;
+      if (narrow && options.accumulate) cuda::copy(execution, part, sum);
+      for_each_range(k, [&](Range inner) {
+        const Arena::Frame factors(*execution.scratch);
+        GemmOptions of_part = options;
+        of_part.accumulate = options.accumulate || inner.begin > 0;
+        cuda::gemm(execution, widened(execution, a, options.transpose_a, rows, inner),
+                   widened(execution, b, options.transpose_b, inner, columns), sum, of_part);
+      });
+      if (narrow) cuda::copy(execution, sum, part);
+    });
+  });
+}
+
 }   // namespace
 
 void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c, const GemmOptions& options) {
@@ -35,7 +79,9 @@ void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Te
     if (!options.accumulate) set_zero(execution, c);
     return;
   }
-  Arena::Frame frame(*execution.scratch);
+  if (a.dtype() == DType::fp32 && gpu::fast_in_double_precision(execution.device.index))
+    return gemm_in_double_precision(execution, a, b, c, options, k);
+  const Arena::Frame frame(*execution.scratch);
   // cuBLASLt adds narrower factors in fp32 at most.
   if (c.dtype() == DType::fp64 && a.dtype() != DType::fp64) {
     const Tensor product = execution.scratch->take(DType::fp32, {c.size(0), c.size(1)});

@@ -76,6 +76,39 @@ TEST(Gemm, AccumulatesIntoAWiderMatrix) {
   }
 }
 
+// Terms of which little is left, in matrices larger than what is widened at a time: what is rounded is the sum alone.
+TEST(Gemm, Fp32IsRoundedOnceOnAGpu) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "The CPU adds fp32 products in fp32.";
+  if (!gpu::fast_in_double_precision(testing::test_device().index)) GTEST_SKIP() << "This GPU adds fp32 products in fp32.";
+  Random random(64500);
+  constexpr double half_unit = 0x1p-24;   // relative
+  const std::int64_t shapes[][3] = {{3, 5, 9000}, {2, 4099, 7}, {4099, 3, 5}, {9, 8, 4096}, {70, 90, 300}};
+  for (const auto& [m, n, k] : shapes) {
+    for (int variant = 0; variant < 8; ++variant) {
+      const bool transpose_a = variant & 1, transpose_b = variant & 2, accumulate = variant & 4;
+      Host host;
+      Values a = testing::rounded(random.normals(m * k), DType::fp32), b = testing::rounded(random.normals(k * n), DType::fp32);
+      const auto a_at = [&](std::int64_t i, std::int64_t l) -> double& { return a[transpose_a ? l * m + i : i * k + l]; };
+      const auto b_at = [&](std::int64_t l, std::int64_t j) -> double& { return b[transpose_b ? j * k + l : l * n + j]; };
+      for (std::int64_t i = 0; i < m; ++i)
+        for (std::int64_t l = 0; l + 1 < k; l += 2) a_at(i, l + 1) = a_at(i, l);
+      for (std::int64_t l = 0; l + 1 < k; l += 2)
+        for (std::int64_t j = 0; j < n; ++j) b_at(l + 1, j) = static_cast<float>(-b_at(l, j) * (1.0 + 1e-4));
+      const Values before = testing::rounded(random.normals(m * n, 1e-3), DType::fp32);
+      Values expected = reference::gemm(a, transpose_a, b, transpose_b, m, n, k);
+      for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += accumulate ? before[i] : 0.0;
+      const Tensor c = accumulate ? host.strided(DType::fp32, m, n, 3, before) : host.poisoned_strided(DType::fp32, m, n, 3);
+      gemm(host.execution, host.strided(DType::fp32, transpose_a ? k : m, transpose_a ? m : k, variant % 5, a),
+           host.strided(DType::fp32, transpose_b ? n : k, transpose_b ? k : n, variant % 4, b), c,
+           {transpose_a, transpose_b, accumulate});
+      const Values actual = testing::read(c);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        ASSERT_LE(std::abs(actual[i] - expected[i]), 1.001 * half_unit * std::abs(expected[i]) + 1e-11)
+            << m << " x " << n << " x " << k << ", variant " << variant << ", element " << i;
+    }
+  }
+}
+
 // Large enough for a GPU to choose its algorithm by measurement: the first call must not count more than once, and the
 // same call again must give the same bits.
 TEST(Gemm, LargeProductsAddOnceAndRepeat) {
