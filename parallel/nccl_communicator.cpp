@@ -23,9 +23,6 @@
 namespace fulmen {
 namespace {
 
-// Below, starting copies takes longer than NCCL's kernel.
-constexpr std::size_t least_bytes_to_copy = std::size_t{1} << 20;
-
 // `comm` may be null: then the words are those of the last failure anywhere in this process.
 void check_nccl(ncclResult_t status, const char* call, ncclComm_t comm = nullptr) {
   if (status == ncclSuccess) [[likely]]
@@ -84,8 +81,9 @@ class NcclCommunicator final : public Communicator {
 
   // Collective: `rendezvous_` is a copy of `host`, so that connecting does not get between other operations of `host`
   // where the first operation on device tensors is an exchange, which some ranks may make earlier than others.
-  NcclCommunicator(std::unique_ptr<Communicator> host, Device device, std::shared_ptr<Profiler*> profiler)
-      : host_(std::move(host)), device_(device), profiler_(std::move(profiler)) {
+  NcclCommunicator(std::unique_ptr<Communicator> host, Device device, std::size_t least_bytes_to_copy,
+                   std::shared_ptr<Profiler*> profiler)
+      : host_(std::move(host)), device_(device), least_bytes_to_copy_(least_bytes_to_copy), profiler_(std::move(profiler)) {
     std::vector<int> all(static_cast<std::size_t>(host_->size()));
     std::iota(all.begin(), all.end(), 0);
     rendezvous_ = host_->subgroup(all);
@@ -150,7 +148,7 @@ class NcclCommunicator final : public Communicator {
     if (on_host(input) && on_host(output)) return host_->start_all_gather(input, output, stream);
     check_gather(input, output, stream);
     connect();
-    if (collectives_by_copies_ && input.bytes() >= least_bytes_to_copy) return start_gather_by_copies(input, output, stream);
+    if (collectives_by_copies_ && input.bytes() >= least_bytes_to_copy_) return start_gather_by_copies(input, output, stream);
     return start(stream, all_gather_name_, [&](Stream own) { run_all_gather(input, output, own); });
   }
 
@@ -198,7 +196,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) override {
-    return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_, profiler_);
+    return std::make_unique<NcclCommunicator>(host_->subgroup(ranks), device_, least_bytes_to_copy_, profiler_);
   }
 
   void set_name(const std::string& name) override {
@@ -293,7 +291,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   bool sums_by_copies(const Tensor& tensor, ReduceOp op, std::size_t part_bytes) const {
-    return collectives_by_copies_ && op == ReduceOp::sum && part_bytes >= least_bytes_to_copy &&
+    return collectives_by_copies_ && op == ReduceOp::sum && part_bytes >= least_bytes_to_copy_ &&
            (tensor.dtype() == DType::fp32 || tensor.dtype() == DType::bf16 || tensor.dtype() == DType::fp64);
   }
 
@@ -403,6 +401,7 @@ class NcclCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> host_, rendezvous_;
   Device device_;
+  std::size_t least_bytes_to_copy_;
   std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
   bool copies_asked_for_ = false, exchanges_prepared_ = false;
@@ -417,9 +416,10 @@ class NcclCommunicator final : public Communicator {
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device) {
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device,
+                                                     std::size_t least_bytes_to_copy) {
   gpu::require(device);
-  return std::make_unique<NcclCommunicator>(std::move(host), device, std::make_shared<Profiler*>(nullptr));
+  return std::make_unique<NcclCommunicator>(std::move(host), device, least_bytes_to_copy, std::make_shared<Profiler*>(nullptr));
 }
 
 }  // namespace fulmen

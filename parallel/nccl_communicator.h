@@ -1,6 +1,7 @@
 // A communicator for GPU tensors over NCCL, with one over MPI beside it for all that lies on the host.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 #include "parallel/communicator.h"
@@ -22,6 +23,11 @@ namespace fulmen {
 // first ends what waits on the GPU for other ranks.
 // Throws UserError when `device` cannot be used or the build has no NCCL; InternalError with NCCL's words, later, when
 // an operation fails.
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device);
+//
+// Started collectives go by the copy engines from least_bytes_to_copy on, of each rank's part: below the usual value, starting
+// copies takes longer than NCCL's kernel.
+inline constexpr std::size_t usual_least_bytes_to_copy = std::size_t{1} << 20;
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device,
+                                                     std::size_t least_bytes_to_copy = usual_least_bytes_to_copy);
 
 }  // namespace fulmen

@@ -4,7 +4,7 @@
 
 namespace fulmen {
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, Device) {
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, Device, std::size_t) {
   throw UserError("parallel.transport: nccl", "this build has no CUDA support, and so no NCCL",
                   "set run.device to cpu, or build with cmake --preset cuda");
 }

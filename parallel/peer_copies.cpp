@@ -3,7 +3,8 @@
 // Each rank has an inbox of a few pieces for every other rank, and two counters for it. A sender waits until its receiver has
 // taken enough pieces, copies the next into the inbox and counts it there; the receiver waits for that, copies it to its place
 // and counts it as taken at the sender. A sum takes a piece from every other rank at once. All this is work in streams: the host
-// waits for nothing.
+// waits for nothing but room in them. They hold some hundred pieces; so that no two ranks wait for each other to take what neither
+// has yet asked for, all ways go forward together, a piece each.
 #include "parallel/peer_copies.h"
 
 #include <cuda.h>
@@ -25,7 +26,6 @@ namespace fulmen {
 namespace {
 
 constexpr int most_ranks = most_parts;
-constexpr std::size_t piece_bytes = std::size_t{16} << 20;
 constexpr std::uint32_t pieces_held = 4;
 // Of a GPU, for streams: where two share one, what waits for another rank keeps what that rank waits for.
 constexpr int queues_needed = 32;
@@ -72,16 +72,18 @@ struct Introduction {
 class Inboxes {
  public:
   Inboxes() = default;
-  Inboxes(std::byte* memory, int ranks) : memory_(memory), ranks_(ranks) {}
+  Inboxes(std::byte* memory, int ranks, std::size_t piece_bytes) : memory_(memory), ranks_(ranks), piece_bytes_(piece_bytes) {}
 
-  static std::size_t bytes(int ranks) { return head(ranks) + static_cast<std::size_t>(ranks) * pieces_held * piece_bytes; }
+  static std::size_t bytes(int ranks, std::size_t piece_bytes) {
+    return head(ranks) + static_cast<std::size_t>(ranks) * pieces_held * piece_bytes;
+  }
   std::byte* memory() const { return memory_; }
   // Pieces that `rank` has put into this memory, and pieces of the owner's that it has taken from its own.
   CUdeviceptr arrived(int rank) const { return counter(rank, 0); }
   CUdeviceptr taken(int rank) const { return counter(rank, 1); }
   std::byte* piece(int from, std::uint32_t number) const {
     const std::size_t place = static_cast<std::size_t>(from) * pieces_held + number % pieces_held;
-    return memory_ + head(ranks_) + place * piece_bytes;
+    return memory_ + head(ranks_) + place * piece_bytes_;
   }
 
  private:
@@ -95,6 +97,7 @@ class Inboxes {
 
   std::byte* memory_ = nullptr;
   int ranks_ = 0;
+  std::size_t piece_bytes_ = 0;
 };
 
 class Copies final : public Pending::Operation {
@@ -116,8 +119,8 @@ class Copies final : public Pending::Operation {
 class IpcPeerCopies final : public PeerCopies {
  public:
   // `opened[r]`: rank r's memory, one's own included.
-  IpcPeerCopies(Communicator& host, std::vector<Inboxes> opened, Device device)
-      : host_(host), rank_(host.rank()), inboxes_(std::move(opened)), device_(device), sums_(gpu::create_urgent_stream(device)),
+  IpcPeerCopies(Communicator& host, std::vector<Inboxes> opened, Device device, std::size_t piece_bytes)
+      : host_(host), rank_(host.rank()), inboxes_(std::move(opened)), device_(device), piece_bytes_(piece_bytes), sums_(gpu::create_urgent_stream(device)),
         sends_(inboxes_.size()), receives_(inboxes_.size()) {
     load_kernels();
   }
@@ -239,70 +242,104 @@ class IpcPeerCopies final : public PeerCopies {
 #endif
   }
 
-  void send(Line& line, int peer, const std::byte* data, std::size_t bytes, Profiler* profiler, const char* name) {
+  // What one call moves over a line, in pieces.
+  struct Way {
+    Line* line;
+    int peer;
+    bool sends;
+    std::vector<std::span<std::byte>> pieces;
+  };
+
+  // In the order of their first transfers.
+  std::vector<Way> ways_of(std::span<const Transfer> transfers) {
+    std::vector<Way> ways;
+    for (const Transfer& transfer : transfers) {
+      const bool sends = transfer.direction == Transfer::Direction::send;
+      Line* const line = &line_of(sends ? sends_ : receives_, transfer.peer);
+      auto way = std::ranges::find(ways, line, &Way::line);
+      if (way == ways.end()) way = ways.insert(ways.end(), Way{line, transfer.peer, sends, {}});
+      auto* const data = static_cast<std::byte*>(transfer.tensor.data());
+      for (std::size_t begin = 0; begin < transfer.tensor.bytes(); begin += piece_bytes_)
+        way->pieces.emplace_back(data + begin, std::min(piece_bytes_, transfer.tensor.bytes() - begin));
+    }
+    return ways;
+  }
+  static std::size_t most_pieces(const std::vector<Way>& ways) {
+    std::size_t most = 0;
+    for (const Way& way : ways) most = std::max(most, way.pieces.size());
+    return most;
+  }
+
+  // Piece i of every way that has so many.
+  void move_pieces(const std::vector<Way>& ways, std::size_t i, Profiler* profiler, const char* name) {
+    for (const Way& way : ways) {
+      if (i >= way.pieces.size()) continue;
+      if (way.sends)
+        send(*way.line, way.peer, way.pieces[i], profiler, name);
+      else
+        receive(*way.line, way.peer, way.pieces[i], profiler, name);
+    }
+  }
+
+  void send(Line& line, int peer, std::span<const std::byte> piece, Profiler* profiler, const char* name) {
     const Inboxes& theirs = inboxes_[static_cast<std::size_t>(peer)];
     wait_for(line.stream, own().taken(peer), line.pieces + 1 - pieces_held);
     {
       const ProfileScope scope = ProfileScope::communication(profiler, name, line.stream);
-      gpu::copy(line.stream, theirs.piece(rank_, line.pieces), data, bytes);
+      gpu::copy(line.stream, theirs.piece(rank_, line.pieces), piece.data(), piece.size());
     }
     count(line.stream, theirs.arrived(rank_), ++line.pieces);
   }
 
-  void receive(Line& line, int peer, std::byte* data, std::size_t bytes, Profiler* profiler, const char* name) {
+  void receive(Line& line, int peer, std::span<std::byte> piece, Profiler* profiler, const char* name) {
     wait_for(line.stream, own().arrived(peer), line.pieces + 1);
     {
       const ProfileScope scope = ProfileScope::communication(profiler, name, line.stream);
-      copy_by_engine(line, data, own().piece(peer, line.pieces), bytes);
+      copy_by_engine(line, piece.data(), own().piece(peer, line.pieces), piece.size());
     }
     count(line.stream, inboxes_[static_cast<std::size_t>(peer)].taken(rank_), ++line.pieces);
+  }
+
+  gpu::Event mark(Stream stream) const {
+    gpu::Event event(device_);
+    event.record(stream);
+    return event;
   }
 
   // Appends what is to be waited for to `done`.
   void start_transfers(std::span<const Transfer> transfers, Stream stream, Profiler* profiler, const char* name,
                        std::vector<gpu::Event>& done) {
-    gpu::Event ready(device_);
-    ready.record(stream);
-    for (const Transfer& transfer : transfers) {
-      const bool sends = transfer.direction == Transfer::Direction::send;
-      Line& line = line_of(sends ? sends_ : receives_, transfer.peer);
-      ready.wait(line.stream);
-      auto* const data = static_cast<std::byte*>(transfer.tensor.data());
-      for (std::size_t begin = 0; begin < transfer.tensor.bytes(); begin += piece_bytes) {
-        const std::size_t bytes = std::min(piece_bytes, transfer.tensor.bytes() - begin);
-        if (sends)
-          send(line, transfer.peer, data + begin, bytes, profiler, name);
-        else
-          receive(line, transfer.peer, data + begin, bytes, profiler, name);
-      }
-      done.emplace_back(device_);
-      done.back().record(line.stream);
-    }
+    const std::vector<Way> ways = ways_of(transfers);
+    const gpu::Event ready = mark(stream);
+    for (const Way& way : ways) ready.wait(way.line->stream);
+    for (std::size_t i = 0; i < most_pieces(ways); ++i) move_pieces(ways, i, profiler, name);
+    for (const Way& way : ways) done.push_back(mark(way.line->stream));
   }
 
   // parts[r]: of all ranks' sums that of rank r, where this rank's share of it lies. The own one goes to `output`.
   void start_sums(std::span<const Tensor> parts, const Tensor& output, Stream stream, Profiler* profiler, const char* name,
                   std::vector<gpu::Event>& done) {
-    std::vector<Transfer> sends;
-    for (const int peer : others()) sends.push_back({Transfer::Direction::send, peer, parts[static_cast<std::size_t>(peer)]});
-    start_transfers(sends, stream, profiler, name, done);
-
-    // Pieces are taken in their order, whoever takes them.
-    gpu::Event ready(device_);
-    ready.record(stream);
+    std::vector<Transfer> transfers;
+    for (const int peer : others()) transfers.push_back({Transfer::Direction::send, peer, parts[static_cast<std::size_t>(peer)]});
+    const std::vector<Way> sends = ways_of(transfers);
+    const gpu::Event ready = mark(stream);
+    for (const Way& way : sends) ready.wait(way.line->stream);
     ready.wait(sums_);
-    for (const int peer : others()) {
-      gpu::Event before(device_);
-      before.record(line_of(receives_, peer).stream);
-      before.wait(sums_);
-    }
+    // Pieces are taken in their order, whoever takes them.
+    for (const int peer : others()) mark(line_of(receives_, peer).stream).wait(sums_);
+
     const Tensor& own_part = parts[static_cast<std::size_t>(rank_)];
-    const auto piece = static_cast<std::int64_t>(piece_bytes / size_of(output.dtype()));
-    for (std::int64_t begin = 0; begin < output.elements(); begin += piece)
-      sum_pieces(own_part.slice(0, begin, std::min(begin + piece, output.elements())),
-                 output.slice(0, begin, std::min(begin + piece, output.elements())), profiler, name);
-    done.emplace_back(device_);
-    done.back().record(sums_);
+    const std::int64_t count = output.elements();
+    const auto piece = static_cast<std::int64_t>(piece_bytes_ / size_of(output.dtype()));
+    const std::size_t own_pieces = static_cast<std::size_t>((count + piece - 1) / piece);
+    for (std::size_t i = 0; i < std::max(most_pieces(sends), own_pieces); ++i) {
+      move_pieces(sends, i, profiler, name);
+      if (i >= own_pieces) continue;
+      const std::int64_t begin = static_cast<std::int64_t>(i) * piece, end = std::min(begin + piece, count);
+      sum_pieces(own_part.slice(0, begin, end), output.slice(0, begin, end), profiler, name);
+    }
+    for (const Way& way : sends) done.push_back(mark(way.line->stream));
+    done.push_back(mark(sums_));
     for (const int peer : others()) done.back().wait(line_of(receives_, peer).stream);
   }
 
@@ -327,6 +364,7 @@ class IpcPeerCopies final : public PeerCopies {
   bool abandoned_ = false;
   std::vector<Inboxes> inboxes_;
   Device device_;
+  std::size_t piece_bytes_;
   Stream sums_;
   std::vector<Line> sends_, receives_;   // by peer
 };
@@ -343,7 +381,7 @@ Introduction introduce(std::byte* memory) {
 
 }  // namespace
 
-std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) {
+std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device, std::size_t piece_bytes) {
   const int ranks = host.size(), rank = host.rank();
   const auto refuse = [&](const std::string& why) {
     if (rank == 0) log_info("all transfers of {} ranks go through NCCL's kernels: {}", ranks, why);
@@ -351,7 +389,7 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) 
   };
   if (ranks > most_ranks) return refuse(fmt::format("copy engines serve groups of up to {}", most_ranks));
   FULMEN_CUDA_CHECK(cudaSetDevice(device.index));
-  auto* const memory = static_cast<std::byte*>(gpu::allocate(device.index, Inboxes::bytes(ranks)));
+  auto* const memory = static_cast<std::byte*>(gpu::allocate(device.index, Inboxes::bytes(ranks, piece_bytes)));
   const Introduction own = introduce(memory);
   std::vector<Introduction> all(static_cast<std::size_t>(ranks));
   const auto bytes = static_cast<std::int64_t>(sizeof(Introduction));
@@ -370,11 +408,11 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device) 
       if (status != cudaSuccess) theirs = nullptr;
     }
     if (theirs == nullptr) reached = 0;
-    opened[static_cast<std::size_t>(other)] = Inboxes(static_cast<std::byte*>(theirs), ranks);
+    opened[static_cast<std::size_t>(other)] = Inboxes(static_cast<std::byte*>(theirs), ranks, piece_bytes);
   }
   cudaGetLastError();   // a refusal is not a failure of what comes next
   const bool all_reached = host.all_reduce(reached, ReduceOp::min) != 0;
-  if (one_host && usable && queues && all_reached) return std::make_unique<IpcPeerCopies>(host, std::move(opened), device);
+  if (one_host && usable && queues && all_reached) return std::make_unique<IpcPeerCopies>(host, std::move(opened), device, piece_bytes);
   for (int other = 0; other < ranks; ++other)
     if (other != rank && opened[static_cast<std::size_t>(other)].memory() != nullptr)
       report(cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory()), "closing the memory of another rank");

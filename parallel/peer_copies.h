@@ -5,6 +5,7 @@
 // microseconds of them for each piece, when that has arrived.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <span>
 
@@ -33,7 +34,9 @@ class PeerCopies {
 };
 
 // Collective over `host`, which outlives it and whose ranks have a GPU each (or share one). Null on all ranks, with the reason
-// in the log of the first, where one of them cannot reach another's memory.
-std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device);
+// in the log of the first, where one of them cannot reach another's memory. What is moved is cut into pieces of piece_bytes, a
+// multiple of 256 and the same on all ranks.
+inline constexpr std::size_t usual_piece_bytes = std::size_t{16} << 20;
+std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device, std::size_t piece_bytes = usual_piece_bytes);
 
 }  // namespace fulmen

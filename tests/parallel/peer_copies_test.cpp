@@ -141,5 +141,16 @@ TEST_F(OnDevicePeerCopies, AreAddedUp) {
   world.barrier();
 }
 
+// More pieces than the driver keeps of a stream's work, so that the host itself waits while it starts an operation.
+TEST_F(OnDevicePeerCopies, AreMorePiecesThanAStreamHolds) {
+  Communicator& world = test_communicator();
+  constexpr std::size_t piece_bytes = 1024;
+  const std::unique_ptr<PeerCopies> copies = open_peer_copies(world, test_execution().device, piece_bytes);
+  ASSERT_NE(copies, nullptr) << "this GPU's memory cannot be shared between processes";
+  if (world.size() == 1) GTEST_SKIP() << "needs two ranks";
+  expect_sums<float>(*copies, 3000 * static_cast<std::int64_t>(piece_bytes / sizeof(float)) + 5);
+  world.barrier();
+}
+
 }  // namespace
 }  // namespace fulmen
