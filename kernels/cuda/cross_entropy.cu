@@ -145,6 +145,36 @@ __global__ void __launch_bounds__(most_row_threads)
   }
 }
 
+// The largest of many packets' elements, NaN aside.
+template <class T, int length>
+class Largest {
+ public:
+  __device__ __forceinline__ void add(const Packet<T, length>& packet) {
+#pragma unroll
+    for (int j = 0; j < length; ++j) value_ = larger(packet[j], value_);
+  }
+  __device__ __forceinline__ Accumulated<T> value() const { return value_; }
+
+ private:
+  Accumulated<T> value_ = minus_infinity<Accumulated<T>>();
+};
+
+// Two bf16 are compared by one instruction.
+template <int length>
+  requires(length % 2 == 0)
+class Largest<__nv_bfloat16, length> {
+ public:
+  __device__ __forceinline__ void add(const Packet<__nv_bfloat16, length>& packet) {
+#pragma unroll
+    for (int i = 0; i < length / 2; ++i)
+      asm("max.bf16x2 %0, %1, %2;" : "=r"(pair_.pairs[0]) : "r"(pair_.pairs[0]), "r"(packet.pairs[i]));
+  }
+  __device__ __forceinline__ float value() const { return larger(pair_[0], pair_[1]); }
+
+ private:
+  Packet<__nv_bfloat16, 2> pair_{0xff80ff80u};   // of minus infinity
+};
+
 // A row's packets in a block: a thread's first ones in registers, the others in its own places of shared memory, so that
 // two blocks find room and one computes while the other loads or stores.
 template <int length, class T>
@@ -218,16 +248,16 @@ __global__ void __launch_bounds__(held_threads, 2)
   const A factor = with_gradient ? static_cast<A>(*scale * weight) : A(0);
   const A target_logit = target < 0 ? A(0) : to_accumulated(x[target]);   // before anything is stored, perhaps in its place
 
-  Exponentials<A> own;
+  Largest<T, length> largest;
   held.for_each(packets, [&](Packet<T, length>& packet, int column) {
     if (column + length > valid) {
       const Packet<T, length> padded = packet;
       packet = make_packet<T, length>([&](int j) { return column + j < valid ? padded[j] : minus_infinity<A>(); });
     }
-#pragma unroll
-    for (int j = 0; j < length; ++j) own.maximum = larger(packet[j], own.maximum);
+    largest.add(packet);
   });
-  own.maximum = maximum_of_block(own.maximum, shared_maxima);
+  Exponentials<A> own;
+  own.maximum = maximum_of_block(largest.value(), shared_maxima);
   const A shift = own.shift();
   held.for_each(packets, [&](Packet<T, length>& packet, int) {
 #pragma unroll
