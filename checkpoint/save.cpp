@@ -142,6 +142,7 @@ FileRecord write_shard(const fs::path& partial, const std::string& shard, const 
     dataset.write(std::vector<std::int64_t>(next->shape.size(), 0), memory);
     dataset.write_attribute("global_shape", next->global_shape);
     dataset.write_attribute("offset", next->offset);
+    dataset.close();
     ++next;
   }
   file.close();

@@ -89,8 +89,8 @@ struct CorpusWriter::State {
     write_ends();
     entry().xxh3 = shard->hasher.digest();
     // The file is closed for good once no dataset of it is open.
-    shard->tokens = {};
-    shard->document_ends = {};
+    shard->tokens.close();
+    shard->document_ends.close();
     shard->file.close();
     flush_to_disk(shard->file.path());
     shard.reset();

@@ -330,6 +330,11 @@ void Dataset::write_attribute(const std::string& name, const std::string& value)
   write_attribute_of(handle_.id(), name, type.id(), simple_space({}, where_), &text, where_);
 }
 
+void Dataset::close() {
+  const Lock lock;
+  checked_call(H5Dclose(handle_.release()), where_, "cannot be written", "check the free space of the disk");
+}
+
 File File::open(const fs::path& path) {
   const Lock lock;
   const std::string where = path.string();
@@ -359,6 +364,8 @@ File File::open(const fs::path& path) {
 File File::create(const fs::path& path) {
   const Lock lock;
   const Handle access = file_access(path.string());
+  // Small datasets would stay in a buffer until they are closed, and be forgotten where that fails on a full disk.
+  checked_call(H5Pset_sieve_buf_size(access.id(), 0), path.string(), "no property");
   File file;
   file.handle_ = Handle(checked(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), path.string(),
                                 "cannot be created", "check that the folder exists, is writable and has space"),

@@ -45,6 +45,9 @@ class Dataset {
   std::vector<std::int64_t> read_attribute(const std::string& name) const;
   void write_attribute(const std::string& name, const std::vector<std::int64_t>& values);
   void write_attribute(const std::string& name, const std::string& value);
+  // Closes with a check, after which it cannot be used; the destructor closes without one. What the library still holds of a
+  // dataset that can be appended to is written here.
+  void close();
 
  private:
   friend class File;

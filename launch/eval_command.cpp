@@ -67,7 +67,10 @@ class LogitsFile {
     runner.executor().on_forward = [this](int, int slot) { write(slot); };
   }
   ~LogitsFile() { runner_.executor().on_forward = nullptr; }
-  void close() { file_.close(); }
+  void close() {
+    dataset_.close();
+    file_.close();
+  }
 
  private:
   void write(int slot) {

@@ -66,6 +66,7 @@ void write_piece(hdf5::File& file, const RemotePiece& piece, const Tensor& memor
   const std::string name = "/grads/" + piece.tensor;
   hdf5::Dataset dataset = file.exists(name) ? file.dataset(name) : file.create_dataset(name, piece.dtype, piece.global_shape);
   dataset.write(piece.offset, memory);
+  dataset.close();
 }
 
 // Every rank's owned pieces to one file, written by rank 0 piece by piece.
@@ -82,6 +83,7 @@ void write_gradients(const std::string& path, double loss, const ParameterStore&
     file.emplace(hdf5::File::create(path));
     hdf5::Dataset dataset = file->create_dataset("/loss", DType::fp64, {});
     dataset.write({}, Tensor(&loss, DType::fp64, {}));
+    dataset.close();
   }
   std::vector<std::byte> memory;
   for (int owner = 0; owner < ranks.size(); ++owner) {

@@ -64,7 +64,7 @@ class ModelRunner {
   void weights_changed() { weights_.weights_changed(); }
 
   // The sum of losses and of target weights of this data rank's batches, forward only; any number of them, the same on all
-  // ranks of a pipeline. Call reduce_loss for the mean over all.
+  // ranks of a pipeline, and on all data ranks where ZeRO 3 gathers weights. Call reduce_loss for the mean over all.
   void evaluate(std::span<const Batch> batches);
   // Mean loss since the last reset, over all ranks. Collective.
   StepLoss reduce_loss();

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <hdf5.h>
 
@@ -341,6 +342,55 @@ TEST_F(Hdf5, AFullDiskIsReported) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(write_beyond_the_limit(folder_ / "full.h5"), ::testing::ExitedWithCode(2),
               "full.h5: x: cannot be written .HDF5: File too large.");
+}
+
+// Many small datasets, one that grows, and disks of every size: what is not reported as unwritten reads back as it was.
+[[noreturn]] void fill_disks_of_every_size(const fs::path& folder) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  constexpr int datasets = 12;
+  constexpr std::int64_t elements = 600, grown = 2000;
+  std::vector<double> values = random_values(elements), longer = random_values(grown), read(grown);
+  int unreported = 0, whole = 0;
+  for (rlim_t bytes = 1024; bytes <= 128 * 1024; bytes += 1024) {
+    const fs::path path = folder / fmt::format("{}.h5", bytes);
+    const rlimit limit{bytes, RLIM_INFINITY};
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0) std::exit(9);
+    try {
+      File file = File::create(path);
+      Dataset growing = file.create_extendible("growing", DType::fp64, 300);
+      for (int i = 0; i < datasets; ++i) {
+        growing.append(view(longer, {grown}).slice(0, i * grown / datasets, (i + 1) * grown / datasets));
+        Dataset dataset = file.create_dataset(fmt::format("x{}", i), DType::fp64, {elements});
+        dataset.write({0}, view(values, {elements}));
+        dataset.close();
+      }
+      growing.close();
+      file.close();
+    } catch (const UserError&) {
+      continue;
+    }
+    ++whole;
+    try {
+      const File file = File::open(path);
+      const auto equals = [&](const std::string& name, const std::vector<double>& expected) {
+        const auto count = static_cast<std::int64_t>(expected.size());
+        file.dataset(name).read({0}, view(read, {grown}).slice(0, 0, count));
+        return std::equal(expected.begin(), expected.end(), read.begin());
+      };
+      bool equal = equals("growing", longer);
+      for (int i = 0; i < datasets; ++i) equal = equal && equals(fmt::format("x{}", i), values);
+      if (!equal) ++unreported;
+    } catch (const UserError&) {
+      ++unreported;
+    }
+  }
+  std::fprintf(stderr, "%d unreported, some whole: %d\n", unreported, whole > 10 && whole < 100 ? 1 : 0);
+  std::exit(0);
+}
+
+TEST_F(Hdf5, NothingIsLostInSilenceOnADiskThatFills) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(fill_disks_of_every_size(folder_.path()), ::testing::ExitedWithCode(0), "0 unreported, some whole: 1");
 }
 
 TEST_F(Hdf5, ThreadsMayShareTheLibrary) {
