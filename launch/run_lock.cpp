@@ -43,11 +43,20 @@ std::string own_text() {
                      slurm_job(), fmt::localtime(std::time(nullptr)));
 }
 
+// Empty where there is none.
+std::string text_of(const fs::path& file) {
+  try {
+    return read_text(file);
+  } catch (const UserError&) {
+    return {};
+  }
+}
+
 // A lock that was cut short, or was just removed, names nobody.
-Holder read_holder(const fs::path& file) {
+Holder holder_of(const std::string& text, const fs::path& file) {
   Holder holder;
   try {
-    std::map<std::string, std::string> keys = flatten_yaml(read_text(file), file.string());
+    std::map<std::string, std::string> keys = flatten_yaml(text, file.string());
     holder.place.host = keys["host"];
     holder.place.pid = std::strtoll(keys["pid"].c_str(), nullptr, 10);
     holder.place.started = std::strtoll(keys["started"].c_str(), nullptr, 10);
@@ -91,18 +100,31 @@ bool stale(const Holder& holder, const fs::path& file, double patience) {
   return true;
 }
 
+// Removes the lock that was read as `text`. Another process may have removed it, too, and taken the folder since: its lock, moved
+// away in place of the old one, is put back.
+void remove(const fs::path& file, const std::string& text) {
+  const fs::path aside = file.string() + fmt::format(".{}.old", getpid());
+  if (::rename(file.c_str(), aside.c_str()) != 0) {
+    if (errno == ENOENT) return;
+    throw_system_error(fmt::format("cannot remove {}", file.string()));
+  }
+  const bool same = text_of(aside) == text;
+  if (!same && ::link(aside.c_str(), file.c_str()) != 0) log_warning("{} was taken by two runs at once", file.string());
+  ::unlink(aside.c_str());
+}
+
 }  // namespace
 
-RunLock::RunLock(const fs::path& folder, double patience) : file_(folder / "run.lock") {
-  const std::string text = own_text();
-  while (!create(file_, text)) {
-    const Holder holder = read_holder(file_);
+RunLock::RunLock(const fs::path& folder, double patience) : file_(folder / "run.lock"), text_(own_text()) {
+  while (!create(file_, text_)) {
+    const std::string found = text_of(file_);
+    const Holder holder = holder_of(found, file_);
     if (!stale(holder, file_, patience))
       throw UserError(fmt::format("run.directory: {}", folder.string()),
                       fmt::format("is in use by process {} on {}, since {}", holder.place.pid, holder.place.host, holder.since),
                       "stop that run (a file STOP in the folder does), or choose another run.directory");
     if (holder.place.pid != 0) log_info("taking over {} of process {} on {}, which has ended", file_.string(), holder.place.pid, holder.place.host);
-    ::unlink(file_.c_str());
+    remove(file_, found);
   }
   thread_ = std::thread([this] { renew(); });
 }
@@ -114,7 +136,7 @@ RunLock::~RunLock() {
   }
   wake_.notify_all();
   thread_.join();
-  ::unlink(file_.c_str());
+  if (text_of(file_) == text_) ::unlink(file_.c_str());
 }
 
 void RunLock::renew() {

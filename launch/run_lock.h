@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
+#include <string>
 #include <thread>
 
 namespace fulmen {
@@ -23,6 +24,7 @@ class RunLock {
   void renew();
 
   std::filesystem::path file_;
+  std::string text_;              // what it holds while it is this run's
   std::mutex mutex_;              // of the two below
   std::condition_variable wake_;
   bool over_ = false;
