@@ -79,9 +79,14 @@ class CheckpointReader {
 // `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it. Throws UserError when there is
 // none (listing what was found invalid and why).
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
-// The same, but nothing when there is none; folders that are not valid are named in `skipped`.
+// The same for all ranks, as the first one finds it: another rank may look a moment later, when a run has saved again. Collective.
+std::filesystem::path find_checkpoint(const std::filesystem::path& path, Communicator& communicator);
+// As the first, but nothing when there is none; folders that are not valid are named in `skipped`.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& root, std::vector<std::string>* skipped = nullptr);
 // Deletes all but the newest `keep` valid checkpoints of root, and leftovers of interrupted saves. keep = 0 keeps all.
 void prune_checkpoints(const std::filesystem::path& root, std::int64_t keep);
+// Moves the valid checkpoints of root that lie after a step into a new folder in it, where they are neither found nor counted: a run
+// that goes on from that step leaves their branch. That folder, if there was something to move. Throws UserError when it cannot.
+std::optional<std::filesystem::path> set_aside_checkpoints_after(const std::filesystem::path& root, std::int64_t step);
 
 }  // namespace fulmen

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/agreement.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/manifest.h"
 #include "framework/error.h"
@@ -100,6 +101,14 @@ fs::path find_checkpoint(const fs::path& path) {
   throw UserError(path.string(), what, "give a checkpoint, or a folder of checkpoints");
 }
 
+fs::path find_checkpoint(const fs::path& path, Communicator& communicator) {
+  std::string found;
+  run_agreed(communicator, [&] {
+    if (communicator.rank() == 0) found = find_checkpoint(path).string();
+  });
+  return communicator.broadcast_text(found, 0);
+}
+
 std::optional<fs::path> newest_checkpoint(const fs::path& root, std::vector<std::string>* skipped) {
   std::error_code error;
   if (!fs::exists(root, error)) return std::nullopt;
@@ -127,6 +136,29 @@ void prune_checkpoints(const fs::path& root, std::int64_t keep) {
   }
   if (keep <= 0) return;
   for (std::size_t i = static_cast<std::size_t>(keep); i < valid.size(); ++i) remove_checkpoint(valid[i]);
+}
+
+std::optional<fs::path> set_aside_checkpoints_after(const fs::path& root, std::int64_t step) {
+  std::error_code error;
+  if (!fs::exists(root, error)) return std::nullopt;
+  std::vector<fs::path> later;
+  for (const Found& found : valid_checkpoints(root, nullptr))
+    if (found.step > step) later.push_back(found.folder);
+  if (later.empty()) return std::nullopt;
+  fs::path aside = root / "set-aside";
+  for (int number = 2; fs::exists(aside, error); ++number) aside = root / fmt::format("set-aside-{}", number);
+  const auto check = [&](const fs::path& place) {
+    if (error)
+      throw UserError(place.string(), fmt::format("cannot be moved or made: {}", error.message()),
+                      "move the checkpoints of later steps away, or give the run another run.directory");
+  };
+  fs::create_directory(aside, error);
+  check(aside);
+  for (const fs::path& folder : later) {
+    fs::rename(folder, aside / folder.filename(), error);
+    check(folder);
+  }
+  return aside;
 }
 
 }  // namespace fulmen

@@ -153,7 +153,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   layout.pipeline = line.integer("pipeline", 1, 1, 1 << 16);
   Mesh mesh(mesh_shape(layout, ranks.size()), ranks);
   configure_threads({});
-  const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
+  const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
   const ModelConfig model = ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
   const CorpusReader corpus(line.text("data"));
   if (corpus.manifest().vocabulary > model.vocabulary)

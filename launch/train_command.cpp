@@ -50,6 +50,15 @@ void write_verdict(const std::filesystem::path& folder, ExitCode code, const std
   write_text_atomically(folder / "verdict.yaml", fmt::format("exit_code: {}\nreason: {}\n", static_cast<int>(code), reason));
 }
 
+// While an error is on its way, which tells more than a second one.
+void write_failure(const std::filesystem::path& folder, ExitCode code) {
+  try {
+    write_verdict(folder, code, "failed");
+  } catch (const std::exception& error) {
+    log_warning("no verdict is written: {}", error.what());
+  }
+}
+
 }  // namespace
 
 ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
@@ -92,7 +101,10 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
     if (ranks.rank() == 0) write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
     return code;
   } catch (const Error& error) {
-    if (error.code() != ExitCode::user) write_verdict(folder, error.code(), "failed");
+    if (error.code() != ExitCode::user) write_failure(folder, error.code());
+    throw;
+  } catch (const std::exception&) {
+    write_failure(folder, ExitCode::internal);
     throw;
   }
 }

@@ -19,6 +19,7 @@ std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
     const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
     if (object.is_object() && object.value("step", std::int64_t{0}) <= step) kept += line + "\n";
   }
+  if (!file.eof()) throw UserError(path.string(), "cannot be read to its end", "check its permissions and the disk");
   return kept;
 }
 

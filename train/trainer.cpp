@@ -77,6 +77,7 @@ class Trainer {
         execution_(execution),
         leader_(mesh.world().rank() == 0),
         folder_(options.run.directory),
+        checkpoints_(folder_ / "checkpoints"),
         steps_(options.train.total_steps(options.data.sequence_length)),
         runner_(options.model, runner_options(options, mesh.shape()), mesh, execution),
         optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh, execution) {}
@@ -86,6 +87,9 @@ class Trainer {
 
  private:
   void set_weights();
+  void leave_later_steps();
+  bool resumes_own_checkpoint();
+  void keep_tokenizer();
   void write_header(double peak);
   void write_shard_maps();
   StepMetrics step(BatchLoader& loader);
@@ -96,7 +100,8 @@ class Trainer {
   Mesh& mesh_;
   Execution execution_;
   bool leader_;
-  std::filesystem::path folder_;
+  std::filesystem::path folder_, checkpoints_;
+  std::filesystem::path tokenizer_;   // empty for none
   std::int64_t steps_;
   ModelRunner runner_;
   Optimizer optimizer_;
@@ -112,11 +117,33 @@ void Trainer::set_weights() {
   if (options_.resume) {
     const CheckpointReader checkpoint(*options_.resume);
     progress_ = load_training_state(checkpoint, options_.model, runner_, optimizer_, mesh_.world());
-    saved_step_ = progress_.step;
     log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
+    if (leader_) leave_later_steps();
+    if (resumes_own_checkpoint()) saved_step_ = progress_.step;
   } else {
     initialize_training_state(static_cast<std::uint64_t>(options_.run.seed), runner_, optimizer_);
   }
+}
+
+// What this folder holds of later steps is of a branch that this run leaves: as the newest it would be resumed, and these steps'
+// own checkpoints would be pruned as older ones.
+void Trainer::leave_later_steps() {
+  if (const auto aside = set_aside_checkpoints_after(checkpoints_, progress_.step))
+    log_warning("the checkpoints after step {} are set aside in {}", progress_.step, aside->string());
+}
+
+bool Trainer::resumes_own_checkpoint() {
+  std::error_code ignored;
+  const bool own = leader_ && std::filesystem::equivalent(std::filesystem::absolute(*options_.resume).parent_path(), checkpoints_, ignored);
+  return mesh_.world().all_reduce(static_cast<std::int64_t>(own), ReduceOp::max) != 0;
+}
+
+// The run keeps its own: later saves do not depend on the corpus.
+void Trainer::keep_tokenizer() {
+  const std::string name = read_corpus_manifest(options_.data.path).tokenizer_file;
+  if (name.empty()) return;
+  tokenizer_ = folder_ / name;
+  if (leader_) write_text_atomically(tokenizer_, read_text(std::filesystem::path(options_.data.path) / name));
 }
 
 // The slowest rank's time of each phase.
@@ -138,6 +165,7 @@ void Trainer::start(PhaseTimes& start_up) {
   log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, predicted bubble {:.1f} %", shape.describe(),
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
+  keep_tokenizer();
   if (leader_) write_header(peak_);
   write_shard_maps();
   log_start_up(start_up, mesh_.world());
@@ -215,7 +243,8 @@ StepMetrics Trainer::step(BatchLoader& loader) {
 }
 
 bool Trainer::asked_to_stop() {
-  const bool file = leader_ && std::filesystem::exists(folder_ / "STOP");
+  std::error_code unreadable;   // is no wish
+  const bool file = leader_ && std::filesystem::exists(folder_ / "STOP", unreadable);
   const std::int64_t wish = stop_signal() != 0 || file ? 1 : 0;
   return mesh_.world().all_reduce(wish, ReduceOp::max) != 0;
 }
@@ -224,13 +253,11 @@ void Trainer::save() {
   if (saved_step_ == progress_.step) return;
   const auto start = Clock::now();
   std::vector<std::filesystem::path> extra;
-  const CorpusManifest manifest = read_corpus_manifest(options_.data.path);
-  if (!manifest.tokenizer_file.empty()) extra.push_back(std::filesystem::path(options_.data.path) / manifest.tokenizer_file);
-  const std::filesystem::path root = folder_ / "checkpoints";
-  const std::filesystem::path saved = save_training_state(root, options_.model, options_.configuration, progress_, runner_,
+  if (!tokenizer_.empty()) extra.push_back(tokenizer_);
+  const std::filesystem::path saved = save_training_state(checkpoints_, options_.model, options_.configuration, progress_, runner_,
                                                           optimizer_, extra, mesh_.world());
   saved_step_ = progress_.step;
-  if (leader_) prune_checkpoints(root, options_.checkpoint.keep);
+  if (leader_) prune_checkpoints(checkpoints_, options_.checkpoint.keep);
   log_info("checkpoint {} in {:.2f} s", saved.string(), seconds_since(start));
 }
 
@@ -260,8 +287,9 @@ ExitCode Trainer::run() {
     log_info("bubble: {:.1f} % of a step measured (waiting for transfers, the mean over ranks and {} steps), {:.1f} % predicted",
              100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
   save();
-  if (!stopped) return ExitCode::done;
+  // A wish that came with the last step would end the next run after one.
   if (leader_) std::filesystem::remove(folder_ / "STOP");
+  if (!stopped) return ExitCode::done;
   log_info("stopped at step {} of {} as asked; run the same command again to go on", progress_.step, steps_);
   return ExitCode::stopped;
 }

@@ -37,6 +37,21 @@ succeed 1 train good.yaml --set run.directory=branch --resume whole/checkpoints/
 check 'from a checkpoint of another run' "$HELPERS/compare_tensors" whole/checkpoints/step-00000012/parameters.h5 '' \
   branch/checkpoints/step-00000012/parameters.h5 '' 0
 
+succeed 1 train good.yaml --set run.directory=copy --resume whole/checkpoints/step-00000012
+check 'a finished run of another folder is kept in this one' test -f copy/checkpoints/step-00000012/manifest.yaml
+
+# Back to an earlier step: the later ones are of a branch that is left, neither pruned nor resumed.
+cp -r whole back
+succeed 1 train good.yaml --set run.directory=back --resume back/checkpoints/step-00000005 --set train.steps=7 --set checkpoint.keep=1 --allow-change train.steps
+check 'the new branch is kept' test "$(ls back/checkpoints | tr '\n' ' ')" = 'set-aside step-00000007 '
+check 'the old one is set aside' test "$(ls back/checkpoints/set-aside | tr '\n' ' ')" = 'step-00000010 step-00000012 '
+succeed 1 train good.yaml --set run.directory=back --set train.steps=8 --allow-change train.steps
+check 'the new branch goes on' diff <(json back/metrics.jsonl step) <(seq 8)
+
+mkdir late && touch late/STOP
+succeed 1 train good.yaml --set run.directory=late --set train.steps=1
+check 'a wish to stop does not outlive the last step' test ! -e late/STOP
+
 # Four ranks as well.
 rm -rf whole
 succeed 4 train good.yaml --set run.directory=whole --set parallel.tensor=2 --set parallel.pipeline=2
