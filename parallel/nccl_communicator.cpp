@@ -296,11 +296,12 @@ class NcclCommunicator final : public Communicator {
   }
 
   Pending start_copies(std::span<const Transfer> transfers, Stream stream) {
-    for (const auto& [from, to] : transfers_to_self(transfers, rank()))
-      if (from.data() != to.data()) gpu::copy(stream, to.data(), from.data(), from.bytes());
+    copy_own(transfers, stream);
     std::vector<Transfer> others;
     for (const Transfer& transfer : transfers)
       if (transfer.peer != rank() && transfer.tensor.elements() > 0) others.push_back(transfer);
+    // Without others what was copied is still to be waited for.
+    if (others.empty()) return start(stream, exchange_name_, [](Stream) {});
     return copies_->start_exchange(others, stream, *profiler_, exchange_name_.c_str());
   }
 
@@ -362,9 +363,13 @@ class NcclCommunicator final : public Communicator {
           "ncclAllGather");
   }
 
-  void run_exchange(std::span<const Transfer> transfers, Stream stream) {
+  void copy_own(std::span<const Transfer> transfers, Stream stream) const {
     for (const auto& [from, to] : transfers_to_self(transfers, rank()))
       if (from.data() != to.data()) gpu::copy(stream, to.data(), from.data(), from.bytes());
+  }
+
+  void run_exchange(std::span<const Transfer> transfers, Stream stream) {
+    copy_own(transfers, stream);
     check(ncclGroupStart(), "ncclGroupStart");
     ncclResult_t status = ncclSuccess;
     for (const Transfer& transfer : transfers)
