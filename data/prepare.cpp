@@ -2,7 +2,11 @@
 // order.
 #include "data/prepare.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <deque>
 #include <future>
@@ -19,6 +23,7 @@
 #include "data/tokenizer_training.h"
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/log.h"
 #include "framework/progress.h"
 #include "framework/random.h"
 #include "framework/text.h"
@@ -129,6 +134,12 @@ class OutputFolder {
       throw UserError(path_.string(), "the output folder is not empty", "choose another folder, or empty this one");
     }
     ensure_writable_folder(path_, "the output folder");
+    // Of two that found it empty one goes on.
+    const int file = ::open(claim().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (file < 0 && errno == EEXIST)
+      throw UserError(path_.string(), "another program is writing into the output folder", "choose another folder, or wait for it");
+    if (file < 0) throw_system_error(fmt::format("cannot make {}", claim().string()));
+    ::close(file);
   }
   ~OutputFolder() {
     if (completed_) return;
@@ -141,9 +152,15 @@ class OutputFolder {
   }
   OutputFolder(const OutputFolder&) = delete;
   OutputFolder& operator=(const OutputFolder&) = delete;
-  void complete() { completed_ = true; }
+  void complete() {
+    completed_ = true;
+    std::error_code error;
+    fs::remove(claim(), error);
+  }
 
  private:
+  fs::path claim() const { return path_ / ".preparing"; }
+
   fs::path path_;
   bool existed_ = false, completed_ = false;
 };
@@ -238,8 +255,10 @@ std::vector<TextPiece> read_block(TextSource& source) {
   return block;
 }
 
-void tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet, Output& output) {
+// Returns the number of pieces with bytes that are not UTF-8.
+std::int64_t tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet, Output& output) {
   Progress progress("tokenising", input.bytes, quiet);
+  std::int64_t not_utf8 = 0;
   TextSource source(input.files, input.options);
   const auto threads = static_cast<std::size_t>(available_cores());
   std::deque<std::future<EncodedBlock>> pending;
@@ -248,12 +267,15 @@ void tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet, Output
     pending.pop_front();
   };
   for (std::vector<TextPiece> block = read_block(source); !block.empty(); block = read_block(source)) {
+    not_utf8 += std::ranges::count_if(block, [](const TextPiece& piece) { return !is_utf8(piece.text); });
     pending.push_back(std::async(std::launch::async,
                                  [&tokenizer, block = std::move(block)] { return encode_block(tokenizer, block); }));
     if (pending.size() > threads) write_first();
     progress.update(source.file_bytes_read(), with_thousands(output.documents()) + " documents");
   }
   while (!pending.empty()) write_first();
+  progress.update(source.file_bytes_read(), with_thousands(output.documents()) + " documents");
+  return not_utf8;
 }
 
 }  // namespace
@@ -267,7 +289,10 @@ PrepareSummary prepare_corpus(const PrepareOptions& options) {
   PrepareSummary summary;
   {
     Output output(options.output, describe(*tokenizer, options.tokenizer), options);
-    tokenize(input, *tokenizer, options.quiet, output);
+    const std::int64_t not_utf8 = tokenize(input, *tokenizer, options.quiet, output);
+    if (not_utf8 > 0 && options.tokenizer == TokenizerKind::sentencepiece)
+      log_warning("{} pieces of text hold bytes that are not UTF-8, which became U+FFFD: convert the text, or use --tokenizer bytes",
+                  with_thousands(not_utf8));
     if (options.holdout > 0.0 && options.tokenizer == TokenizerKind::sentencepiece) {
       write_text_atomically(options.output / "holdout" / model_name, read_text(options.output / model_name));
     }

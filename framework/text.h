@@ -18,4 +18,7 @@ std::string with_thousands(std::int64_t n);   // "173,524,660,224"
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 std::vector<std::string> split(std::string_view text, char separator);
 
+// Whether these bytes are UTF-8 (RFC 3629: no overlong forms, no surrogates).
+bool is_utf8(std::string_view bytes);
+
 }  // namespace fulmen

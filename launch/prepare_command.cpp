@@ -51,6 +51,9 @@ ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
   options.output = line.text("output");
   options.tokenizer = tokenizer_kind(line.text("tokenizer", "sentencepiece"));
   options.tokenizer_model = line.text("tokenizer-model");
+  for (const char* flag : {"tokenizer-model", "vocabulary", "tokenizer-sample-bytes"})
+    if (options.tokenizer == TokenizerKind::bytes && line.has(flag))
+      throw UserError(fmt::format("--{}", flag), "means nothing to --tokenizer bytes", "leave one of the two out");
   options.vocabulary = line.integer("vocabulary", options.vocabulary, 16, 1 << 24);
   options.tokenizer_sample_bytes = line.integer("tokenizer-sample-bytes", options.tokenizer_sample_bytes, 1, std::int64_t{1} << 40);
   options.json_field = line.text("json-field", options.json_field);

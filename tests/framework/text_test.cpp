@@ -46,5 +46,12 @@ TEST(Text, SplitAndJoin) {
   EXPECT_EQ(join({}, ", "), "");
 }
 
+TEST(Text, Utf8) {
+  for (const char* good : {"", "plain", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xed\x9f\xbf", "\xf4\x8f\xbf\xbf"})
+    EXPECT_TRUE(is_utf8(good)) << good;
+  for (const char* bad : {"\xe9", "caf\xe9 x", "\x80", "\xc3", "\xc0\xaf", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82"})
+    EXPECT_FALSE(is_utf8(bad));
+}
+
 }  // namespace
 }  // namespace fulmen
