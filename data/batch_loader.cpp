@@ -1,7 +1,6 @@
 // Rows of batches, and the thread that prepares them ahead of use.
 #include "data/batch_loader.h"
 
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -79,7 +78,6 @@ struct BatchLoader::State {
   std::deque<Batch> ready;
   std::exception_ptr failure;
   bool stopping = false;
-  double waited_seconds = 0.0;
   std::thread thread;   // last: it uses all of the above
 
   State(const std::filesystem::path& folder, const BatchLoaderOptions& given)
@@ -164,21 +162,14 @@ BatchLoader::~BatchLoader() = default;
 
 Batch BatchLoader::next() {
   State& state = *state_;
-  const auto start = std::chrono::steady_clock::now();
   std::unique_lock lock(state.mutex);
   state.changed.wait(lock, [&] { return !state.ready.empty() || state.failure; });
-  state.waited_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (state.ready.empty()) std::rethrow_exception(state.failure);
   Batch batch = std::move(state.ready.front());
   state.ready.pop_front();
   lock.unlock();
   state.changed.notify_all();
   return batch;
-}
-
-double BatchLoader::waited_seconds() const {
-  const std::lock_guard lock(state_->mutex);
-  return state_->waited_seconds;
 }
 
 }  // namespace fulmen

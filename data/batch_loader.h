@@ -44,7 +44,6 @@ class BatchLoader {
   BatchLoader(const std::filesystem::path& corpus, const BatchLoaderOptions& options);
   ~BatchLoader();
   Batch next();
-  double waited_seconds() const;   // that next() has spent waiting for the reader
 
  private:
   struct State;

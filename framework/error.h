@@ -40,12 +40,6 @@ class DivergedError : public Error {
   explicit DivergedError(const std::string& message) : Error(ExitCode::diverged, message) {}
 };
 
-// Another rank failed first; this rank ends without a message of its own.
-class AbortedByPeer : public Error {
- public:
-  AbortedByPeer() : Error(ExitCode::internal, "another rank failed") {}
-};
-
 namespace detail {
 [[noreturn]] void throw_check_failed(const char* file, int line, const char* condition, const std::string& message);
 }  // namespace detail

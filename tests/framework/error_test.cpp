@@ -25,7 +25,6 @@ TEST(Error, UserErrorNamesPlaceFaultAndRemedy) {
 TEST(Error, ExitCodes) {
   EXPECT_EQ(InternalError("x").code(), ExitCode::internal);
   EXPECT_EQ(DivergedError("x").code(), ExitCode::diverged);
-  EXPECT_EQ(AbortedByPeer().code(), ExitCode::internal);
   EXPECT_EQ(static_cast<int>(ExitCode::stopped), 75);
 }
 

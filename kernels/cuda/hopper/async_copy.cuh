@@ -55,8 +55,6 @@ __device__ __forceinline__ void warp_arrive(Barrier* barrier) {
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
-__device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 // A barrier among `threads` threads of the block, 1 to 15 (0 is __syncthreads).
 __device__ __forceinline__ void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
@@ -89,10 +87,6 @@ __device__ __forceinline__ void wait_stores_read() {
 }
 // Until they are complete.
 __device__ __forceinline__ void wait_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
-__device__ __forceinline__ void prefetch(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
 
 template <int registers>
 __device__ __forceinline__ void raise_registers() {
