@@ -177,6 +177,10 @@ void configure_threads(const std::optional<std::int64_t>& wanted) {
   const int share = std::max(1, cores / std::max(1, MpiSession::environment_local_size()));
   int threads = wanted ? static_cast<int>(*wanted) : share;
   if (const int environment = environment_number("OMP_NUM_THREADS"); environment > 0) threads = environment;
+  constexpr int most_per_core = 64;   // beyond, threads wait for each other for minutes, and some have no room for a stack
+  if (threads > most_per_core * host_cores())
+    throw UserError("run.threads", fmt::format("{} threads on the {} core(s) of this host", threads, host_cores()),
+                    "give no more than it has cores; OMP_NUM_THREADS goes before the configuration");
   if (available_cores() < threads)
     log_warning("{} threads on {} core(s): the launcher binds this rank to fewer cores than its share; "
                 "pass --bind-to none to mpirun", threads, available_cores());

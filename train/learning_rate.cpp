@@ -12,7 +12,7 @@ namespace fulmen {
 std::int64_t TrainConfig::total_steps(std::int64_t sequence_length) const {
   if (steps > 0) return steps;
   const std::int64_t per_step = global_batch * sequence_length;
-  return (tokens + per_step - 1) / per_step;
+  return tokens / per_step + (tokens % per_step != 0 ? 1 : 0);
 }
 
 double learning_rate(const LearningRateConfig& schedule, double peak, std::int64_t t, std::int64_t steps) {

@@ -5,6 +5,7 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/log.h"
 
 namespace fulmen {
 
@@ -17,7 +18,9 @@ std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-    if (object.is_object() && object.value("step", std::int64_t{0}) <= step) kept += line + "\n";
+    if (!object.is_object()) continue;
+    const auto number = object.find("step");
+    if (number == object.end() || (number->is_number() && number->get<double>() <= static_cast<double>(step))) kept += line + "\n";
   }
   if (!file.eof()) throw UserError(path.string(), "cannot be read to its end", "check its permissions and the disk");
   return kept;
@@ -26,6 +29,11 @@ std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
 }  // namespace
 
 MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step) : path_(path) {
+  if (resumed_step == 0 && std::filesystem::exists(path) && std::filesystem::file_size(path) > 0) {
+    const std::filesystem::path earlier = path.parent_path() / "metrics-previous.jsonl";
+    std::filesystem::rename(path, earlier);
+    log_warning("the metrics of an earlier run in this folder are now {}", earlier.string());
+  }
   write_text_atomically(path, lines_up_to(path, resumed_step));
   file_.open(path, std::ios::app);
   if (!file_) throw UserError(path.string(), "cannot be written", "check the folder's permissions and the disk");
@@ -48,7 +56,10 @@ void MetricsWriter::write(const StepMetrics& metrics) {
   if (metrics.bubble) line["bubble"] = *metrics.bubble;
   if (metrics.predicted_bubble) line["predicted_bubble"] = *metrics.predicted_bubble;
   file_ << line.dump() << std::endl;
-  if (!file_) throw UserError(path_.string(), "cannot be written", "check the disk");
+  if (file_) return;
+  // A record is not worth a run.
+  log_warning("{}: the line of step {} cannot be written: check the disk", path_.string(), metrics.step);
+  file_.clear();
 }
 
 double training_flops_per_token(const ModelConfig& config) {

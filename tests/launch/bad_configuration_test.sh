@@ -122,4 +122,6 @@ refuse 1 /proc/fulmen run.directory -- train good.yaml --set run.directory=/proc
 refuse 1 corpus.txt/x -- prepare --input corpus.txt --output corpus.txt/x --tokenizer bytes
 check 'nothing was trained' test ! -e run/metrics.jsonl
 
+OMP_NUM_THREADS= refuse 1 run.threads 'core' -- train good.yaml --set run.threads=65536
+
 finish

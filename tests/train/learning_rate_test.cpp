@@ -1,6 +1,8 @@
 // Learning-rate schedules at their corners.
 #include "train/learning_rate.h"
 
+#include <limits>
+
 #include <gtest/gtest.h>
 
 namespace fulmen {
@@ -56,6 +58,9 @@ TEST(TrainConfig, TokensComeToWholeSteps) {
   EXPECT_EQ(config.total_steps(100), 3);
   config.steps = 7;
   EXPECT_EQ(config.total_steps(100), 7);
+  config.steps = 0;
+  config.tokens = std::numeric_limits<std::int64_t>::max();
+  EXPECT_GT(config.total_steps(100), std::int64_t{1} << 40);
 }
 
 }  // namespace
