@@ -13,7 +13,10 @@ corpus=corpus/demo
 run=runs/demo
 
 say() { printf '\n== %s\n' "$*"; }
-die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
+die() { printf 'demo: %s\n' "$*" >&2; exit 2; }
+
+case $text in --help | -h) sed -n '2,6p' "$0"; exit 0 ;; -*) die "there is no option $text: give a text file, or nothing" ;; esac
+[ $# = 0 ] || [ -r "$text" ] || die "cannot read $text: give a text file as argument"
 
 say "installing what is missing"
 scripts/setup.sh

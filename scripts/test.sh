@@ -18,7 +18,7 @@ case ${1:-} in
   "") ;;
   --fast) selection=(-L fast) ;;
   --all) shares=${2:-0/5000} ;;
-  *) sed -n '2,12p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,11p' "$0" >&2; exit 2 ;;
 esac
 
 scripts/setup.sh
