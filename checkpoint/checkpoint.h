@@ -33,6 +33,7 @@ struct CheckpointDescription {
   std::int64_t samples = 0;             // consumed: the place in the sampling order
   std::map<std::string, std::string> model;   // what makes it this model: family, variant, layers, hidden, ... as YAML scalars
   std::string configuration;            // the resolved configuration, YAML; may be empty (imported)
+  std::string corpus = {};              // identity of what it was trained on; empty where that is not known
 };
 
 // Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set): every rank writes

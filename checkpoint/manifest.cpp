@@ -121,6 +121,7 @@ std::string emit_head(const CheckpointDescription& description) {
   out << YAML::Key << "step" << YAML::Value << description.step;
   out << YAML::Key << "tokens" << YAML::Value << description.tokens;
   out << YAML::Key << "samples" << YAML::Value << description.samples;
+  if (!description.corpus.empty()) out << YAML::Key << "corpus" << YAML::Value << YAML::DoubleQuoted << description.corpus;
   out << YAML::Key << "model" << YAML::Value << YAML::BeginMap;
   for (const auto& [key, value] : description.model) out << YAML::Key << key << YAML::Value << value;
   out << YAML::EndMap << YAML::EndMap;
@@ -179,6 +180,7 @@ CheckpointManifest read_manifest(const fs::path& folder) {
   description.step = count(root, "step", path);
   description.tokens = count(root, "tokens", path);
   description.samples = count(root, "samples", path);
+  if (root["corpus"]) description.corpus = scalar<std::string>(root, "corpus", path);
   description.model = parse_model(member(root, "model", path), path);
   const YAML::Node configuration = member(root, "configuration", path);
   if (!configuration.IsMap()) refuse(path, "its key 'configuration' is not a map: the manifest is damaged");

@@ -1,5 +1,6 @@
 // Reading through the virtual datasets. A hole among the pieces reads as NaN (for integers: as zero); what looks like
 // one is looked up in the shards themselves, so that a parameter that really is NaN is told from one that is missing.
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -56,6 +57,19 @@ std::vector<StoredPiece> pieces_in_shards(const fs::path& folder, const Checkpoi
   return pieces;
 }
 
+// A shard that the manifest does not know would be read through the index, without a checksum.
+void check_shards_are_listed(const fs::path& folder, const CheckpointManifest& manifest) {
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    const bool listed = std::ranges::find(manifest.files, name, &FileRecord::file) != manifest.files.end();
+    if (is_shard(name) && !listed)
+      throw UserError(folder.string(), fmt::format("holds {}, which its manifest does not list: the manifest is damaged", name),
+                      "restore it, or take an older checkpoint");
+  }
+  if (error) throw UserError(folder.string(), "cannot be listed: " + error.message(), "check its permissions and the disk");
+}
+
 }  // namespace
 
 struct CheckpointReader::State {
@@ -90,6 +104,7 @@ CheckpointReader::CheckpointReader(const fs::path& folder) : state_(std::make_un
   state_->folder = folder;
   state_->manifest = read_manifest(folder);
   check_file_sizes(folder, state_->manifest);
+  check_shards_are_listed(folder, state_->manifest);
   state_->file = hdf5::File::open(folder / parameters_file);
   for (const std::string& name : state_->file.dataset_names()) state_->names.insert(name.substr(1));
 }

@@ -12,6 +12,7 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/hash.h"
 #include "framework/log.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
@@ -199,6 +200,15 @@ CorpusManifest read_corpus_manifest(const std::filesystem::path& folder) {
   }
   const std::string source = path.string();
   return parse_manifest(load_document(read_text(path), source), source);
+}
+
+std::string corpus_identity(const CorpusManifest& manifest) {
+  Hasher hasher;
+  for (const CorpusShard& shard : manifest.shards) {
+    if (!shard.xxh3) return {};
+    hasher.update(shard.xxh3->data(), shard.xxh3->size());
+  }
+  return hasher.digest();
 }
 
 void write_corpus_manifest(const std::filesystem::path& folder, const CorpusManifest& manifest) {

@@ -39,6 +39,8 @@ struct CorpusManifest {
 
 // Throws UserError when the manifest is missing, malformed, of another format or version, or incomplete.
 CorpusManifest read_corpus_manifest(const std::filesystem::path& folder);
+// What makes it this corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one has none.
+std::string corpus_identity(const CorpusManifest& manifest);
 void write_corpus_manifest(const std::filesystem::path& folder, const CorpusManifest& manifest);
 
 // Random access to the stream of all shards in order. Holds open files and a sparse index of the document ends, nothing

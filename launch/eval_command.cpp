@@ -12,6 +12,7 @@
 #include "data/batch_loader.h"
 #include "framework/bfloat16.h"
 #include "framework/configuration.h"
+#include "framework/files.h"
 #include "framework/hdf5.h"
 #include "framework/progress.h"
 #include "framework/text.h"
@@ -159,6 +160,14 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   if (corpus.manifest().vocabulary > model.vocabulary)
     throw UserError(line.text("data"), fmt::format("has a vocabulary of {}, the model only {}", corpus.manifest().vocabulary, model.vocabulary),
                     "use a corpus made with the model's tokeniser");
+  if (const auto tokenizer = checkpoint.tokenizer_file()) {
+    const CorpusManifest& manifest = corpus.manifest();
+    const bool other_kind = manifest.tokenizer != TokenizerKind::sentencepiece && manifest.tokenizer != TokenizerKind::none;
+    if (other_kind || (!manifest.tokenizer_file.empty() &&
+                       read_text(std::filesystem::path(line.text("data")) / manifest.tokenizer_file) != read_text(*tokenizer)))
+      throw UserError(line.text("data"), "was made with another tokeniser than the checkpoint has",
+                      "prepare the text with --tokenizer-model and the checkpoint's own: " + tokenizer->string());
+  }
   run_agreed(ranks, [&] { verify_corpus(line.text("data"), ranks.rank(), ranks.size()); });
 
   EvalOptions options = options_from(checkpoint.description());
@@ -170,7 +179,15 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   if (samples == 0)
     throw UserError(line.text("data"), fmt::format("its {} tokens are less than one sample of {} and its target", corpus.tokens(), options.sequence_length),
                     "use a shorter --sequence-length");
-  options.micro_batch = line.integer("micro-batch", std::clamp<std::int64_t>(4096 / options.sequence_length, 1, samples), 1, 1 << 20);
+  options.micro_batch = line.integer("micro-batch", std::max<std::int64_t>(4096 / options.sequence_length, 1), 1, 1 << 20);
+  options.micro_batch = std::min(options.micro_batch, samples);
+  std::optional<CorpusReader> baseline;
+  if (line.has("baseline")) {
+    baseline.emplace(line.text("baseline"));
+    if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
+      throw UserError("--baseline", fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary, corpus.manifest().vocabulary),
+                      "give the training corpus that this one belongs to");
+  }
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
 
   ExecutionResources resources(device);
@@ -209,9 +226,9 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
                                    {"step", checkpoint.description().step}};
   if (const auto bytes = corpus.manifest().text_bytes)
     result["bits_per_byte"] = loss.loss_nats / std::numbers::ln2 * static_cast<double>(corpus.tokens()) / static_cast<double>(*bytes);
-  if (line.has("baseline")) {
+  if (baseline) {
     result["uniform_nats"] = std::log(static_cast<double>(corpus.manifest().vocabulary));
-    result["unigram_nats"] = unigram_loss_nats(CorpusReader(line.text("baseline")), corpus, corpus.manifest().vocabulary);
+    result["unigram_nats"] = unigram_loss_nats(*baseline, corpus, corpus.manifest().vocabulary);
   }
   print_result(result, line.has("json"));
   return ExitCode::done;

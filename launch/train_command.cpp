@@ -1,9 +1,11 @@
 // fulmen train: trains a model, from scratch or from where it stopped.
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/parameters.h"
+#include "data/corpus.h"
 #include "framework/files.h"
 #include "framework/log.h"
 #include "framework/signals.h"
@@ -28,6 +30,9 @@ std::optional<std::filesystem::path> choose_checkpoint(const std::string& wish, 
     if (wish == "none" && newest)
       throw UserError(root.string(), "already holds checkpoints, which a fresh start would mix with its own",
                       "choose another run.directory, delete the folder, or use --resume auto");
+    if (wish == "auto" && !newest && !skipped.empty())
+      throw UserError(root.string(), "holds checkpoints, none of which can be used: a run from the start would replace them",
+                      "restore one of them, or choose another run.directory");
     if (wish == "auto" && newest) chosen = newest->string();
     if (wish != "auto" && wish != "none") chosen = find_checkpoint(wish).string();
   }
@@ -41,7 +46,17 @@ void check_resume(const RunConfiguration& configuration, const std::filesystem::
   require_same_model(checkpoint, configuration.model);
   const CheckpointDescription& saved = checkpoint.description();
   if (saved.step == 0 || saved.configuration.empty()) return;
-  for (const std::string& difference : compare_with_checkpoint(configuration, saved.configuration, allowed))
+  const std::string corpus = corpus_identity(read_corpus_manifest(configuration.data.path));
+  bool same_corpus = false;
+  if (!saved.corpus.empty() && !corpus.empty()) {
+    same_corpus = corpus == saved.corpus;
+    if (!same_corpus && std::ranges::find(allowed, "data.path") == allowed.end())
+      throw UserError("data.path", fmt::format("{} is another corpus than the checkpoint was trained on", configuration.data.path),
+                      "give that corpus, or permit this one with --allow-change data.path");
+  }
+  std::vector<std::string> may_differ = allowed;
+  if (same_corpus) may_differ.emplace_back("data.path");   // it lies elsewhere now
+  for (const std::string& difference : compare_with_checkpoint(configuration, saved.configuration, may_differ))
     log_info("changed since the checkpoint: {}", difference);
 }
 

@@ -89,7 +89,7 @@ class Trainer {
   void set_weights();
   void leave_later_steps();
   bool resumes_own_checkpoint();
-  void keep_tokenizer();
+  void remember_corpus();
   void write_header(double peak);
   void write_shard_maps();
   StepMetrics step(BatchLoader& loader);
@@ -102,6 +102,7 @@ class Trainer {
   bool leader_;
   std::filesystem::path folder_, checkpoints_;
   std::filesystem::path tokenizer_;   // empty for none
+  std::string corpus_;                // its identity
   std::int64_t steps_;
   ModelRunner runner_;
   Optimizer optimizer_;
@@ -138,9 +139,11 @@ bool Trainer::resumes_own_checkpoint() {
   return mesh_.world().all_reduce(static_cast<std::int64_t>(own), ReduceOp::max) != 0;
 }
 
-// The run keeps its own: later saves do not depend on the corpus.
-void Trainer::keep_tokenizer() {
-  const std::string name = read_corpus_manifest(options_.data.path).tokenizer_file;
+// What saving needs of it, so that later saves do not depend on its being there.
+void Trainer::remember_corpus() {
+  const CorpusManifest corpus = read_corpus_manifest(options_.data.path);
+  corpus_ = corpus_identity(corpus);
+  const std::string& name = corpus.tokenizer_file;
   if (name.empty()) return;
   tokenizer_ = folder_ / name;
   if (leader_) write_text_atomically(tokenizer_, read_text(std::filesystem::path(options_.data.path) / name));
@@ -165,7 +168,8 @@ void Trainer::start(PhaseTimes& start_up) {
   log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, predicted bubble {:.1f} %", shape.describe(),
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
-  keep_tokenizer();
+  remember_corpus();
+  if (progress_.step >= steps_) log_warning("nothing is left to do: the run is at step {} of {}", progress_.step, steps_);
   if (leader_) write_header(peak_);
   write_shard_maps();
   log_start_up(start_up, mesh_.world());
@@ -255,7 +259,7 @@ void Trainer::save() {
   std::vector<std::filesystem::path> extra;
   if (!tokenizer_.empty()) extra.push_back(tokenizer_);
   const std::filesystem::path saved = save_training_state(checkpoints_, options_.model, options_.configuration, progress_, runner_,
-                                                          optimizer_, extra, mesh_.world());
+                                                          optimizer_, extra, mesh_.world(), corpus_);
   saved_step_ = progress_.step;
   if (leader_) prune_checkpoints(checkpoints_, options_.checkpoint.keep);
   log_info("checkpoint {} in {:.2f} s", saved.string(), seconds_since(start));
@@ -328,6 +332,14 @@ void check_training(const TrainerOptions& options, const MeshShape& shape) {
     throw UserError("train.global_batch",
                     fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", batch, shape.data, micro),
                     fmt::format("use a multiple of {}", shape.data * micro));
+  const std::int64_t steps = options.train.total_steps(options.data.sequence_length);
+  const LearningRateConfig& schedule = options.train.schedule;
+  if (schedule.warmup_steps > steps)
+    log_warning("train.schedule.warmup_steps: {} of {} steps, so that the rate never reaches its peak", schedule.warmup_steps, steps);
+  if (schedule.kind == "wsd" && schedule.decay_steps.value_or(0) > steps)
+    log_warning("train.schedule.decay_steps: {} of {} steps, so that the rate begins below its peak", *schedule.decay_steps, steps);
+  if (schedule.minimum > options.train.optimizer.learning_rate)
+    log_warning("train.schedule.min_lr: {} is above the peak, train.optimizer.lr {}", schedule.minimum, options.train.optimizer.learning_rate);
   const CorpusManifest manifest = read_corpus_manifest(options.data.path);
   if (manifest.vocabulary > options.model.vocabulary)
     throw UserError("model.vocabulary",

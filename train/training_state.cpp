@@ -17,12 +17,14 @@ constexpr const char* exp_avg_sq_prefix = "optimizer/exp_avg_sq/";
 std::filesystem::path save_training_state(const std::filesystem::path& root, const ModelConfig& model,
                                           const std::string& configuration, const TrainingProgress& progress,
                                           const ModelRunner& runner, const Optimizer& optimizer,
-                                          const std::vector<std::filesystem::path>& extra_files, Communicator& world) {
+                                          const std::vector<std::filesystem::path>& extra_files, Communicator& world,
+                                          const std::string& corpus) {
   CheckpointDescription description;
   description.step = progress.step;
   description.samples = progress.samples;
   description.tokens = progress.tokens;
   description.model = model.identity();
+  description.corpus = corpus;
   description.configuration = configuration;
   const ParameterStore& parameters = runner.parameters();
   const Execution& execution = runner.execution();

@@ -22,7 +22,8 @@ struct TrainingProgress {
 std::filesystem::path save_training_state(const std::filesystem::path& root, const ModelConfig& model,
                                           const std::string& configuration, const TrainingProgress& progress,
                                           const ModelRunner& runner, const Optimizer& optimizer,
-                                          const std::vector<std::filesystem::path>& extra_files, Communicator& world);
+                                          const std::vector<std::filesystem::path>& extra_files, Communicator& world,
+                                          const std::string& corpus = {});
 
 // Sets the master weights, and the model's from them, to their initial values. Collective.
 void initialize_training_state(std::uint64_t seed, ModelRunner& runner, Optimizer& optimizer);

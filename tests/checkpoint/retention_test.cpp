@@ -85,5 +85,19 @@ TEST(Retention, OneThatSteppedAsideCountsUntilItsSuccessorStands) {
   EXPECT_EQ(entries_of(root.path()), std::vector<std::string>{"step-00000020"});
 }
 
+TEST(Retention, LaterStepsAreSetAside) {
+  const TemporaryFolder root;
+  for (const std::int64_t step : {10, 20, 30}) save_alone(root.path(), step, 1);
+  EXPECT_EQ(set_aside_checkpoints_after(root.path(), 30), std::nullopt);
+  EXPECT_EQ(set_aside_checkpoints_after(root.path() / "absent", 1), std::nullopt);
+  EXPECT_EQ(set_aside_checkpoints_after(root.path(), 10), root.path() / "set-aside");
+  EXPECT_EQ(entries_of(root.path() / "set-aside"), (std::vector<std::string>{"step-00000020", "step-00000030"}));
+  save_alone(root.path(), 20, 2);
+  EXPECT_EQ(set_aside_checkpoints_after(root.path(), 10), root.path() / "set-aside-2");
+  prune_checkpoints(root.path(), 1);
+  EXPECT_EQ(entries_of(root.path()), (std::vector<std::string>{"set-aside", "set-aside-2", "step-00000010"}));
+  EXPECT_EQ(newest_checkpoint(root.path()), root.path() / "step-00000010");
+}
+
 }  // namespace
 }  // namespace fulmen

@@ -33,6 +33,14 @@ for ranks in 1 4; do
 done
 damage && truncate -s -8 damaged/shard-00001.h5
 refuse 1 damaged/shard-00001.h5 -- eval --checkpoint damaged --data corpus
+damage && sed -i '/shard-00001/d' damaged/manifest.yaml
+refuse 1 damaged 'shard-00001.h5' 'does not list' -- eval --checkpoint damaged --data corpus
+# A folder of checkpoints none of which can be used is not trained over.
+cp -r run lost && truncate -s 10 lost/checkpoints/*/manifest.yaml
+for ranks in 1 4; do
+  refuse $ranks lost/checkpoints 'none of which can be used' -- train good.yaml --set run.directory=lost --set train.steps=4
+done
+check 'they are left as they were' test "$(ls lost/checkpoints)" = step-00000004
 damage && printf '\377' | dd of=damaged/shard-00001.h5 bs=1 seek=5000 conv=notrunc 2>/dev/null
 for ranks in 1 4; do
   refuse $ranks damaged/shard-00001.h5 'checksum' -- eval --checkpoint damaged --data corpus

@@ -26,6 +26,27 @@ refuse 1 broken.jsonl 'JSON' -- prepare --input broken.jsonl --output new2 --tok
 refuse 1 corpus 'not empty' -- prepare --input corpus.txt --output corpus --tokenizer bytes
 refuse 1 vocabulary -- prepare --input corpus.txt --output new3 --vocabulary 200
 
+printf 'caf\xe9 and more text, again and again and again\n' >latin1.txt
+cat corpus.txt >>latin1.txt
+succeed 1 prepare --input latin1.txt --output latin1 --vocabulary 300
+check 'text that is not UTF-8 is told of' grep -q 'not UTF-8' err
+# Of two that start at once one makes the corpus.
+for writer in 1 2; do "$FULMEN_HERE" prepare --input corpus.txt --output both --tokenizer bytes >/dev/null 2>both$writer.err & done
+wait
+check 'one of two writers goes on' test "$(cat both?.err | grep -c '^fulmen: error')" -le 1
+check 'its corpus is whole' "$FULMEN_HERE" inspect both
+check 'nothing else is left' test ! -e both/.preparing
+
+# Another corpus in the place of the one that was trained on; the same elsewhere; another tokeniser; a baseline that is larger.
+cp -r corpus elsewhere
+succeed 1 train good.yaml --set train.steps=2 --set data.path=elsewhere --allow-change train.steps
+make_byte_corpus other 500
+refuse 1 data.path 'another corpus' -- train good.yaml --set train.steps=3 --set data.path=other --allow-change train.steps
+succeed 1 train good.yaml --set train.steps=3 --set data.path=other --allow-change data.path --allow-change train.steps
+succeed 1 train good.yaml --set train.steps=1 --set data.path=latin1 --set model.vocabulary=300 --set run.directory=pieces
+refuse 1 corpus 'another tokeniser' -- eval --checkpoint pieces/checkpoints --data corpus
+refuse 1 baseline 'vocabulary of 300' 257 -- eval --checkpoint "$checkpoint" --data corpus --baseline latin1
+
 # Folders that are no corpus.
 refuse_corpus nowhere nowhere 'no such corpus'
 mkdir not_a_corpus

@@ -48,6 +48,11 @@ check 'the old one is set aside' test "$(ls back/checkpoints/set-aside | tr '\n'
 succeed 1 train good.yaml --set run.directory=back --set train.steps=8 --allow-change train.steps
 check 'the new branch goes on' diff <(json back/metrics.jsonl step) <(seq 8)
 
+printf '\0\0\n[1]\n{"step":"x"}\n' >>back/metrics.jsonl
+succeed 1 train good.yaml --set run.directory=back --set train.steps=8
+check 'that nothing is left to do is said' grep -q 'nothing is left to do' err
+check 'damaged lines are dropped' diff <(json back/metrics.jsonl step) <(seq 8)
+
 mkdir late && touch late/STOP
 succeed 1 train good.yaml --set run.directory=late --set train.steps=1
 check 'a wish to stop does not outlive the last step' test ! -e late/STOP
