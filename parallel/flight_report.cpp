@@ -160,8 +160,12 @@ class Analysis {
     FlightReport report;
     report.ranks = ranks_;
     for (const auto& [rank, record] : records_) report.recorded.push_back(rank);
-    for (int rank = 0; rank < ranks_; ++rank)
-      if (const std::string what = blame(rank); !what.empty()) report.blamed.push_back(blame_of(rank, what));
+    for (const auto& of_rank : {&Analysis::ended, &Analysis::lags}) {
+      // Beside ranks that have ended, who lags behind has only been stopped by them.
+      if (!report.blamed.empty()) break;
+      for (int rank = 0; rank < ranks_; ++rank)
+        if (const std::string what = (this->*of_rank)(rank); !what.empty()) report.blamed.push_back(blame_of(rank, what));
+    }
     report.verdict = verdict(report);
     return report;
   }
@@ -216,16 +220,19 @@ class Analysis {
     return std::ranges::any_of(waits_, [&](const Wait& wait) { return wait.rank == rank && !wait.for_ranks.empty(); });
   }
 
-  // Why the others cannot go on because of this rank; empty when it is not to blame.
-  std::string blame(int rank) const {
-    const bool ended = std::ranges::find(certain_, rank) != certain_.end();
+  // How this rank has ended; empty when it has not.
+  std::string ended(int rank) const {
+    const bool known = std::ranges::find(certain_, rank) != certain_.end();
     const auto found = records_.find(rank);
     if (found == records_.end())
-      return ended ? "has ended without a word: it left no flight record" : "is missing: it left no flight record";
+      return known ? "has ended without a word: it left no flight record" : "is missing: it left no flight record";
     const Record& record = found->second;
     if (record.reason == "failure") return "failed: " + record.detail;
     if (record.reason == "signal") return "was ended by " + record.detail;
-    if (ended) return "has ended";
+    return known ? "has ended" : "";
+  }
+  // Why the others cannot go on because of this rank, which is there; empty when it is not to blame.
+  std::string lags(int rank) const {
     if (!waited_for(rank) || waits(rank)) return {};
     return inside_.contains(rank) ? "lags behind, inside an operation that all have come to"
                                   : "lags behind: it is in no operation, or does not get to the next one";

@@ -107,6 +107,18 @@ TEST(FlightReport, ARankThatWaitsForNobodyLagsBehind) {
   EXPECT_EQ(report.blamed[0].on_communicators.size(), 2u);
 }
 
+TEST(FlightReport, WhoLagsBehindARankThatHasEndedIsNotBlamed) {
+  Job job(3);
+  for (const int rank : {0, 1}) job.world(rank).enter(all_reduce(64));
+  finish(job.world(2), all_reduce(64));
+  job.world(2).enter(all_reduce(8));   // what neither of the others has come to
+  job.write(1, "signal", "SIGSEGV");
+  for (const int rank : {0, 2}) job.write(rank);
+  const FlightReport report = job.report();
+  ASSERT_EQ(blamed(report), std::vector{1}) << report.verdict;
+  EXPECT_EQ(report.blamed[0].what, "was ended by SIGSEGV");
+}
+
 TEST(FlightReport, TransfersAreMatchedByTheirNumbers) {
   Job job(3);
   for (int i = 0; i < 2; ++i) {
