@@ -10,6 +10,7 @@
 #include <chrono>
 #include <deque>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -130,9 +131,7 @@ class OutputFolder {
   explicit OutputFolder(fs::path path) : path_(std::move(path)) {
     std::error_code error;
     existed_ = fs::exists(path_, error);
-    if (existed_ && fs::is_directory(path_, error) && !fs::is_empty(path_, error)) {
-      throw UserError(path_.string(), "the output folder is not empty", "choose another folder, or empty this one");
-    }
+    if (existed_ && fs::is_directory(path_, error) && !fs::is_empty(path_, error)) refuse_what_is_there();
     ensure_writable_folder(path_, "the output folder");
     // Of two that found it empty one goes on.
     const int file = ::open(claim().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
@@ -140,6 +139,11 @@ class OutputFolder {
       throw UserError(path_.string(), "another program is writing into the output folder", "choose another folder, or wait for it");
     if (file < 0) throw_system_error(fmt::format("cannot make {}", claim().string()));
     ::close(file);
+    // Another may have begun and ended since it was seen empty.
+    if (std::distance(fs::directory_iterator(path_), fs::directory_iterator()) > 1) {
+      fs::remove(claim(), error);
+      refuse_what_is_there();
+    }
   }
   ~OutputFolder() {
     if (completed_) return;
@@ -160,6 +164,9 @@ class OutputFolder {
 
  private:
   fs::path claim() const { return path_ / ".preparing"; }
+  [[noreturn]] void refuse_what_is_there() const {
+    throw UserError(path_.string(), "the output folder is not empty", "choose another folder, or empty this one");
+  }
 
   fs::path path_;
   bool existed_ = false, completed_ = false;

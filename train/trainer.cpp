@@ -119,7 +119,9 @@ void Trainer::set_weights() {
     const CheckpointReader checkpoint(*options_.resume);
     progress_ = load_training_state(checkpoint, options_.model, runner_, optimizer_, mesh_.world());
     log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
-    if (leader_) leave_later_steps();
+    run_agreed(mesh_.world(), [&] {
+      if (leader_) leave_later_steps();
+    });
     if (resumes_own_checkpoint()) saved_step_ = progress_.step;
   } else {
     initialize_training_state(static_cast<std::uint64_t>(options_.run.seed), runner_, optimizer_);
@@ -168,7 +170,7 @@ void Trainer::start(PhaseTimes& start_up) {
   log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, predicted bubble {:.1f} %", shape.describe(),
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
-  remember_corpus();
+  run_agreed(mesh_.world(), [&] { remember_corpus(); });
   if (progress_.step >= steps_) log_warning("nothing is left to do: the run is at step {} of {}", progress_.step, steps_);
   if (leader_) write_header(peak_);
   write_shard_maps();

@@ -30,10 +30,11 @@ void set_zero(const Execution& execution, const Tensor& c) {
       static_cast<std::size_t>(c.size(0)), static_cast<cudaStream_t>(execution.stream.handle)));
 }
 
-// The fp64 equal of a part of a matrix, which is transposed there or not: `rows` and `columns` are those of the factor.
 struct Range {
   std::int64_t begin, end;
 };
+
+// The fp64 equal of a part of a matrix, which is transposed there or not: `rows` and `columns` are those of the factor.
 Tensor widened(const Execution& execution, const Tensor& x, bool transposed, Range rows, Range columns) {
   if (transposed) std::swap(rows, columns);
   const Tensor part = x.slice(0, rows.begin, rows.end).slice(1, columns.begin, columns.end);
