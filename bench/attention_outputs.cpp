@@ -1,5 +1,6 @@
-// Runs linear attention on tensors from files, for bench/attention_error.py: reads FOLDER/{query,key,value,d_output}.bf16 and
-// slope.fp64, writes FOLDER/{output,d_query,d_key,d_value}.bf16. Tensors are [batch, length, heads, width], as raw bytes.
+// Runs linear attention on tensors from files, for bench/attention_error.py: reads
+// FOLDER/{query,key,value,d_output}.bf16 and slope.fp64, writes FOLDER/{output,d_query,d_key,d_value}.bf16. Tensors are
+// [batch, length, heads, width], as raw bytes.
 //
 //   attention_outputs FOLDER BATCH LENGTH HEADS WIDTH
 #include <cstdio>
@@ -50,7 +51,8 @@ void run(char** arguments) {
   const ExecutionResources resources(Device::cuda(0));
   const Execution& execution = resources.execution();
   Files files(arguments[1], execution);
-  const Shape shape = {std::atoll(arguments[2]), std::atoll(arguments[3]), std::atoll(arguments[4]), std::atoll(arguments[5])};
+  const Shape shape = {std::atoll(arguments[2]), std::atoll(arguments[3]), std::atoll(arguments[4]),
+                       std::atoll(arguments[5])};
   LinearAttentionInputs inputs;
   inputs.query = files.read("query.bf16", DType::bf16, shape);
   inputs.key = files.read("key.bf16", DType::bf16, shape);

@@ -1,6 +1,6 @@
-// Checkpoints, version 1: a folder `step-00000500/` with one `shard-*.h5` per writing rank, `parameters.h5` whose virtual
-// datasets show every tensor whole, the tokeniser's file, and `manifest.yaml`, written last. Files hold pieces of logical
-// tensors with their global shapes and offsets: nothing in them depends on the layout that wrote them.
+// Checkpoints, version 1: a folder `step-00000500/` with one `shard-*.h5` per writing rank, `parameters.h5` whose
+// virtual datasets show every tensor whole, the tokeniser's file, and `manifest.yaml`, written last. Files hold pieces
+// of logical tensors with their global shapes and offsets: nothing in them depends on the layout that wrote them.
 #pragma once
 
 #include <cstdint>
@@ -19,30 +19,32 @@ namespace fulmen {
 
 // A hyperslab of a logical tensor.
 struct TensorPiece {
-  std::string name;                     // "parameters/NAME", "optimizer/exp_avg/NAME", ...
+  std::string name;  // "parameters/NAME", "optimizer/exp_avg/NAME", ...
   Shape global_shape;
-  std::vector<std::int64_t> offset;     // of the piece in the logical tensor
-  Tensor memory;                        // the piece; may be strided. Its dtype is the stored one when saving
-  // Null for a piece in host memory. To save one from a device: copies it, row-major, to memory.bytes() bytes of the host.
+  std::vector<std::int64_t> offset;  // of the piece in the logical tensor
+  Tensor memory;                     // the piece; may be strided. Its dtype is the stored one when saving
+  // Null for a piece in host memory. To save one from a device: copies it, row-major, to memory.bytes() bytes of the
+  // host.
   std::function<void(void* host)> to_host = {};
 };
 
 struct CheckpointDescription {
-  std::int64_t step = 0;                // updates done
-  std::int64_t tokens = 0;              // consumed
-  std::int64_t samples = 0;             // consumed: the place in the sampling order
-  std::map<std::string, std::string> model;   // what makes it this model: family, variant, layers, hidden, ... as YAML scalars
-  std::string configuration;            // the resolved configuration, YAML; may be empty (imported)
-  std::string corpus = {};              // identity of what it was trained on; empty where that is not known
+  std::int64_t step = 0;     // updates done
+  std::int64_t tokens = 0;   // consumed
+  std::int64_t samples = 0;  // consumed: the place in the sampling order
+  std::map<std::string, std::string>
+      model;                  // what makes it this model: family, variant, layers, hidden, ... as YAML scalars
+  std::string configuration;  // the resolved configuration, YAML; may be empty (imported)
+  std::string corpus = {};    // identity of what it was trained on; empty where that is not known
 };
 
-// Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set): every rank writes
-// its pieces into a temporary folder, all agree, rank 0 writes parameters.h5 and the manifest and renames the folder. Every
-// cell of every tensor must be written exactly once (checked; InternalError). `extra_files` are copied in by rank 0.
-// Returns the folder. Throws UserError on all ranks when the place cannot be written or the disk is full; what was there
-// before stays valid.
+// Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set): every rank
+// writes its pieces into a temporary folder, all agree, rank 0 writes parameters.h5 and the manifest and renames the
+// folder. Every cell of every tensor must be written exactly once (checked; InternalError). `extra_files` are copied in
+// by rank 0. Returns the folder. Throws UserError on all ranks when the place cannot be written or the disk is full;
+// what was there before stays valid.
 struct SaveOptions {
-  bool exact_folder = false;            // `root` is the checkpoint folder itself
+  bool exact_folder = false;  // `root` is the checkpoint folder itself
   std::vector<std::filesystem::path> extra_files;
 };
 std::filesystem::path save_checkpoint(const std::filesystem::path& root, const CheckpointDescription& description,
@@ -64,12 +66,13 @@ class CheckpointReader {
   const CheckpointDescription& description() const;
   const std::filesystem::path& folder() const;
   std::optional<std::filesystem::path> tokenizer_file() const;
-  bool has(const std::string& name) const;                     // "parameters/NAME"
+  bool has(const std::string& name) const;  // "parameters/NAME"
   std::vector<std::string> names() const;
   Shape shape(const std::string& name) const;
   DType dtype(const std::string& name) const;
-  // Reads the hyperslab at `offset` of `memory`'s shape, converting to its dtype. Throws UserError naming the tensor when it
-  // is missing, of another shape (global_shape is compared unless empty) or incomplete (a missing piece reads as NaN).
+  // Reads the hyperslab at `offset` of `memory`'s shape, converting to its dtype. Throws UserError naming the tensor
+  // when it is missing, of another shape (global_shape is compared unless empty) or incomplete (a missing piece reads
+  // as NaN).
   void read(const TensorPiece& piece) const;
 
  private:
@@ -77,17 +80,20 @@ class CheckpointReader {
   std::unique_ptr<State> state_;
 };
 
-// `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it. Throws UserError when there is
-// none (listing what was found invalid and why).
+// `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it. Throws UserError when
+// there is none (listing what was found invalid and why).
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
-// The same for all ranks, as the first one finds it: another rank may look a moment later, when a run has saved again. Collective.
+// The same for all ranks, as the first one finds it: another rank may look a moment later, when a run has saved again.
+// Collective.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, Communicator& communicator);
 // As the first, but nothing when there is none; folders that are not valid are named in `skipped`.
-std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& root, std::vector<std::string>* skipped = nullptr);
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& root,
+                                                       std::vector<std::string>* skipped = nullptr);
 // Deletes all but the newest `keep` valid checkpoints of root, and leftovers of interrupted saves. keep = 0 keeps all.
 void prune_checkpoints(const std::filesystem::path& root, std::int64_t keep);
-// Moves the valid checkpoints of root that lie after a step into a new folder in it, where they are neither found nor counted: a run
-// that goes on from that step leaves their branch. That folder, if there was something to move. Throws UserError when it cannot.
+// Moves the valid checkpoints of root that lie after a step into a new folder in it, where they are neither found nor
+// counted: a run that goes on from that step leaves their branch. That folder, if there was something to move. Throws
+// UserError when it cannot.
 std::optional<std::filesystem::path> set_aside_checkpoints_after(const std::filesystem::path& root, std::int64_t step);
 
 }  // namespace fulmen

@@ -121,7 +121,8 @@ std::string emit_head(const CheckpointDescription& description) {
   out << YAML::Key << "step" << YAML::Value << description.step;
   out << YAML::Key << "tokens" << YAML::Value << description.tokens;
   out << YAML::Key << "samples" << YAML::Value << description.samples;
-  if (!description.corpus.empty()) out << YAML::Key << "corpus" << YAML::Value << YAML::DoubleQuoted << description.corpus;
+  if (!description.corpus.empty())
+    out << YAML::Key << "corpus" << YAML::Value << YAML::DoubleQuoted << description.corpus;
   out << YAML::Key << "model" << YAML::Value << YAML::BeginMap;
   for (const auto& [key, value] : description.model) out << YAML::Key << key << YAML::Value << value;
   out << YAML::EndMap << YAML::EndMap;

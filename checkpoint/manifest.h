@@ -12,14 +12,14 @@ namespace fulmen {
 
 inline constexpr int checkpoint_version = 1;
 inline constexpr const char* manifest_file = "manifest.yaml";
-inline constexpr const char* parameters_file = "parameters.h5";   // the virtual datasets
-inline constexpr const char* partial_suffix = ".partial";         // of a folder that is being written
-inline constexpr const char* replaced_suffix = ".replaced";       // of one that is making way for its successor
+inline constexpr const char* parameters_file = "parameters.h5";  // the virtual datasets
+inline constexpr const char* partial_suffix = ".partial";        // of a folder that is being written
+inline constexpr const char* replaced_suffix = ".replaced";      // of one that is making way for its successor
 
 struct FileRecord {
-  std::string file;   // relative to the checkpoint
+  std::string file;  // relative to the checkpoint
   std::uint64_t bytes = 0;
-  std::string xxh3;   // of the whole file
+  std::string xxh3;  // of the whole file
 };
 
 struct CheckpointManifest {

@@ -26,7 +26,7 @@ std::vector<TensorPiece> pieces_to_save(const ParameterStore& parameters, const 
 
 void load_pieces(const CheckpointReader& checkpoint, const ParameterStore& parameters, const std::vector<Tensor>& flat,
                  const std::string& prefix, const Execution& execution) {
-  std::vector<std::byte> staging;   // a piece as it is read, one at a time
+  std::vector<std::byte> staging;  // a piece as it is read, one at a time
   std::vector<BFloat16> narrow;
   for (const ParameterPiece& piece : parameters.pieces(flat)) {
     const Tensor& memory = piece.memory;

@@ -11,18 +11,19 @@
 
 namespace fulmen {
 
-// The pieces of `flat` (one tensor per parameter group, as ParameterStore::pieces takes them) that this rank writes, named
-// prefix + tensor: "parameters/", "optimizer/exp_avg/", ... They refer to `flat`; pieces on a GPU pass through the host one
-// at a time while they are saved.
+// The pieces of `flat` (one tensor per parameter group, as ParameterStore::pieces takes them) that this rank writes,
+// named prefix + tensor: "parameters/", "optimizer/exp_avg/", ... They refer to `flat`; pieces on a GPU pass through
+// the host one at a time while they are saved.
 std::vector<TensorPiece> pieces_to_save(const ParameterStore& parameters, const std::vector<Tensor>& flat,
                                         const std::string& prefix, const Execution& execution);
 
-// Reads every piece that this rank holds, into fp64, fp32 or (rounded from fp32) bf16. Throws UserError naming the tensor
-// that is missing or of another shape.
+// Reads every piece that this rank holds, into fp64, fp32 or (rounded from fp32) bf16. Throws UserError naming the
+// tensor that is missing or of another shape.
 void load_pieces(const CheckpointReader& checkpoint, const ParameterStore& parameters, const std::vector<Tensor>& flat,
                  const std::string& prefix, const Execution& execution);
 
-// Throws UserError naming the first of family, variant, layers, hidden, heads, glu, vocabulary and LRPE layers that differs.
+// Throws UserError naming the first of family, variant, layers, hidden, heads, glu, vocabulary and LRPE layers that
+// differs.
 void require_same_model(const CheckpointReader& checkpoint, const ModelConfig& config);
 
 }  // namespace fulmen

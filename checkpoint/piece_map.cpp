@@ -73,7 +73,7 @@ std::string overlap_problem(const std::vector<StoredPiece>& pieces) {
   for (const StoredPiece& piece : pieces) order.push_back(&piece);
   std::sort(order.begin(), order.end(),
             [d](const StoredPiece* a, const StoredPiece* b) { return a->offset[d] < b->offset[d]; });
-  std::vector<const StoredPiece*> active;   // those that reach beyond the sweep's place
+  std::vector<const StoredPiece*> active;  // those that reach beyond the sweep's place
   for (const StoredPiece* piece : order) {
     std::erase_if(active,
                   [&](const StoredPiece* other) { return other->offset[d] + other->shape[d] <= piece->offset[d]; });

@@ -12,16 +12,16 @@
 namespace fulmen {
 
 struct StoredPiece {
-  std::string name;   // of the tensor: "parameters/NAME"
+  std::string name;  // of the tensor: "parameters/NAME"
   DType dtype = DType::fp32;
   Shape global_shape;
   std::vector<std::int64_t> offset;
   Shape shape;
-  std::string file;      // relative to the checkpoint
-  std::string dataset;   // in the file: "/parameters/NAME", "/parameters/NAME@1", ...
+  std::string file;     // relative to the checkpoint
+  std::string dataset;  // in the file: "/parameters/NAME", "/parameters/NAME@1", ...
 };
 
-using PieceMap = std::map<std::string, std::vector<StoredPiece>>;   // by tensor
+using PieceMap = std::map<std::string, std::vector<StoredPiece>>;  // by tensor
 
 // The dataset of the `ordinal`-th piece of a tensor in one file.
 std::string piece_dataset(const std::string& name, std::int64_t ordinal);

@@ -64,10 +64,12 @@ void check_shards_are_listed(const fs::path& folder, const CheckpointManifest& m
     const std::string name = entry->path().filename().string();
     const bool listed = std::ranges::find(manifest.files, name, &FileRecord::file) != manifest.files.end();
     if (is_shard(name) && !listed)
-      throw UserError(folder.string(), fmt::format("holds {}, which its manifest does not list: the manifest is damaged", name),
+      throw UserError(folder.string(),
+                      fmt::format("holds {}, which its manifest does not list: the manifest is damaged", name),
                       "restore it, or take an older checkpoint");
   }
-  if (error) throw UserError(folder.string(), "cannot be listed: " + error.message(), "check its permissions and the disk");
+  if (error)
+    throw UserError(folder.string(), "cannot be listed: " + error.message(), "check its permissions and the disk");
 }
 
 }  // namespace
@@ -77,7 +79,7 @@ struct CheckpointReader::State {
   CheckpointManifest manifest;
   hdf5::File file;
   std::set<std::string> names;
-  mutable std::set<std::string> whole;   // tensors whose pieces have been looked up
+  mutable std::set<std::string> whole;  // tensors whose pieces have been looked up
 
   hdf5::Dataset dataset(const std::string& name) const {
     if (names.contains(name)) return file.dataset("/" + name);

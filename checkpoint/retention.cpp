@@ -20,7 +20,7 @@ namespace {
 struct Found {
   fs::path folder;
   std::int64_t step = 0;
-  bool aside = false;   // it was making way for a successor of the same name
+  bool aside = false;  // it was making way for a successor of the same name
 };
 
 bool is_step_name(const std::string& name) {

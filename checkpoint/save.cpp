@@ -1,6 +1,6 @@
 // Saving: pieces into a temporary folder, agreement of all ranks, then the index, the manifest and the rename.
 #include <fcntl.h>
-#include <stdio.h>   // renameat2
+#include <stdio.h>  // renameat2
 
 #include <algorithm>
 #include <cerrno>
@@ -45,7 +45,7 @@ fs::path with_suffix(fs::path path, const char* suffix) { return path += suffix;
 
 void remove_tree(const fs::path& path) {
   std::error_code error;
-  fs::remove_all(path, error);   // of a symbolic link: the link alone
+  fs::remove_all(path, error);  // of a symbolic link: the link alone
   if (error) throw_unwritable(path, "what an earlier attempt left cannot be removed: " + error.message());
 }
 
@@ -129,7 +129,7 @@ FileRecord write_shard(const fs::path& partial, const std::string& shard, const 
   }
   hdf5::File file = hdf5::File::create(partial / shard);
   auto next = described.begin();
-  std::vector<std::byte> staging;   // one piece at a time: host memory need not hold a model
+  std::vector<std::byte> staging;  // one piece at a time: host memory need not hold a model
   for (const TensorPiece& piece : pieces) {
     if (piece.memory.elements() == 0) continue;
     Tensor memory = piece.memory;

@@ -17,17 +17,17 @@ struct Batch {
   std::int64_t sample_length = 0;
   std::int64_t slice_begin = 0;
   std::vector<std::int32_t> tokens;
-  std::vector<std::int32_t> targets;     // the next token of the stream
-  std::vector<float> weights;            // 1, or 0 for a target that does not count
-  std::vector<std::int64_t> positions;   // in the whole sample, from 0
+  std::vector<std::int32_t> targets;    // the next token of the stream
+  std::vector<float> weights;           // 1, or 0 for a target that does not count
+  std::vector<std::int64_t> positions;  // in the whole sample, from 0
   // Offsets into batch * length at which a row, or a document in it, starts, and the end.
   std::vector<std::int64_t> segments;
-  // Per row: tokens of the slice's first document that lie in front of the slice, and of its last document that lie behind
-  // it. Zero for a whole sample.
+  // Per row: tokens of the slice's first document that lie in front of the slice, and of its last document that lie
+  // behind it. Zero for a whole sample.
   std::vector<std::int64_t> tokens_before, tokens_after;
   // The places of `tokens` sorted by token: sums over equal tokens, as the embedding's gradient is one, go along it.
   StableOrder order;
-  double target_count() const;   // sum of the weights
+  double target_count() const;  // sum of the weights
 };
 
 }  // namespace fulmen

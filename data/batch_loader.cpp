@@ -55,7 +55,8 @@ void fill_row(const CorpusReader& corpus, std::int64_t sample, bool reset_state_
   std::fill_n(batch.weights.begin() + first, length, 1.0F);
   std::iota(batch.positions.begin() + first, batch.positions.begin() + first + length, batch.slice_begin);
   if (reset_state_at_documents) {
-    std::int64_t first_document = sample_begin, next_document = sample_end;   // of the slice's first token; after its last
+    std::int64_t first_document = sample_begin,
+                 next_document = sample_end;  // of the slice's first token; after its last
     for (const std::int64_t start : corpus.document_starts(sample_begin, sample_end + 1)) {
       if (start <= begin) first_document = start;
       if (start >= end) next_document = std::min(next_document, start);
@@ -78,7 +79,7 @@ struct BatchLoader::State {
   std::deque<Batch> ready;
   std::exception_ptr failure;
   bool stopping = false;
-  std::thread thread;   // last: it uses all of the above
+  std::thread thread;  // last: it uses all of the above
 
   State(const std::filesystem::path& folder, const BatchLoaderOptions& given)
       : options(given), corpus(folder), order(checked_samples(folder), given.seed, given.shuffle) {

@@ -85,7 +85,7 @@ class Section {
 
   YAML::Node node_;
   std::string file_;
-  std::string prefix_;   // "", or "shards[3]: "
+  std::string prefix_;  // "", or "shards[3]: "
 };
 
 TokenizerKind parse_tokenizer_kind(const Section& section) {

@@ -16,13 +16,13 @@
 namespace fulmen {
 
 enum class TokenizerKind { sentencepiece, bytes, none };
-std::string_view name_of(TokenizerKind kind);   // as in the manifest
+std::string_view name_of(TokenizerKind kind);  // as in the manifest
 
 struct CorpusShard {
-  std::string file;   // relative to the folder
+  std::string file;  // relative to the folder
   std::int64_t tokens = 0;
   std::int64_t documents = 0;
-  std::optional<std::string> xxh3;   // of the token bytes
+  std::optional<std::string> xxh3;  // of the token bytes
 };
 
 struct CorpusManifest {
@@ -30,16 +30,17 @@ struct CorpusManifest {
   DType dtype = DType::uint16;
   std::optional<std::int64_t> end_of_document;
   TokenizerKind tokenizer = TokenizerKind::none;
-  std::string tokenizer_file;   // empty when there is none
+  std::string tokenizer_file;  // empty when there is none
   std::vector<CorpusShard> shards;
-  std::optional<std::int64_t> text_bytes;   // bytes of the text that became these tokens, when known
+  std::optional<std::int64_t> text_bytes;  // bytes of the text that became these tokens, when known
   std::int64_t tokens() const;
   std::int64_t documents() const;
 };
 
 // Throws UserError when the manifest is missing, malformed, of another format or version, or incomplete.
 CorpusManifest read_corpus_manifest(const std::filesystem::path& folder);
-// What makes it this corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one has none.
+// What makes it this corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one has
+// none.
 std::string corpus_identity(const CorpusManifest& manifest);
 void write_corpus_manifest(const std::filesystem::path& folder, const CorpusManifest& manifest);
 

@@ -17,9 +17,9 @@ namespace fulmen {
 namespace {
 
 constexpr std::size_t most_open_shards = 64;
-constexpr std::int64_t tokens_at_once = std::int64_t{1} << 16;   // of one HDF5 read: the raw buffer stays in cache
-constexpr std::int64_t ends_per_block = 4096;                    // of the sparse index
-constexpr std::size_t cached_blocks = 64;                        // 2 MiB of document ends
+constexpr std::int64_t tokens_at_once = std::int64_t{1} << 16;  // of one HDF5 read: the raw buffer stays in cache
+constexpr std::int64_t ends_per_block = 4096;                   // of the sparse index
+constexpr std::size_t cached_blocks = 64;                       // 2 MiB of document ends
 
 constexpr const char* restore = "restore the shard, or make the corpus anew with 'fulmen prepare'";
 
@@ -37,7 +37,7 @@ struct ShardPlace {
   std::int64_t tokens = 0;
   std::int64_t documents = 0;
   std::unique_ptr<OpenShard> open;
-  std::vector<std::uint64_t> sparse_ends;   // the first document end of each block; filled at the first question
+  std::vector<std::uint64_t> sparse_ends;  // the first document end of each block; filled at the first question
 };
 
 void check_length(const std::string& where, const hdf5::Dataset& dataset, std::string_view name, std::int64_t expected,
@@ -216,7 +216,7 @@ struct CorpusReader::State {
   const std::vector<std::uint64_t>& ends_block(std::size_t index, std::int64_t block) {
     EndsBlock& slot = blocks[(index * 31 + static_cast<std::size_t>(block)) % cached_blocks];
     if (slot.block != block || slot.shard != index) {
-      slot.block = -1;   // stays so should the read throw
+      slot.block = -1;  // stays so should the read throw
       slot.ends = read_ends(open(index).document_ends, block);
       slot.shard = index;
       slot.block = block;

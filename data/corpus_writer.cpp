@@ -44,10 +44,10 @@ struct CorpusWriter::State {
   CorpusManifest manifest;
   std::int64_t shard_tokens = 0;
   std::unique_ptr<OpenShard> shard;
-  std::vector<std::byte> raw;        // tokens not yet written
-  std::vector<std::uint64_t> ends;   // document ends not yet written
+  std::vector<std::byte> raw;       // tokens not yet written
+  std::vector<std::uint64_t> ends;  // document ends not yet written
   std::int64_t documents = 0;
-  std::int64_t document_tokens = 0;   // of the current document
+  std::int64_t document_tokens = 0;  // of the current document
 
   CorpusShard& entry() { return manifest.shards.back(); }
 

@@ -26,7 +26,7 @@ class CorpusWriter {
   void append(std::span<const std::int32_t> tokens);
   // Ends the current document. One without tokens does not exist.
   void end_document();
-  std::int64_t documents() const;   // ended so far
+  std::int64_t documents() const;  // ended so far
   // Ends an open document, closes the last shard and writes the manifest.
   CorpusManifest finish(std::optional<std::int64_t> text_bytes);
 

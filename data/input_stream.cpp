@@ -65,9 +65,9 @@ struct InputStream::State {
   std::unique_ptr<std::FILE, CloseFile> file;
   Compression compression = Compression::none;
   std::vector<unsigned char> buffer = std::vector<unsigned char>(file_buffer_bytes);
-  std::size_t used = 0, filled = 0;   // of the buffer
+  std::size_t used = 0, filled = 0;  // of the buffer
   std::int64_t file_bytes = 0;
-  bool between_frames = false;   // the compressed data may end here
+  bool between_frames = false;  // the compressed data may end here
   std::unique_ptr<Inflater> inflater;
   std::unique_ptr<ZSTD_DStream, FreeDecompressor> decompressor;
 

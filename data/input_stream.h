@@ -25,7 +25,7 @@ class InputStream {
 
   // Fills `out` from the front; less than its size only at the end. Throws UserError for damaged or truncated data.
   std::size_t read(std::span<char> out);
-  std::int64_t file_bytes_read() const;   // of the file as it is stored
+  std::int64_t file_bytes_read() const;  // of the file as it is stored
   Compression compression() const;
 
  private:

@@ -36,7 +36,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::size_t block_bytes = std::size_t{1} << 17;   // of text, tokenised at once
+constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of text, tokenised at once
 constexpr const char* model_name = "tokenizer.model";
 
 // Which documents are held out: a pure function of (seed, document), but that of the first two documents one is held
@@ -136,7 +136,8 @@ class OutputFolder {
     // Of two that found it empty one goes on.
     const int file = ::open(claim().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (file < 0 && errno == EEXIST)
-      throw UserError(path_.string(), "another program is writing into the output folder", "choose another folder, or wait for it");
+      throw UserError(path_.string(), "another program is writing into the output folder",
+                      "choose another folder, or wait for it");
     if (file < 0) throw_system_error(fmt::format("cannot make {}", claim().string()));
     ::close(file);
     // Another may have begun and ended since it was seen empty.
@@ -147,7 +148,7 @@ class OutputFolder {
   }
   ~OutputFolder() {
     if (completed_) return;
-    std::error_code error;   // the first error is the one to be shown
+    std::error_code error;  // the first error is the one to be shown
     if (!existed_) {
       fs::remove_all(path_, error);
       return;
@@ -234,7 +235,7 @@ std::unique_ptr<Tokenizer> provide_tokenizer(const Input& input, const PrepareOp
   if (options.tokenizer != TokenizerKind::sentencepiece)
     return make_tokenizer(options.tokenizer, {}, options.vocabulary);
   if (!options.tokenizer_model.empty()) {
-    make_tokenizer(options.tokenizer, options.tokenizer_model, 0);   // refuses what is no model, before it is copied
+    make_tokenizer(options.tokenizer, options.tokenizer_model, 0);  // refuses what is no model, before it is copied
     write_text_atomically(options.output / model_name, read_text(options.tokenizer_model));
   } else {
     write_text_atomically(options.output / model_name, train_model(input, options));
@@ -298,8 +299,10 @@ PrepareSummary prepare_corpus(const PrepareOptions& options) {
     Output output(options.output, describe(*tokenizer, options.tokenizer), options);
     const std::int64_t not_utf8 = tokenize(input, *tokenizer, options.quiet, output);
     if (not_utf8 > 0 && options.tokenizer == TokenizerKind::sentencepiece)
-      log_warning("{} pieces of text hold bytes that are not UTF-8, which became U+FFFD: convert the text, or use --tokenizer bytes",
-                  with_thousands(not_utf8));
+      log_warning(
+          "{} pieces of text hold bytes that are not UTF-8, which became U+FFFD: convert the text, or use --tokenizer "
+          "bytes",
+          with_thousands(not_utf8));
     if (options.holdout > 0.0 && options.tokenizer == TokenizerKind::sentencepiece) {
       write_text_atomically(options.output / "holdout" / model_name, read_text(options.output / model_name));
     }

@@ -11,23 +11,23 @@
 namespace fulmen {
 
 struct PrepareOptions {
-  std::vector<std::filesystem::path> inputs;   // .txt, .jsonl, either with .gz, .dz or .zst; folders of them
+  std::vector<std::filesystem::path> inputs;  // .txt, .jsonl, either with .gz, .dz or .zst; folders of them
   std::filesystem::path output;
   TokenizerKind tokenizer = TokenizerKind::sentencepiece;
-  std::filesystem::path tokenizer_model;   // an existing SentencePiece model; empty: train one on a sample of the input
-  std::int64_t vocabulary = 8000;          // of the model to train; for kind none, of the ids
-  std::int64_t tokenizer_sample_bytes = 2'500'000;   // of text, from all over the input, to train on
+  std::filesystem::path tokenizer_model;  // an existing SentencePiece model; empty: train one on a sample of the input
+  std::int64_t vocabulary = 8000;         // of the model to train; for kind none, of the ids
+  std::int64_t tokenizer_sample_bytes = 2'500'000;  // of text, from all over the input, to train on
   std::string json_field = "text";
-  std::string document_separator = "blank-line";   // of plain text: blank-line, line, file
-  double holdout = 0.0;                            // share of the documents that goes to output/holdout instead
+  std::string document_separator = "blank-line";  // of plain text: blank-line, line, file
+  double holdout = 0.0;                           // share of the documents that goes to output/holdout instead
   std::int64_t shard_tokens = 100'000'000;
-  std::uint64_t seed = 1;   // of the choice of held-out documents
+  std::uint64_t seed = 1;  // of the choice of held-out documents
   bool quiet = false;
 };
 
 struct PrepareSummary {
   CorpusManifest train;
-  CorpusManifest holdout;   // without shards when nothing was held out
+  CorpusManifest holdout;  // without shards when nothing was held out
   double seconds = 0.0;
 };
 

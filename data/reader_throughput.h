@@ -9,8 +9,8 @@ namespace fulmen {
 struct ReaderBenchmark {
   std::int64_t sequence_length = 2048;
   bool shuffle = true;
-  bool document_starts = true;   // ask for the boundaries too, as training with reset states does
-  double seconds = 1.0;          // how long to measure
+  bool document_starts = true;  // ask for the boundaries too, as training with reset states does
+  double seconds = 1.0;         // how long to measure
 };
 
 // Tokens per second of one thread that fills rows of one batch from the corpus. The first pass over the pages is part

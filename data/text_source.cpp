@@ -22,9 +22,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::size_t piece_bytes = std::size_t{1} << 20;   // the most of a document at once
+constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // the most of a document at once
 constexpr std::size_t read_bytes = std::size_t{1} << 18;
-constexpr std::size_t json_line_bytes = std::size_t{1} << 28;   // a longer line is no document
+constexpr std::size_t json_line_bytes = std::size_t{1} << 28;  // a longer line is no document
 
 constexpr std::array<std::string_view, 3> json_extensions{".jsonl", ".ndjson", ".json"};
 // Endings of files that would be nonsense as text.
@@ -60,8 +60,8 @@ class LineReader {
   LineReader(const fs::path& path, std::size_t longest) : stream_(path), longest_(longest) { skip_byte_order_mark(); }
 
   struct Line {
-    std::string_view text;   // valid until the next call
-    bool complete = true;    // false: the rest of the line follows
+    std::string_view text;  // valid until the next call
+    bool complete = true;   // false: the rest of the line follows
   };
 
   std::optional<Line> next() {
@@ -78,7 +78,7 @@ class LineReader {
     }
   }
 
-  std::int64_t number() const { return number_; }   // of the line last returned, from 1
+  std::int64_t number() const { return number_; }  // of the line last returned, from 1
   std::int64_t file_bytes_read() const { return stream_.file_bytes_read(); }
 
  private:
@@ -125,8 +125,8 @@ class LineReader {
   InputStream stream_;
   std::size_t longest_;
   std::vector<char> buffer_;
-  std::size_t begin_ = 0, end_ = 0;   // what is not yet taken
-  std::size_t searched_ = 0;          // bytes of it known to hold no line end
+  std::size_t begin_ = 0, end_ = 0;  // what is not yet taken
+  std::size_t searched_ = 0;         // bytes of it known to hold no line end
   std::int64_t number_ = 0;
   bool inside_line_ = false;
 };
@@ -158,7 +158,7 @@ class DocumentBuilder {
   }
 
   std::string text_;
-  bool continued_ = false;   // pieces of this document were handed on
+  bool continued_ = false;  // pieces of this document were handed on
   std::deque<TextPiece> pieces_;
 };
 
@@ -257,7 +257,7 @@ struct TextSource::State {
   std::vector<fs::path> files;
   TextSourceOptions options;
   std::size_t next_file = 0;
-  std::optional<LineReader> lines;   // of files[next_file - 1]
+  std::optional<LineReader> lines;  // of files[next_file - 1]
   bool json = false;
   bool at_line_start = true;
   DocumentBuilder builder;

@@ -21,8 +21,8 @@ enum class DocumentSeparator { blank_line, line, file };
 DocumentSeparator parse_document_separator(const std::string& name);
 
 struct TextSourceOptions {
-  std::string json_field = "text";                               // of .jsonl: the key that holds a document
-  DocumentSeparator separator = DocumentSeparator::blank_line;   // of plain text
+  std::string json_field = "text";                              // of .jsonl: the key that holds a document
+  DocumentSeparator separator = DocumentSeparator::blank_line;  // of plain text
 };
 
 // The files meant by `inputs`, folders walked in alphabetical order for .txt and .jsonl, each plain or with .gz, .dz or
@@ -43,7 +43,7 @@ class TextSource {
   // False at the end of the last file. Throws UserError for a line that is not a JSON object with that field (file and
   // line), for damaged or truncated compressed data, and for unreadable files.
   bool next(TextPiece& piece);
-  std::int64_t file_bytes_read() const;   // of all files so far, as they are stored
+  std::int64_t file_bytes_read() const;  // of all files so far, as they are stored
 
  private:
   struct State;

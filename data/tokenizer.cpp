@@ -104,7 +104,7 @@ class ByteTokenizer : public Tokenizer {
     std::string text;
     for (const std::int32_t id : ids) {
       if (id >= 0 && id < end) text += static_cast<char>(id);
-      if (id < 0 || id > end) text += "\xef\xbf\xbd";   // the replacement character
+      if (id < 0 || id > end) text += "\xef\xbf\xbd";  // the replacement character
     }
     return text;
   }

@@ -15,8 +15,8 @@ namespace fulmen {
 
 namespace {
 
-constexpr std::size_t longest_sentence = 4096;       // bytes
-constexpr std::int64_t fixed_pieces = 3 + 256 + 1;   // unknown, begin and end; bytes; the line end
+constexpr std::size_t longest_sentence = 4096;      // bytes
+constexpr std::int64_t fixed_pieces = 3 + 256 + 1;  // unknown, begin and end; bytes; the line end
 
 class Sentences : public sentencepiece::SentenceIterator {
  public:
@@ -126,10 +126,10 @@ std::string train_sentencepiece(std::vector<std::string> sentences, std::int64_t
       {"normalization_rule_name", "identity"},
       {"remove_extra_whitespaces", "false"},
       {"add_dummy_prefix", "false"},
-      {"allow_whitespace_only_pieces", "true"},   // indentation in one token
+      {"allow_whitespace_only_pieces", "true"},  // indentation in one token
       {"user_defined_symbols", "\n"},
       {"max_sentence_length", std::to_string(2 * longest_sentence)},
-      {"num_threads", "4"},   // of the result too: sums are taken by thread
+      {"num_threads", "4"},  // of the result too: sums are taken by thread
       {"minloglevel", "2"}};
   Sentences iterator(sentences);
   std::string model;

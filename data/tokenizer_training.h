@@ -16,8 +16,8 @@ class SentenceSample {
   SentenceSample(std::size_t most_bytes, std::uint64_t seed) : most_bytes_(most_bytes), seed_(seed) {}
   // Text of one document, in whole lines as far as it has any.
   void add(std::string_view text);
-  std::vector<std::string> take_sentences();                // in the order of the text
-  std::int64_t text_bytes() const { return text_bytes_; }   // seen so far, sampled or not
+  std::vector<std::string> take_sentences();               // in the order of the text
+  std::int64_t text_bytes() const { return text_bytes_; }  // seen so far, sampled or not
 
  private:
   struct Line {

@@ -196,9 +196,9 @@ struct Schema::Binding {
   Range<double> numbers = {};
   std::size_t length = 0;
   std::vector<Choice> choices = {};
-  std::function<std::string()> unbuilt = {};               // after reading: "" or why the value is not built yet
-  std::vector<std::function<std::string()>> checks = {};   // after reading everything
-  std::string where = {};                                  // where the user set it
+  std::function<std::string()> unbuilt = {};              // after reading: "" or why the value is not built yet
+  std::vector<std::function<std::string()>> checks = {};  // after reading everything
+  std::string where = {};                                 // where the user set it
 
   std::string value() const {
     return std::visit([](const auto* held) { return to_yaml(*held); }, field);
@@ -255,9 +255,9 @@ struct Schema::Binding {
 
 void Schema::add_binding(Key key, std::shared_ptr<Binding> binding) {
   for (const Key& other : keys_) {
-    FULMEN_CHECK(other.name != key.name && !other.name.starts_with(key.name + ".") &&
-                     !key.name.starts_with(other.name + "."),
-                 "configuration keys {} and {} clash", other.name, key.name);
+    FULMEN_CHECK(
+        other.name != key.name && !other.name.starts_with(key.name + ".") && !key.name.starts_with(other.name + "."),
+        "configuration keys {} and {} clash", other.name, key.name);
   }
   key.default_value = binding->value();
   keys_.push_back(std::move(key));
@@ -287,7 +287,7 @@ void Schema::add(const std::string& name, std::string& field, std::vector<Choice
                  const std::string& documentation) {
   std::vector<std::string> words;
   for (const Choice& choice : choices) {
-    if (choice.name.empty()) continue;   // nothing chosen
+    if (choice.name.empty()) continue;  // nothing chosen
     words.push_back(choice.missing.empty() ? choice.name
                                            : fmt::format("{} (not built yet: {})", choice.name, choice.missing));
   }
@@ -466,9 +466,9 @@ void Schema::parse(const std::string& text, const std::string& source, const std
 
   for (const Key& key : keys_) {
     if (!key.required || key.given) continue;
-    throw UserError(source, fmt::format("{} is missing", key.name),
-                    fmt::format("give it ({}{}{}): {}", key.type, key.allowed.empty() ? "" : ", ", key.allowed,
-                                key.documentation));
+    throw UserError(
+        source, fmt::format("{} is missing", key.name),
+        fmt::format("give it ({}{}{}): {}", key.type, key.allowed.empty() ? "" : ", ", key.allowed, key.documentation));
   }
   for (std::size_t k = 0; k < keys_.size(); ++k) {
     for (const auto& check : bindings_[k]->checks) {

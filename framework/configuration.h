@@ -30,13 +30,13 @@ struct Choice {
 class Schema {
  public:
   struct Key {
-    std::string name;            // dotted: "train.optimizer.lr"
-    std::string type;            // "integer", "number", "true or false", "text", "one of a, b", "auto or integer", ...
-    std::string allowed;         // "1 to 64", "" when anything goes
-    std::string default_value;   // as YAML, "" when the key must be given
+    std::string name;           // dotted: "train.optimizer.lr"
+    std::string type;           // "integer", "number", "true or false", "text", "one of a, b", "auto or integer", ...
+    std::string allowed;        // "1 to 64", "" when anything goes
+    std::string default_value;  // as YAML, "" when the key must be given
     std::string documentation;
     bool required = false;
-    bool given = false;          // after parse(): the user set it
+    bool given = false;  // after parse(): the user set it
   };
 
   // Each binds `name` to a field whose present value is the default. Integers may be written as 20e9.
@@ -67,9 +67,9 @@ class Schema {
 
   const std::vector<Key>& keys() const { return keys_; }
   bool given(const std::string& name) const;
-  std::string resolved() const;                            // every key with its value, as nested YAML
-  std::map<std::string, std::string> flat() const;         // dotted key -> value as YAML
-  std::string markdown() const;                            // the reference: a table per section
+  std::string resolved() const;                     // every key with its value, as nested YAML
+  std::map<std::string, std::string> flat() const;  // dotted key -> value as YAML
+  std::string markdown() const;                     // the reference: a table per section
 
  private:
   struct Binding;

@@ -9,7 +9,7 @@ enum class DeviceKind : std::uint8_t { cpu, cuda };
 
 struct Device {
   DeviceKind kind = DeviceKind::cpu;
-  int index = 0;   // the GPU's ordinal in this process; 0 on the CPU
+  int index = 0;  // the GPU's ordinal in this process; 0 on the CPU
 
   static Device cpu() { return {}; }
   static Device cuda(int index) { return {DeviceKind::cuda, index}; }
@@ -20,7 +20,7 @@ struct Device {
 // every stream is the same one.
 struct Stream {
   Device device;
-  void* handle = nullptr;   // the backend's own stream
+  void* handle = nullptr;  // the backend's own stream
 };
 
 }  // namespace fulmen

@@ -51,8 +51,8 @@ namespace detail {
 
 // An invariant of this program. Failing it is a defect (exit 1), never a user's mistake.
 //   FULMEN_CHECK(a == b, "shapes differ: {} and {}", a, b);
-#define FULMEN_CHECK(condition, ...)                                                                      \
-  do {                                                                                                    \
-    if (!(condition)) [[unlikely]]                                                                        \
-      ::fulmen::detail::throw_check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__));   \
+#define FULMEN_CHECK(condition, ...)                                                                    \
+  do {                                                                                                  \
+    if (!(condition)) [[unlikely]]                                                                      \
+      ::fulmen::detail::throw_check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__)); \
   } while (false)

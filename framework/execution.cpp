@@ -14,8 +14,10 @@ constexpr std::size_t alignment = 256;
 
 ExecutionResources::ExecutionResources(Device device, bool deterministic)
     : scratch_(device, MemoryKind::workspace, ledger_),
-      execution_{device, device.kind == DeviceKind::cuda ? gpu::create_stream(device) : Stream{device, nullptr}, &scratch_,
-                 &ledger_, deterministic, 0, nullptr} {}
+      execution_{device,        device.kind == DeviceKind::cuda ? gpu::create_stream(device) : Stream{device, nullptr},
+                 &scratch_,     &ledger_,
+                 deterministic, 0,
+                 nullptr} {}
 
 ExecutionResources::~ExecutionResources() {
   if (execution_.device.kind == DeviceKind::cuda) gpu::destroy_stream(execution_.stream);
@@ -27,7 +29,7 @@ Tensor Arena::take(DType dtype, const Shape& shape) {
   const std::size_t bytes = std::max((asked + alignment - 1) / alignment, std::size_t{1}) * alignment;
   most_ = std::max(most_, taken_ + bytes);
   if (taken_ == 0 && !blocks_.empty() && (blocks_.size() > 1 || blocks_[0].bytes() < bytes)) {
-    blocks_.clear();   // before the one that replaces them is made
+    blocks_.clear();  // before the one that replaces them is made
     blocks_.emplace_back(device_, std::max(most_, least_block), kind_, *ledger_);
     block_ = used_ = 0;
   }

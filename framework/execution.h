@@ -40,10 +40,10 @@ class Arena {
   MemoryKind kind_;
   MemoryLedger* ledger_;
   std::vector<Buffer> blocks_;
-  std::size_t block_ = 0;   // the block in use
-  std::size_t used_ = 0;    // bytes of it handed out
-  std::size_t taken_ = 0;   // bytes handed out of all blocks
-  std::size_t most_ = 0;    // that were ever
+  std::size_t block_ = 0;  // the block in use
+  std::size_t used_ = 0;   // bytes of it handed out
+  std::size_t taken_ = 0;  // bytes handed out of all blocks
+  std::size_t most_ = 0;   // that were ever
 };
 
 // Passed to every kernel. A cheap value: the arena and the ledger belong to the run.
@@ -53,8 +53,8 @@ struct Execution {
   Arena* scratch = nullptr;
   MemoryLedger* ledger = nullptr;
   bool deterministic = false;
-  int multiprocessors_left = 0;   // of a GPU, that matrix products leave to communication beside them
-  Profiler* profiler = nullptr;   // where kernels report their time; null for nowhere
+  int multiprocessors_left = 0;  // of a GPU, that matrix products leave to communication beside them
+  Profiler* profiler = nullptr;  // where kernels report their time; null for nowhere
 };
 
 // What an Execution points to, for the life of a run. Not movable: executions refer to it.

@@ -4,11 +4,11 @@
 namespace fulmen {
 
 enum class ExitCode : int {
-  done = 0,       // the command did what was asked
-  internal = 1,   // a defect of this program, or a failing system underneath it
-  user = 2,       // the user's input: flags, configuration, data, checkpoint
-  diverged = 3,   // the loss or a gradient became NaN or infinite
-  stopped = 75,   // stopped early with a checkpoint: start me again (EX_TEMPFAIL)
+  done = 0,      // the command did what was asked
+  internal = 1,  // a defect of this program, or a failing system underneath it
+  user = 2,      // the user's input: flags, configuration, data, checkpoint
+  diverged = 3,  // the loss or a gradient became NaN or infinite
+  stopped = 75,  // stopped early with a checkpoint: start me again (EX_TEMPFAIL)
 };
 
 }  // namespace fulmen

@@ -8,12 +8,12 @@
 
 namespace fulmen {
 
-std::string read_text(const std::filesystem::path& path);   // throws UserError when unreadable
+std::string read_text(const std::filesystem::path& path);  // throws UserError when unreadable
 // Writes to a temporary beside `path`, flushes to disk, renames. Throws UserError when the place is not writable.
 void write_text_atomically(const std::filesystem::path& path, std::string_view text);
 // Creates the folder and its parents, and checks that a file can be made in it. Throws UserError.
 void ensure_writable_folder(const std::filesystem::path& path, std::string_view what_for);
-void flush_to_disk(const std::filesystem::path& path);   // fsync of a file or a folder
+void flush_to_disk(const std::filesystem::path& path);  // fsync of a file or a folder
 // Bytes of the file's disk that are free.
 std::uint64_t free_bytes(const std::filesystem::path& path);
 

@@ -27,11 +27,11 @@ void make_current(Device device);
 
 struct Properties {
   std::string name;
-  std::string uuid;                 // 32 hexadecimal digits: the same GPU in any process, whatever its number there
-  int major = 0, minor = 0;         // compute capability
+  std::string uuid;          // 32 hexadecimal digits: the same GPU in any process, whatever its number there
+  int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;
   std::size_t memory_bytes = 0;
-  int driver_version = 0, runtime_version = 0;   // as CUDA numbers them: 13000 is 13.0
+  int driver_version = 0, runtime_version = 0;  // as CUDA numbers them: 13000 is 13.0
 };
 Properties properties(int device);
 // Whether it computes in fp64 at half the speed of fp32 at least, as the cards of data centres do.
@@ -66,15 +66,15 @@ void copy_rows(Stream stream, void* to, std::size_t to_pitch, const void* from, 
 // A mark in a stream: other streams can wait for it, and the time between two can be read.
 class Event {
  public:
-  Event() = default;   // none
+  Event() = default;  // none
   explicit Event(Device device, bool timed = false);
   Event(Event&& other) noexcept;
   Event& operator=(Event&& other) noexcept;
   ~Event();
 
   void record(Stream stream);
-  void wait(Stream stream) const;        // the stream waits
-  void synchronize() const;              // the caller waits
+  void wait(Stream stream) const;  // the stream waits
+  void synchronize() const;        // the caller waits
   bool passed() const;
   // Seconds from `start` to this one; both passed and timed.
   double seconds_since(const Event& start) const;

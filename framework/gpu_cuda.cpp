@@ -12,8 +12,8 @@ namespace {
 
 cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
-// Before CUDA starts: as many queues on the GPU as it has. Streams that share one wait for each other, and where one of them
-// waits for another rank that may be for ever.
+// Before CUDA starts: as many queues on the GPU as it has. Streams that share one wait for each other, and where one of
+// them waits for another rank that may be for ever.
 void ask_for_queues() {
   static const bool asked = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) == 0;
   if (!asked) throw_system_error("cannot set CUDA_DEVICE_MAX_CONNECTIONS");
@@ -24,7 +24,7 @@ cudaError_t count_devices(int& count) {
   count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
-    cudaGetLastError();   // not sticky: later calls start clean
+    cudaGetLastError();  // not sticky: later calls start clean
     count = 0;
   }
   return status;
@@ -43,7 +43,8 @@ std::string unavailable_reason() {
   const cudaError_t status = count_devices(count);
   if (count > 0) return {};
   if (status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary)
-    return "no CUDA driver, or one older than this build's CUDA (install or update the NVIDIA driver; nvidia-smi shows it)";
+    return "no CUDA driver, or one older than this build's CUDA (install or update the NVIDIA driver; nvidia-smi shows "
+           "it)";
   if (status == cudaErrorNoDevice || status == cudaSuccess)
     return "no GPU is visible to this process (nvidia-smi lists them; CUDA_VISIBLE_DEVICES hides them)";
   return fmt::format("the CUDA driver reports: {}", cudaGetErrorString(status));
@@ -52,9 +53,11 @@ std::string unavailable_reason() {
 void require(Device device) {
   if (device.kind == DeviceKind::cpu) return;
   const std::string reason = unavailable_reason();
-  if (!reason.empty()) throw UserError("run.device: cuda", reason, "set run.device to cpu, or run where there is a GPU");
+  if (!reason.empty())
+    throw UserError("run.device: cuda", reason, "set run.device to cpu, or run where there is a GPU");
   if (device.index < 0 || device.index >= device_count())
-    throw UserError("run.device: cuda", fmt::format("GPU {} does not exist here, there are {}", device.index, device_count()),
+    throw UserError("run.device: cuda",
+                    fmt::format("GPU {} does not exist here, there are {}", device.index, device_count()),
                     "start no more ranks on a node than it has GPUs");
 }
 
@@ -148,7 +151,8 @@ void copy(Stream stream, void* to, const void* from, std::size_t bytes) {
 void copy_rows(Stream stream, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                std::size_t row_bytes, std::size_t rows) {
   if (row_bytes == 0 || rows == 0) return;
-  FULMEN_CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, rows, cudaMemcpyDefault, handle(stream)));
+  FULMEN_CUDA_CHECK(
+      cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, rows, cudaMemcpyDefault, handle(stream)));
 }
 
 Event::Event(Device device, bool timed) {
@@ -169,8 +173,12 @@ Event::~Event() {
   if (handle_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
 }
 
-void Event::record(Stream stream) { FULMEN_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(handle_), handle(stream))); }
-void Event::wait(Stream stream) const { FULMEN_CUDA_CHECK(cudaStreamWaitEvent(handle(stream), static_cast<cudaEvent_t>(handle_))); }
+void Event::record(Stream stream) {
+  FULMEN_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(handle_), handle(stream)));
+}
+void Event::wait(Stream stream) const {
+  FULMEN_CUDA_CHECK(cudaStreamWaitEvent(handle(stream), static_cast<cudaEvent_t>(handle_)));
+}
 void Event::synchronize() const { FULMEN_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_))); }
 
 bool Event::passed() const {
@@ -182,7 +190,8 @@ bool Event::passed() const {
 
 double Event::seconds_since(const Event& start) const {
   float milliseconds = 0.0f;
-  FULMEN_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start.handle_), static_cast<cudaEvent_t>(handle_)));
+  FULMEN_CUDA_CHECK(
+      cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start.handle_), static_cast<cudaEvent_t>(handle_)));
   return 1e-3 * static_cast<double>(milliseconds);
 }
 

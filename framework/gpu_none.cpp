@@ -6,7 +6,8 @@ namespace fulmen::gpu {
 
 namespace {
 [[noreturn]] void refuse() {
-  throw UserError("run.device", "this build has no CUDA support", "set run.device to cpu, or build with cmake --preset cuda");
+  throw UserError("run.device", "this build has no CUDA support",
+                  "set run.device to cpu, or build with cmake --preset cuda");
 }
 }  // namespace
 

@@ -24,6 +24,6 @@ class Hasher {
 };
 
 std::uint64_t hash_bytes(const void* data, std::size_t bytes);
-std::string hash_file(const std::filesystem::path& path);   // reads in pieces; throws UserError if unreadable
+std::string hash_file(const std::filesystem::path& path);  // reads in pieces; throws UserError if unreadable
 
 }  // namespace fulmen

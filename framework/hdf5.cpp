@@ -113,8 +113,8 @@ std::vector<hsize_t> extents(const Shape& shape) { return {shape.begin(), shape.
 
 Handle simple_space(const Shape& shape, const std::string& where) {
   const auto dims = extents(shape);
-  const hid_t id = shape.empty() ? H5Screate(H5S_SCALAR)
-                                 : H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr);
+  const hid_t id =
+      shape.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr);
   return Handle(checked(id, where, "no dataspace"), H5Sclose);
 }
 
@@ -132,7 +132,7 @@ Handle memory_space(const Tensor& memory, const std::string& where) {
   Shape counts;
   std::vector<std::int64_t> strides;
   for (int d = 0; d < memory.rank(); ++d) {
-    if (memory.size(d) == 1) continue;   // its stride says nothing
+    if (memory.size(d) == 1) continue;  // its stride says nothing
     counts.push_back(memory.size(d));
     strides.push_back(memory.stride(d));
   }
@@ -186,7 +186,7 @@ bool attribute_exists(hid_t object, const std::string& name, const std::string& 
 }
 
 void write_attribute_of(hid_t object, const std::string& name, hid_t type, const Handle& space, const void* data,
-                        const std::string& where) {   // null data: no elements
+                        const std::string& where) {  // null data: no elements
   const std::string what = fmt::format("its attribute '{}' cannot be written", name);
   if (attribute_exists(object, name, where)) checked_call(H5Adelete(object, name.c_str()), where, what);
   const Handle attribute(
@@ -225,8 +225,8 @@ Handle create_in(hid_t file, const std::string& name, DType dtype, const Handle&
   const Handle links = property_list(H5P_LINK_CREATE);
   checked_call(H5Pset_create_intermediate_group(links.id(), 1), where, "no parent groups");
   checked_call(H5Pset_obj_track_times(creation.id(), false), where, "no property");
-  const hid_t id = H5Dcreate2(file, name.c_str(), memory_type(dtype), space.id(), links.id(), creation.id(),
-                              access.id());
+  const hid_t id =
+      H5Dcreate2(file, name.c_str(), memory_type(dtype), space.id(), links.id(), creation.id(), access.id());
   return Handle(checked(id, where, "cannot be created"), H5Dclose);
 }
 
@@ -245,7 +245,7 @@ Handle file_access(const std::string& where) {
 }
 
 std::string without_percent(const std::string& name) {
-  std::string escaped;   // HDF5 takes %b for the number of a block
+  std::string escaped;  // HDF5 takes %b for the number of a block
   for (const char c : name) escaped += c == '%' ? std::string("%%") : std::string(1, c);
   return escaped;
 }
@@ -445,8 +445,8 @@ Dataset File::create_extendible(const std::string& name, DType dtype, std::int64
   const Handle space(checked(H5Screate_simple(1, &length, &limit), dataset.where_, "no dataspace"), H5Sclose);
   const Handle creation = property_list(H5P_DATASET_CREATE);
   checked_call(H5Pset_chunk(creation.id(), 1, &chunk_length), dataset.where_, "no chunks of that size");
-  dataset.handle_ = create_in(handle_.id(), name, dtype, space, creation, property_list(H5P_DATASET_ACCESS),
-                              dataset.where_);
+  dataset.handle_ =
+      create_in(handle_.id(), name, dtype, space, creation, property_list(H5P_DATASET_ACCESS), dataset.where_);
   return dataset;
 }
 

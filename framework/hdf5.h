@@ -22,7 +22,7 @@ class Handle {
   Handle& operator=(Handle&& other) noexcept;
   ~Handle();
   std::int64_t id() const { return id_; }
-  std::int64_t release();   // gives the identifier up, unclosed
+  std::int64_t release();  // gives the identifier up, unclosed
 
  private:
   std::int64_t id_ = -1;
@@ -45,8 +45,8 @@ class Dataset {
   std::vector<std::int64_t> read_attribute(const std::string& name) const;
   void write_attribute(const std::string& name, const std::vector<std::int64_t>& values);
   void write_attribute(const std::string& name, const std::string& value);
-  // Closes with a check, after which it cannot be used; the destructor closes without one. What the library still holds of a
-  // dataset that can be appended to is written here.
+  // Closes with a check, after which it cannot be used; the destructor closes without one. What the library still holds
+  // of a dataset that can be appended to is written here.
   void close();
 
  private:
@@ -54,7 +54,7 @@ class Dataset {
   Handle handle_;
   Shape shape_;
   DType dtype_ = DType::fp32;
-  std::string where_;   // "<file>: <dataset>", for messages
+  std::string where_;  // "<file>: <dataset>", for messages
 };
 
 // One source of a virtual dataset: `file` (relative to the folder of the virtual file), `dataset` in it, placed at

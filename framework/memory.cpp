@@ -93,11 +93,12 @@ Buffer::Buffer(Device device, std::size_t bytes, MemoryKind kind, MemoryLedger& 
   if (bytes == 0) return;
   data_ = allocate_zeroed(device, bytes);
   if (data_ == nullptr) {
-    throw UserError(device.kind == DeviceKind::cuda ? "GPU memory" : "memory",
-                    fmt::format("{} for {} could not be had{}; this process holds\n{}",
-                                human_bytes(static_cast<double>(bytes)), name_of(kind), availability(device), ledger.breakdown()),
-                    "lower train.micro_batch or data.sequence_length (activations, workspace), or spread the model over more "
-                    "ranks with parallel.tensor or parallel.pipeline (weights, gradients, optimizer)");
+    throw UserError(
+        device.kind == DeviceKind::cuda ? "GPU memory" : "memory",
+        fmt::format("{} for {} could not be had{}; this process holds\n{}", human_bytes(static_cast<double>(bytes)),
+                    name_of(kind), availability(device), ledger.breakdown()),
+        "lower train.micro_batch or data.sequence_length (activations, workspace), or spread the model over more "
+        "ranks with parallel.tensor or parallel.pipeline (weights, gradients, optimizer)");
   }
   ledger_->add(kind_, bytes_);
 }

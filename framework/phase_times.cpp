@@ -14,7 +14,8 @@ std::pair<std::string, double>& PhaseTimes::entry(const std::string& phase) {
 
 std::string PhaseTimes::describe() const {
   std::string text;
-  for (const auto& [phase, seconds] : phases_) text += fmt::format("{}{} {:.2f} s", text.empty() ? "" : ", ", phase, seconds);
+  for (const auto& [phase, seconds] : phases_)
+    text += fmt::format("{}{} {:.2f} s", text.empty() ? "" : ", ", phase, seconds);
   return text;
 }
 

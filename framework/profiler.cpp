@@ -22,7 +22,7 @@ void Profiler::record(const ProfileInterval& interval, double operations, double
 }
 
 void Profiler::clear() {
-  read_pending();   // what is still pending belongs to the past too
+  read_pending();  // what is still pending belongs to the past too
   entries_.clear();
   intervals_.clear();
   lanes_.clear();
@@ -35,7 +35,8 @@ void Profiler::read_pending() {
   for (std::size_t i = 0; i < pending_; ++i) {
     const Timed& timed = timed_[i];
     timed.end.synchronize();
-    record({timed.name, timed.lane, timed.communication, timed.start.seconds_since(origin_event_), timed.end.seconds_since(origin_event_)},
+    record({timed.name, timed.lane, timed.communication, timed.start.seconds_since(origin_event_),
+            timed.end.seconds_since(origin_event_)},
            timed.operations, timed.bytes);
   }
   pending_ = 0;
@@ -67,7 +68,8 @@ std::size_t Profiler::begin_on_gpu(Stream stream) {
   return pending_++;
 }
 
-void Profiler::end_on_gpu(std::size_t begun, Stream stream, const char* name, bool communication, double operations, double bytes) {
+void Profiler::end_on_gpu(std::size_t begun, Stream stream, const char* name, bool communication, double operations,
+                          double bytes) {
   Timed& timed = timed_[begun];
   timed.name = name;
   timed.lane = lane_of(stream);

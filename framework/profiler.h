@@ -16,8 +16,8 @@ namespace fulmen {
 struct ProfileEntry {
   std::int64_t calls = 0;
   double seconds = 0.0;
-  double operations = 0.0;   // floating-point, a multiply-add counts two
-  double bytes = 0.0;        // that must be read or written once
+  double operations = 0.0;  // floating-point, a multiply-add counts two
+  double bytes = 0.0;       // that must be read or written once
 
   // The least time this work takes at these rates: the larger of arithmetic and traffic, call by call.
   double floor_seconds = 0.0;
@@ -26,7 +26,7 @@ struct ProfileEntry {
 // One kernel or communication: when it ran, in seconds since the profiler was cleared.
 struct ProfileInterval {
   const char* name = nullptr;
-  int lane = 0;                 // 0: the stream of the kernels; others: streams of communication, in order of first use
+  int lane = 0;  // 0: the stream of the kernels; others: streams of communication, in order of first use
   bool communication = false;
   double begin = 0.0, end = 0.0;
 };
@@ -50,7 +50,7 @@ class Profiler {
   // What is being timed: marks in a stream on a GPU, points in time on the CPU. Read when its end has passed.
   struct Timed {
     gpu::Event start, end;
-    const char* name = nullptr;   // null until it has ended
+    const char* name = nullptr;  // null until it has ended
     int lane = 0;
     bool communication = false;
     double operations = 0.0, bytes = 0.0;
@@ -58,7 +58,8 @@ class Profiler {
 
   bool on_gpu() const { return stream_.device.kind == DeviceKind::cuda; }
   std::size_t begin_on_gpu(Stream stream);
-  void end_on_gpu(std::size_t begun, Stream stream, const char* name, bool communication, double operations, double bytes);
+  void end_on_gpu(std::size_t begun, Stream stream, const char* name, bool communication, double operations,
+                  double bytes);
   void record(const ProfileInterval& interval, double operations, double bytes);
   double since_origin(Clock::time_point time) const { return std::chrono::duration<double>(time - origin_).count(); }
   int lane_of(Stream stream);
@@ -67,11 +68,11 @@ class Profiler {
   double operations_per_second_, bytes_per_second_;
   Stream stream_;
   Clock::time_point origin_ = Clock::now();
-  gpu::Event origin_event_;             // on a GPU
+  gpu::Event origin_event_;  // on a GPU
   std::map<std::string, ProfileEntry> entries_;
   std::vector<ProfileInterval> intervals_;
-  std::vector<void*> lanes_;            // streams by lane
-  std::vector<Timed> timed_;            // the first `pending_` are to be read; the rest are kept for use again
+  std::vector<void*> lanes_;  // streams by lane
+  std::vector<Timed> timed_;  // the first `pending_` are to be read; the rest are kept for use again
   std::size_t pending_ = 0;
 };
 
@@ -94,15 +95,21 @@ class ProfileScope {
       profiler_->end_on_gpu(begun_, stream_, name_, communication_, operations_, bytes_);
       return;
     }
-    profiler_->record({name_, 0, communication_, profiler_->since_origin(start_), profiler_->since_origin(Profiler::Clock::now())},
-                      operations_, bytes_);
+    profiler_->record(
+        {name_, 0, communication_, profiler_->since_origin(start_), profiler_->since_origin(Profiler::Clock::now())},
+        operations_, bytes_);
   }
   ProfileScope(const ProfileScope&) = delete;
   ProfileScope& operator=(const ProfileScope&) = delete;
 
  private:
   ProfileScope(Profiler* profiler, Stream stream, const char* name, bool communication, double operations, double bytes)
-      : profiler_(profiler), stream_(stream), name_(name), communication_(communication), operations_(operations), bytes_(bytes) {
+      : profiler_(profiler),
+        stream_(stream),
+        name_(name),
+        communication_(communication),
+        operations_(operations),
+        bytes_(bytes) {
     if (!profiler_) return;
     if (profiler_->on_gpu())
       begun_ = profiler_->begin_on_gpu(stream_);

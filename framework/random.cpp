@@ -10,7 +10,7 @@ namespace fulmen {
 
 namespace {
 
-constexpr std::uint32_t multiplier_0 = 0xD2511F53, multiplier_1 = 0xCD9E8D57;   // Salmon et al., section 4.3
+constexpr std::uint32_t multiplier_0 = 0xD2511F53, multiplier_1 = 0xCD9E8D57;  // Salmon et al., section 4.3
 constexpr std::uint32_t weyl_0 = 0x9E3779B9, weyl_1 = 0xBB67AE85;
 
 // The last word of the counter: bits and normals of one stream come from different counters.
@@ -21,8 +21,8 @@ struct Pair {
 };
 
 Pair draw(std::uint64_t key, std::uint64_t counter, std::uint32_t domain) {
-  const auto x = philox4x32({static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, domain},
-                            key);
+  const auto x =
+      philox4x32({static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, domain}, key);
   return {x[0] | static_cast<std::uint64_t>(x[1]) << 32, x[2] | static_cast<std::uint64_t>(x[3]) << 32};
 }
 
@@ -56,7 +56,7 @@ double RandomStream::uniform(std::uint64_t index) const { return static_cast<dou
 
 double RandomStream::normal(std::uint64_t index) const {
   const Pair pair = draw(key_, index / 2, domain_normal);
-  const double radius_uniform = static_cast<double>((pair.first >> 11) + 1) * ulp;   // (0, 1]: its logarithm exists
+  const double radius_uniform = static_cast<double>((pair.first >> 11) + 1) * ulp;  // (0, 1]: its logarithm exists
   const double angle = 2.0 * std::numbers::pi * (static_cast<double>(pair.second >> 11) * ulp);
   const double radius = std::sqrt(-2.0 * std::log(radius_uniform));
   return radius * (index % 2 == 0 ? std::cos(angle) : std::sin(angle));

@@ -15,9 +15,9 @@ std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, st
 class RandomStream {
  public:
   RandomStream(std::uint64_t seed, std::string_view name);
-  std::uint64_t bits(std::uint64_t index) const;   // 64 uniform bits
-  double uniform(std::uint64_t index) const;       // [0, 1)
-  double normal(std::uint64_t index) const;        // mean 0, variance 1 (Box-Muller)
+  std::uint64_t bits(std::uint64_t index) const;  // 64 uniform bits
+  double uniform(std::uint64_t index) const;      // [0, 1)
+  double normal(std::uint64_t index) const;       // mean 0, variance 1 (Box-Muller)
 
  private:
   std::uint64_t key_;

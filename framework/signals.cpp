@@ -53,7 +53,7 @@ void hold(int signal) {
   }
   for (std::size_t i = 0; i < std::size(fatal_signals); ++i)
     if (fatal_signals[i] == signal) sigaction(signal, &before[i], nullptr);
-  raise(signal);   // blocked until this handler returns
+  raise(signal);  // blocked until this handler returns
 }
 
 }  // namespace

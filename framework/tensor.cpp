@@ -75,8 +75,8 @@ Tensor Tensor::select(int dimension, std::int64_t position) const {
 
 Tensor Tensor::reshape(const Shape& shape) const {
   FULMEN_CHECK(is_contiguous(), "reshape of a strided tensor {}", describe());
-  const std::int64_t present = std::accumulate(shape_.begin(), shape_.begin() + rank_, std::int64_t{1},
-                                               std::multiplies<>());
+  const std::int64_t present =
+      std::accumulate(shape_.begin(), shape_.begin() + rank_, std::int64_t{1}, std::multiplies<>());
   FULMEN_CHECK((is_null() && elements_of(shape) == 0) || elements_of(shape) == present, "reshape of {} to {}",
                describe(), to_string(shape));
   return Tensor(data_, dtype_, shape, device_);

@@ -20,11 +20,11 @@ inline constexpr int max_tensor_rank = 5;
 // A list of extents, at most max_tensor_rank of them.
 using Shape = std::vector<std::int64_t>;
 std::int64_t elements_of(const Shape& shape);
-std::string to_string(const Shape& shape);   // "[2, 70, 64]"
+std::string to_string(const Shape& shape);  // "[2, 70, 64]"
 
 class Tensor {
  public:
-  Tensor() = default;   // null: no data, zero elements
+  Tensor() = default;  // null: no data, zero elements
   // A contiguous, row-major view of memory owned elsewhere.
   Tensor(void* data, DType dtype, const Shape& shape, Device device = Device::cpu());
 
@@ -34,8 +34,8 @@ class Tensor {
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
   int rank() const { return rank_; }
-  std::int64_t size(int dimension) const { return shape_[index(dimension)]; }       // negative counts from the end
-  std::int64_t stride(int dimension) const { return strides_[index(dimension)]; }   // in elements
+  std::int64_t size(int dimension) const { return shape_[index(dimension)]; }      // negative counts from the end
+  std::int64_t stride(int dimension) const { return strides_[index(dimension)]; }  // in elements
   Shape shape() const { return Shape(shape_.begin(), shape_.begin() + rank_); }
   std::int64_t elements() const;
   std::size_t bytes() const { return static_cast<std::size_t>(elements()) * size_of(dtype_); }
@@ -51,13 +51,13 @@ class Tensor {
 
   // Views of the same memory.
   Tensor slice(int dimension, std::int64_t begin, std::int64_t end) const;
-  Tensor select(int dimension, std::int64_t position) const;      // drops the dimension
-  Tensor reshape(const Shape& shape) const;                       // contiguous tensors only
+  Tensor select(int dimension, std::int64_t position) const;  // drops the dimension
+  Tensor reshape(const Shape& shape) const;                   // contiguous tensors only
   // Splits a dimension into [size / inner, inner]; works on strided views.
   Tensor split_dimension(int dimension, std::int64_t inner) const;
   Tensor flatten() const { return reshape({elements()}); }
 
-  std::string describe() const;   // "fp32 [2, 70, 64] on cpu"
+  std::string describe() const;  // "fp32 [2, 70, 64] on cpu"
 
  private:
   std::size_t index(int dimension) const;
@@ -79,7 +79,7 @@ class OwnedTensor {
         view_(buffer_.data(), dtype, shape, device) {}
 
   const Tensor& view() const { return view_; }
-  operator Tensor() const { return view_; }   // NOLINT: an owner is readily seen through
+  operator Tensor() const { return view_; }  // NOLINT: an owner is readily seen through
 
  private:
   Buffer buffer_;

@@ -11,10 +11,10 @@ namespace fulmen {
 // The candidate with the smallest edit distance to `word`, or "" when none is close enough to be meant.
 std::string nearest_name(std::string_view word, const std::vector<std::string>& candidates);
 
-std::string human_bytes(double bytes);        // "1.5 GiB"
-std::string human_count(double count);        // "398.98 M"
-std::string human_duration(double seconds);   // "3 h 12 min", "45 s"
-std::string with_thousands(std::int64_t n);   // "173,524,660,224"
+std::string human_bytes(double bytes);       // "1.5 GiB"
+std::string human_count(double count);       // "398.98 M"
+std::string human_duration(double seconds);  // "3 h 12 min", "45 s"
+std::string with_thousands(std::int64_t n);  // "173,524,660,224"
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 std::vector<std::string> split(std::string_view text, char separator);
 

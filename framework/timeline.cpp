@@ -53,16 +53,21 @@ TimelineSummary summarize_timeline(std::span<const ProfileInterval> intervals, d
 }
 
 std::string chrome_trace_events(std::span<const ProfileInterval> intervals, int rank) {
-  std::string events = fmt::format(R"({{"name":"process_name","ph":"M","pid":{0},"args":{{"name":"rank {0}"}}}})", rank);
+  std::string events =
+      fmt::format(R"({{"name":"process_name","ph":"M","pid":{0},"args":{{"name":"rank {0}"}}}})", rank);
   int lanes = 0;
   for (const ProfileInterval& interval : intervals) lanes = std::max(lanes, interval.lane + 1);
   for (int lane = 0; lane < lanes; ++lane)
-    events += fmt::format(",\n" R"({{"name":"thread_name","ph":"M","pid":{},"tid":{},"args":{{"name":"{}"}}}})", rank, lane,
-                          lane == 0 ? std::string("kernels") : fmt::format("communication {}", lane));
+    events += fmt::format(
+        ",\n"
+        R"({{"name":"thread_name","ph":"M","pid":{},"tid":{},"args":{{"name":"{}"}}}})",
+        rank, lane, lane == 0 ? std::string("kernels") : fmt::format("communication {}", lane));
   for (const ProfileInterval& interval : intervals)
-    events += fmt::format(",\n" R"({{"name":"{}","cat":"{}","ph":"X","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f}}})", interval.name,
-                          interval.communication ? "communication" : "kernel", rank, interval.lane, 1e6 * interval.begin,
-                          1e6 * (interval.end - interval.begin));
+    events += fmt::format(
+        ",\n"
+        R"({{"name":"{}","cat":"{}","ph":"X","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f}}})",
+        interval.name, interval.communication ? "communication" : "kernel", rank, interval.lane, 1e6 * interval.begin,
+        1e6 * (interval.end - interval.begin));
   return events;
 }
 

@@ -13,18 +13,18 @@ namespace fulmen {
 // Shares of a span of time, in seconds. compute + exposed_communication + idle = span.
 struct TimelineSummary {
   double span = 0.0;
-  double compute = 0.0;                 // some kernel runs
-  double communication = 0.0;           // some communication is under way, hidden or not
-  double exposed_communication = 0.0;   // some communication is under way, and no kernel runs
-  double idle = 0.0;                    // neither
+  double compute = 0.0;                // some kernel runs
+  double communication = 0.0;          // some communication is under way, hidden or not
+  double exposed_communication = 0.0;  // some communication is under way, and no kernel runs
+  double idle = 0.0;                   // neither
 };
 
 // Of what lies between `begin` and `end`. Intervals may overlap, within a lane and between lanes.
 TimelineSummary summarize_timeline(std::span<const ProfileInterval> intervals, double begin, double end);
 
-// The intervals as events of the Chrome trace format (a list of JSON objects, separated by commas): one process per rank,
-// one thread per lane. Times in the file are microseconds. chrome://tracing and ui.perfetto.dev read the file that
-// chrome_trace makes of all ranks' events.
+// The intervals as events of the Chrome trace format (a list of JSON objects, separated by commas): one process per
+// rank, one thread per lane. Times in the file are microseconds. chrome://tracing and ui.perfetto.dev read the file
+// that chrome_trace makes of all ranks' events.
 std::string chrome_trace_events(std::span<const ProfileInterval> intervals, int rank);
 std::string chrome_trace(std::span<const std::string> events_by_rank);
 

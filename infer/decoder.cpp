@@ -26,12 +26,14 @@ Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const 
       state_views_.emplace_back();
       continue;
     }
-    states_.emplace_back(execution.device, accumulation_dtype(precision.parameters), shape, MemoryKind::activations, *execution.ledger);
+    states_.emplace_back(execution.device, accumulation_dtype(precision.parameters), shape, MemoryKind::activations,
+                         *execution.ledger);
     state_views_.push_back(states_.back());
   }
   token_ = OwnedTensor(execution.device, DType::int32, {1}, MemoryKind::data, *execution.ledger);
   position_tensor_ = OwnedTensor(execution.device, DType::int64, {1, 1}, MemoryKind::data, *execution.ledger);
-  logits_ = OwnedTensor(execution.device, precision.parameters, {1, config_.vocabulary}, MemoryKind::activations, *execution.ledger);
+  logits_ = OwnedTensor(execution.device, precision.parameters, {1, config_.vocabulary}, MemoryKind::activations,
+                        *execution.ledger);
   host_logits_.resize(static_cast<std::size_t>(config_.vocabulary));
 }
 
@@ -54,7 +56,8 @@ void Decoder::read_logits(F&& widen) {
 }
 
 const std::vector<double>& Decoder::advance(std::int32_t token) {
-  FULMEN_CHECK(token >= 0 && token < config_.vocabulary, "token {} is not in the vocabulary of {}", token, config_.vocabulary);
+  FULMEN_CHECK(token >= 0 && token < config_.vocabulary, "token {} is not in the vocabulary of {}", token,
+               config_.vocabulary);
   copy_to_device(execution_, &token, token_);
   copy_to_device(execution_, &position_, position_tensor_);
   MicroBatch micro_batch;

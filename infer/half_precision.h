@@ -12,7 +12,7 @@ inline float bf16_to_float(std::uint16_t bits) { return std::bit_cast<float>(sta
 inline float fp16_to_float(std::uint16_t bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16, magnitude = bits & 0x7fffU;
   if (magnitude >= 0x7c00U)
-    return std::bit_cast<float>(sign | 0x7f800000U | (magnitude & 0x3ffU) << 13);   // infinity, NaN
+    return std::bit_cast<float>(sign | 0x7f800000U | (magnitude & 0x3ffU) << 13);  // infinity, NaN
   // The power of two makes up for the difference of the exponents' biases; subnormal numbers come out right as well.
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112F));
 }
@@ -32,12 +32,12 @@ std::uint16_t round_to_16_bits(Bits bits) {
   const Bits significand = stored == 0 ? fraction : fraction | Bits{1} << mantissa;
   int target = (stored == 0 ? 1 : stored) - ((1 << (exponent - 1)) - 1) + ((1 << (to_exponent - 1)) - 1);
   int dropped = mantissa - to_mantissa;
-  if (target < 1) dropped += 1 - target, target = 1;   // subnormal there
+  if (target < 1) dropped += 1 - target, target = 1;  // subnormal there
   if (dropped > mantissa + 1) return sign;
   const Bits rest = significand & ((Bits{1} << dropped) - 1), half = Bits{1} << (dropped - 1);
   Bits rounded = significand >> dropped;
   if (rest > half || (rest == half && (rounded & 1) != 0)) ++rounded;
-  const Bits result = (static_cast<Bits>(target - 1) << to_mantissa) + rounded;   // a carry moves into the exponent
+  const Bits result = (static_cast<Bits>(target - 1) << to_mantissa) + rounded;  // a carry moves into the exponent
   return static_cast<std::uint16_t>(sign | (result < infinity ? result : infinity));
 }
 

@@ -22,7 +22,8 @@ constexpr const char* tokenizer_name = "tokenizer.model";
 template <class F>
 void for_each_block(const Shape& shape, DType dtype, F&& f) {
   constexpr std::int64_t block_bytes = std::int64_t{32} << 20;
-  const std::int64_t row = std::max<std::int64_t>(1, elements_of(shape) / shape[0]) * static_cast<std::int64_t>(size_of(dtype));
+  const std::int64_t row =
+      std::max<std::int64_t>(1, elements_of(shape) / shape[0]) * static_cast<std::int64_t>(size_of(dtype));
   const std::int64_t rows = std::clamp<std::int64_t>(block_bytes / row, 1, shape[0]);
   std::vector<std::byte> bytes(static_cast<std::size_t>(rows * row));
   for (std::int64_t begin = 0; begin < shape[0]; begin += rows) {
@@ -39,11 +40,13 @@ void check_tensors(const SafetensorsFolder& source, const ParameterStore& parame
   for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) {
     known.insert(piece.tensor);
     if (!source.has(piece.tensor))
-      throw UserError(source.folder().string(), "has no tensor " + piece.tensor, "config.json and the weights do not belong together");
+      throw UserError(source.folder().string(), "has no tensor " + piece.tensor,
+                      "config.json and the weights do not belong together");
     const Shape& shape = source.tensor(piece.tensor).shape;
     if (shape != piece.global_shape)
       throw UserError(source.folder().string(),
-                      fmt::format("{} has the shape {}, config.json makes it {}", piece.tensor, to_string(shape), to_string(piece.global_shape)));
+                      fmt::format("{} has the shape {}, config.json makes it {}", piece.tensor, to_string(shape),
+                                  to_string(piece.global_shape)));
   }
   for (const std::string& name : source.names())
     if (!known.contains(name))
@@ -56,7 +59,8 @@ void check_tied_head(const SafetensorsFolder& source) {
   if (!source.has(head_name)) return;
   const Shape shape = source.tensor(embedding_name).shape;
   const auto untied = [&] {
-    return UserError(source.folder().string(), "lm_head.weight differs from model.embed_tokens.weight", "only tied heads are supported");
+    return UserError(source.folder().string(), "lm_head.weight differs from model.embed_tokens.weight",
+                     "only tied heads are supported");
   };
   if (source.tensor(head_name).shape != shape) throw untied();
   std::vector<double> head;
@@ -88,48 +92,58 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
   ExecutionResources resources(Device::cpu());
   const std::unique_ptr<Communicator> self = make_self_communicator();
   const Mesh mesh(MeshShape{}, *self);
-  const ParameterStore parameters(declare_stage(config, {0, config.layers, true, true}, 1), mesh, {type, type}, resources.execution());
+  const ParameterStore parameters(declare_stage(config, {0, config.layers, true, true}, 1), mesh, {type, type},
+                                  resources.execution());
   check_tensors(source, parameters);
   check_tied_head(source);
-  for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) source.read(piece.tensor, piece.offset, piece.memory);
+  for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights()))
+    source.read(piece.tensor, piece.offset, piece.memory);
 
   CheckpointDescription description;
   description.model = config.identity();
   SaveOptions options;
   options.exact_folder = true;
   if (std::filesystem::exists(folder / tokenizer_name)) options.extra_files.push_back(folder / tokenizer_name);
-  save_checkpoint(checkpoint, description, pieces_to_save(parameters, parameters.flat_weights(), "parameters/", resources.execution()), *self,
+  save_checkpoint(checkpoint, description,
+                  pieces_to_save(parameters, parameters.flat_weights(), "parameters/", resources.execution()), *self,
                   options);
 }
 
-void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder, const ExportOptions& options) {
+void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder,
+                         const ExportOptions& options) {
   const CheckpointReader source(checkpoint);
   const std::unique_ptr<Communicator> self = make_self_communicator();
   source.verify(*self);
   const ModelConfig config = ModelConfig::from_identity(source.description().model, checkpoint.string());
   if (config.norm_epsilon != ModelConfig{}.norm_epsilon)
-    throw UserError(checkpoint.string(), fmt::format("its norms have epsilon {}, config.json knows only {}", config.norm_epsilon, ModelConfig{}.norm_epsilon),
+    throw UserError(checkpoint.string(),
+                    fmt::format("its norms have epsilon {}, config.json knows only {}", config.norm_epsilon,
+                                ModelConfig{}.norm_epsilon),
                     "such a model cannot be exported");
 
   const std::string prefix = "parameters/";
   std::vector<SafetensorsTensor> tensors;
   for (const ParameterDeclaration& declaration : declare_stage(config, {0, config.layers, true, true}, 1))
     for (const LogicalTensor& tensor : declaration.tensors)
-      tensors.push_back({tensor.name, safetensors_dtype_for(tensor.name, source.dtype(prefix + tensor.name), options.dtype), tensor.shape});
+      tensors.push_back({tensor.name,
+                         safetensors_dtype_for(tensor.name, source.dtype(prefix + tensor.name), options.dtype),
+                         tensor.shape});
   tensors.push_back({head_name, tensors.front().dtype, tensors.front().shape});
 
   SafetensorsFolderWriter writer(folder, tensors, {{"format", "pt"}}, options.shard_bytes);
   for (const SafetensorsTensor& tensor : tensors) {
     const std::string stored = tensor.name == head_name ? embedding_name : tensor.name;
-    for_each_block(tensor.shape, source.dtype(prefix + stored), [&](const std::vector<std::int64_t>& offset, const Tensor& block) {
-      source.read({prefix + stored, tensor.shape, offset, block});
-      writer.write(tensor.name, offset, block);
-    });
+    for_each_block(tensor.shape, source.dtype(prefix + stored),
+                   [&](const std::vector<std::int64_t>& offset, const Tensor& block) {
+                     source.read({prefix + stored, tensor.shape, offset, block});
+                     writer.write(tensor.name, offset, block);
+                   });
   }
   writer.close();
   const std::string dtype = tensors.front().dtype;
-  write_text_atomically(folder / "config.json",
-                        hugging_face_config(config, dtype == "BF16" ? "bfloat16" : dtype == "F64" ? "float64" : "float32"));
+  write_text_atomically(folder / "config.json", hugging_face_config(config, dtype == "BF16"  ? "bfloat16"
+                                                                            : dtype == "F64" ? "float64"
+                                                                                             : "float32"));
   if (const auto tokenizer = source.tokenizer_file())
     std::filesystem::copy_file(*tokenizer, folder / tokenizer_name, std::filesystem::copy_options::overwrite_existing);
 }

@@ -9,8 +9,8 @@
 
 namespace fulmen {
 
-// The model that a `config.json` describes. Throws UserError naming the key: missing, malformed, or asking for something
-// else than these models (another norm or activation, biases, an untied or unscaled embedding).
+// The model that a `config.json` describes. Throws UserError naming the key: missing, malformed, or asking for
+// something else than these models (another norm or activation, biases, an untied or unscaled embedding).
 ModelConfig read_hugging_face_config(const std::filesystem::path& path);
 // The text of a `config.json`; torch_dtype such as "bfloat16".
 std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype);
@@ -24,7 +24,9 @@ struct ExportOptions {
   std::string dtype = "stored";                      // stored, fp32 or bf16 (LRPE's theta then fp32)
   std::int64_t shard_bytes = std::int64_t{5} << 30;  // a new file above this
 };
-// The reverse: parameters only, lm_head.weight written beside the embedding as the released files have it, and the tokeniser.
-void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder, const ExportOptions& options);
+// The reverse: parameters only, lm_head.weight written beside the embedding as the released files have it, and the
+// tokeniser.
+void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder,
+                         const ExportOptions& options);
 
 }  // namespace fulmen

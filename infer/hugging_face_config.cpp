@@ -15,15 +15,19 @@ class ConfigReader {
  public:
   explicit ConfigReader(const std::filesystem::path& path) : where_(path.string()) {
     json_ = Json::parse(read_text(path), nullptr, false);
-    if (json_.is_discarded() || !json_.is_object()) throw UserError(where_, "is not a JSON object", "the file is damaged");
+    if (json_.is_discarded() || !json_.is_object())
+      throw UserError(where_, "is not a JSON object", "the file is damaged");
   }
 
   std::int64_t integer(const char* key) const {
-    if (!json_.contains(key)) throw UserError(where_, fmt::format("has no {}", key), "it is not a TransNormerLLM config.json");
+    if (!json_.contains(key))
+      throw UserError(where_, fmt::format("has no {}", key), "it is not a TransNormerLLM config.json");
     if (!json_[key].is_number_integer()) throw UserError(where_, fmt::format("{} is not an integer", key));
     return json_[key].get<std::int64_t>();
   }
-  std::int64_t integer(const char* key, std::int64_t otherwise) const { return json_.contains(key) ? integer(key) : otherwise; }
+  std::int64_t integer(const char* key, std::int64_t otherwise) const {
+    return json_.contains(key) ? integer(key) : otherwise;
+  }
   double number(const char* key, double otherwise) const {
     if (!json_.contains(key)) return otherwise;
     if (!json_[key].is_number()) throw UserError(where_, fmt::format("{} is not a number", key));
@@ -46,7 +50,8 @@ class ConfigReader {
       throw UserError(where_, fmt::format("linear_use_lrpe_list does not list {} layers", layers));
     std::vector<std::int64_t> marked;
     for (std::size_t layer = 0; layer < list.size(); ++layer) {
-      if (!list[layer].is_number_integer()) throw UserError(where_, "linear_use_lrpe_list holds something else than 0 and 1");
+      if (!list[layer].is_number_integer())
+        throw UserError(where_, "linear_use_lrpe_list holds something else than 0 and 1");
       if (list[layer].get<std::int64_t>() != 0) marked.push_back(static_cast<std::int64_t>(layer));
     }
     return marked;

@@ -18,7 +18,7 @@ constexpr const char* remedy = "the file is damaged or of another kind; get it a
 
 nlohmann::json parse_json_object(const std::string& text, const std::string& source) {
   using nlohmann::json;
-  std::vector<std::set<std::string>> keys;   // of the objects that are open
+  std::vector<std::set<std::string>> keys;  // of the objects that are open
   const auto watch = [&](int, json::parse_event_t event, json& parsed) {
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();

@@ -16,8 +16,8 @@ namespace fulmen {
 // A tensor as a header declares it.
 struct SafetensorsTensor {
   std::string name;
-  std::string dtype;   // the format's own word: "F64", "F32", "F16", "BF16", "I64", "I32", "U8", ...
-  Shape shape;         // of any rank; empty for a scalar
+  std::string dtype;  // the format's own word: "F64", "F32", "F16", "BF16", "I64", "I32", "U8", ...
+  Shape shape;        // of any rank; empty for a scalar
 };
 
 // The format's word for a dtype.
@@ -32,10 +32,10 @@ class SafetensorsReader {
   SafetensorsReader(SafetensorsReader&&) noexcept;
 
   const std::filesystem::path& path() const;
-  const std::map<std::string, std::string>& metadata() const;   // "__metadata__"
-  std::vector<std::string> names() const;                       // alphabetical
+  const std::map<std::string, std::string>& metadata() const;  // "__metadata__"
+  std::vector<std::string> names() const;                      // alphabetical
   bool has(const std::string& name) const;
-  const SafetensorsTensor& tensor(const std::string& name) const;   // throws UserError when there is none
+  const SafetensorsTensor& tensor(const std::string& name) const;  // throws UserError when there is none
   // Reads the hyperslab at `offset` of `memory`'s shape; `memory` may be strided. F64, F32, F16 and BF16 are converted
   // to fp32 or fp64 memory; otherwise both types must be the same. Throws UserError when they are not, and when the
   // file cannot be read. Only the bytes asked for are read, through a buffer of fixed size.
@@ -52,7 +52,7 @@ class SafetensorsWriter {
   // Reserves the file's whole size beside `path` under a temporary name. Throws UserError when there is no room.
   SafetensorsWriter(const std::filesystem::path& path, const std::vector<SafetensorsTensor>& tensors,
                     const std::map<std::string, std::string>& metadata = {});
-  ~SafetensorsWriter();   // without close(): removes the temporary file
+  ~SafetensorsWriter();  // without close(): removes the temporary file
   SafetensorsWriter(SafetensorsWriter&&) noexcept;
 
   // Writes the hyperslab at `offset` of `memory`'s shape; `memory` may be strided. fp32 and fp64 memory is converted to

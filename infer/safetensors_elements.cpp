@@ -18,21 +18,33 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian");
 
 const std::map<std::string, SafetensorsElement>& elements() {
-  static const std::map<std::string, SafetensorsElement> table{
-      {"F64", {64, DType::fp64}},     {"F32", {32, DType::fp32}},     {"F16", {16, DType::fp16}},
-      {"BF16", {16, DType::bf16}},    {"I64", {64, DType::int64}},    {"I32", {32, DType::int32}},
-      {"U64", {64, DType::uint64}},   {"U32", {32, DType::uint32}},   {"U16", {16, DType::uint16}},
-      {"U8", {8, DType::uint8}},      {"I16", {16, {}}},              {"I8", {8, {}}},
-      {"BOOL", {8, {}}},              {"F8_E4M3", {8, {}}},           {"F8_E5M2", {8, {}}},
-      {"F8_E8M0", {8, {}}},           {"F6_E2M3", {6, {}}},           {"F6_E3M2", {6, {}}},
-      {"F4", {4, {}}},                {"C64", {64, {}}}};
+  static const std::map<std::string, SafetensorsElement> table{{"F64", {64, DType::fp64}},
+                                                               {"F32", {32, DType::fp32}},
+                                                               {"F16", {16, DType::fp16}},
+                                                               {"BF16", {16, DType::bf16}},
+                                                               {"I64", {64, DType::int64}},
+                                                               {"I32", {32, DType::int32}},
+                                                               {"U64", {64, DType::uint64}},
+                                                               {"U32", {32, DType::uint32}},
+                                                               {"U16", {16, DType::uint16}},
+                                                               {"U8", {8, DType::uint8}},
+                                                               {"I16", {16, {}}},
+                                                               {"I8", {8, {}}},
+                                                               {"BOOL", {8, {}}},
+                                                               {"F8_E4M3", {8, {}}},
+                                                               {"F8_E5M2", {8, {}}},
+                                                               {"F8_E8M0", {8, {}}},
+                                                               {"F6_E2M3", {6, {}}},
+                                                               {"F6_E3M2", {6, {}}},
+                                                               {"F4", {4, {}}},
+                                                               {"C64", {64, {}}}};
   return table;
 }
 
 template <class Stored, class Memory, class Convert>
 void decode(const std::byte* bytes, Memory* memory, std::int64_t stride, std::int64_t count, Convert convert) {
   for (std::int64_t i = 0; i < count; ++i) {
-    Stored value;   // the file's elements may lie at odd addresses
+    Stored value;  // the file's elements may lie at odd addresses
     std::memcpy(&value, bytes + static_cast<std::size_t>(i) * sizeof(Stored), sizeof(Stored));
     memory[i * stride] = static_cast<Memory>(convert(value));
   }
@@ -151,7 +163,7 @@ void for_each_run(const Shape& stored, const std::vector<std::int64_t>& offset, 
   if (memory.elements() == 0) return;
   const int rank = memory.rank();
   // Trailing dimensions that are whole in the file and close together in memory make one run with the one before them.
-  int outer = rank;   // dimensions walked one by one
+  int outer = rank;  // dimensions walked one by one
   std::int64_t count = 1;
   const std::int64_t stride = rank > 0 ? memory.stride(-1) : 1;
   while (outer > 0) {

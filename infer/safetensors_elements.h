@@ -15,12 +15,12 @@ namespace fulmen {
 
 struct SafetensorsElement {
   int bits = 0;
-  std::optional<DType> dtype;   // the same type here, if there is one
+  std::optional<DType> dtype;  // the same type here, if there is one
 };
 
 // Nothing for a word that the format does not know.
 std::optional<SafetensorsElement> find_safetensors_element(const std::string& word);
-std::string safetensors_words();   // all of them, for messages
+std::string safetensors_words();  // all of them, for messages
 
 // The element type of a tensor to be written, and the bytes of its elements. InternalError for a type that has no match
 // here.
@@ -38,10 +38,10 @@ void encode_elements(DType stored, std::byte* bytes, DType dtype, const void* me
 
 // A run of elements that lie close together in the file, and at one distance in memory.
 struct ElementRun {
-  std::int64_t first = 0;   // index in the stored tensor
+  std::int64_t first = 0;  // index in the stored tensor
   std::int64_t count = 0;
   std::byte* memory = nullptr;
-  std::int64_t stride = 1;   // in elements
+  std::int64_t stride = 1;  // in elements
 };
 
 // That the hyperslab lies inside and `memory` on the host (InternalError).

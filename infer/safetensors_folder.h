@@ -24,9 +24,9 @@ class SafetensorsFolder {
   explicit SafetensorsFolder(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const { return folder_; }
-  std::vector<std::string> names() const;   // alphabetical
+  std::vector<std::string> names() const;  // alphabetical
   bool has(const std::string& name) const { return reader_of_.contains(name); }
-  const SafetensorsTensor& tensor(const std::string& name) const;   // throws UserError when there is none
+  const SafetensorsTensor& tensor(const std::string& name) const;  // throws UserError when there is none
   // As SafetensorsReader::read.
   void read(const std::string& name, const std::vector<std::int64_t>& offset, const Tensor& memory) const;
 
@@ -35,7 +35,7 @@ class SafetensorsFolder {
 
   std::filesystem::path folder_;
   std::vector<SafetensorsReader> readers_;
-  std::map<std::string, std::size_t> reader_of_;   // by tensor
+  std::map<std::string, std::size_t> reader_of_;  // by tensor
 };
 
 // Writes such a folder: one file up to `shard_bytes` of elements, above it files of about that size and the index.
@@ -55,7 +55,7 @@ class SafetensorsFolderWriter {
   std::filesystem::path folder_;
   std::vector<std::string> files_;
   std::vector<SafetensorsWriter> writers_;
-  std::map<std::string, std::size_t> writer_of_;   // by tensor
+  std::map<std::string, std::size_t> writer_of_;  // by tensor
   std::int64_t total_bytes_ = 0;
 };
 

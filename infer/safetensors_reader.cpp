@@ -24,14 +24,14 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::uint64_t longest_header = 100'000'000;   // the format's own limit
+constexpr std::uint64_t longest_header = 100'000'000;  // the format's own limit
 constexpr std::size_t buffer_bytes = std::size_t{1} << 20;
 constexpr const char* get_anew = "the file is damaged or of another kind; get it anew";
 
 struct Place {
   SafetensorsTensor tensor;
   SafetensorsElement element;
-  std::uint64_t begin = 0, end = 0;   // in the part after the header
+  std::uint64_t begin = 0, end = 0;  // in the part after the header
 };
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) { throw UserError(where, what, get_anew); }

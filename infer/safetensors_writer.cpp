@@ -28,8 +28,8 @@ constexpr std::size_t buffer_bytes = std::size_t{1} << 20;
 struct Place {
   Shape shape;
   DType stored = DType::fp32;
-  std::uint64_t begin = 0;    // in the file
-  std::int64_t written = 0;   // elements
+  std::uint64_t begin = 0;   // in the file
+  std::int64_t written = 0;  // elements
 };
 
 [[noreturn]] void throw_unwritable(const fs::path& path, int code) {
@@ -57,7 +57,7 @@ class OutputFile {
 
   void reserve(std::uint64_t bytes) {
     const int code = ::posix_fallocate(descriptor_, 0, static_cast<off_t>(bytes));
-    if (code == 0 || code == EOPNOTSUPP || code == EINVAL) return;   // some file systems cannot reserve
+    if (code == 0 || code == EOPNOTSUPP || code == EINVAL) return;  // some file systems cannot reserve
     if (code != ENOSPC) throw_unwritable(path_, code);
     throw UserError(path_.string(),
                     fmt::format("cannot be written: it takes {}, and the disk has not as much left",

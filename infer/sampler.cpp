@@ -104,7 +104,7 @@ std::int64_t Sampler::sample(const Tensor& logits, std::int64_t position) const 
   std::int64_t chosen = likeliest.token;
   for (const Candidate& candidate : candidates) {
     const double w = weight(candidate);
-    if (w == 0.0) continue;   // ruled out, even when rounding carries the aim past the last
+    if (w == 0.0) continue;  // ruled out, even when rounding carries the aim past the last
     chosen = candidate.token;
     sum += w;
     if (sum > aim) break;

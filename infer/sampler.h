@@ -9,10 +9,10 @@
 namespace fulmen {
 
 struct SamplingOptions {
-  double temperature = 1.0;   // logits are divided by it; 0 takes the largest
-  std::int64_t top_k = 0;     // of the likeliest tokens only these many; 0: all
+  double temperature = 1.0;  // logits are divided by it; 0 takes the largest
+  std::int64_t top_k = 0;    // of the likeliest tokens only these many; 0: all
   double top_p =
-      1.0;   // of those the fewest whose probabilities sum to at least this (Holtzman et al. 2020, section 3.1)
+      1.0;  // of those the fewest whose probabilities sum to at least this (Holtzman et al. 2020, section 3.1)
   std::uint64_t seed = 0;
 };
 

@@ -6,9 +6,9 @@
 namespace fulmen {
 
 enum class Activation : std::uint8_t {
-  none,      // x
-  silu,      // x * sigmoid(x)
-  sigmoid,   // 1 / (1 + exp(-x))
+  none,     // x
+  silu,     // x * sigmoid(x)
+  sigmoid,  // 1 / (1 + exp(-x))
 };
 
 }  // namespace fulmen

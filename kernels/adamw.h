@@ -16,16 +16,18 @@ struct AdamwOptions {
   double beta2 = 0.95;
   double epsilon = 1e-8;
   double weight_decay = 0.0;
-  double learning_rate_scale = 1.0;   // of the parameter group
+  double learning_rate_scale = 1.0;  // of the parameter group
 };
 
 // parameters, exp_avg, exp_avg_sq, gradients: flat, equal lengths; gradients may be wider than the parameters.
-// rounded: null, or (on a GPU) the weights that the model computes with: the new parameters, rounded to its narrower dtype.
+// rounded: null, or (on a GPU) the weights that the model computes with: the new parameters, rounded to its narrower
+// dtype.
 void adamw_update(const Execution& execution, const Tensor& parameters, const Tensor& gradients, const Tensor& exp_avg,
-                  const Tensor& exp_avg_sq, const Tensor& scalars, const AdamwOptions& options, const Tensor& rounded = {});
+                  const Tensor& exp_avg_sq, const Tensor& scalars, const AdamwOptions& options,
+                  const Tensor& rounded = {});
 
-// Clipping by the global norm, as PyTorch: norm [1] = sqrt(square_sum [1]), scalars[3] = min(1, max_norm / (norm + 1e-6)),
-// or 1 when max_norm is 0 (no clipping). All fp64, in device memory.
+// Clipping by the global norm, as PyTorch: norm [1] = sqrt(square_sum [1]), scalars[3] = min(1, max_norm / (norm +
+// 1e-6)), or 1 when max_norm is 0 (no clipping). All fp64, in device memory.
 void set_clip_scale(const Execution& execution, const Tensor& square_sum, double max_norm, const Tensor& norm,
                     const Tensor& scalars);
 

@@ -1,4 +1,5 @@
-// Cross entropy over a vocabulary that may be split over tensor ranks, in two steps with the ranks' combination between:
+// Cross entropy over a vocabulary that may be split over tensor ranks, in two steps with the ranks' combination
+// between:
 //   loss_t = log(sum_j exp(l_tj)) - l_t,target
 // The model calls these on one chunk of tokens at a time, so that the logits of a whole batch never exist.
 #pragma once
@@ -25,15 +26,16 @@ void cross_entropy_rescale(const Execution& execution, const Tensor& local_maxim
 void cross_entropy_losses(const Execution& execution, const Tensor& maximum, const Tensor& exp_sum,
                           const Tensor& target_logit, const Tensor& weights, const Tensor& losses);
 
-// d_logits = scale[0] * weights * (exp(l - maximum) / exp_sum - [column is the target]); 0 in padded columns and in rows of
-// weight 0. d_logits may alias logits. scale fp64 [1] lies in device memory, so that a captured step can be replayed.
-void cross_entropy_backward(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
-                            std::int64_t first, std::int64_t valid, const Tensor& maximum, const Tensor& exp_sum,
-                            const Tensor& scale, const Tensor& d_logits);
+// d_logits = scale[0] * weights * (exp(l - maximum) / exp_sum - [column is the target]); 0 in padded columns and in
+// rows of weight 0. d_logits may alias logits. scale fp64 [1] lies in device memory, so that a captured step can be
+// replayed.
+void cross_entropy_backward(const Execution& execution, const Tensor& logits, const Tensor& targets,
+                            const Tensor& weights, std::int64_t first, std::int64_t valid, const Tensor& maximum,
+                            const Tensor& exp_sum, const Tensor& scale, const Tensor& d_logits);
 
-// Where the whole vocabulary is here: the losses as cross_entropy_losses and the gradient as cross_entropy_backward have them,
-// in one, so that a GPU reads the logits once. d_logits may alias logits; null: the losses alone, the same to the bit as where
-// the gradient takes the place of the logits.
+// Where the whole vocabulary is here: the losses as cross_entropy_losses and the gradient as cross_entropy_backward
+// have them, in one, so that a GPU reads the logits once. d_logits may alias logits; null: the losses alone, the same
+// to the bit as where the gradient takes the place of the logits.
 void cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
                    std::int64_t valid, const Tensor& scale, const Tensor& losses, const Tensor& d_logits);
 

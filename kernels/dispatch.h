@@ -11,9 +11,9 @@ namespace fulmen {
 
 // What a call has to do at the least, for the profiler: its time is held against the floor that this sets.
 struct Work {
-  const char* kernel;         // the name it is reported under
-  double operations = 0.0;    // of matrix products; elementwise arithmetic hides behind traffic
-  double bytes = 0.0;         // read or written once
+  const char* kernel;       // the name it is reported under
+  double operations = 0.0;  // of matrix products; elementwise arithmetic hides behind traffic
+  double bytes = 0.0;       // read or written once
 };
 
 inline double traffic(std::initializer_list<Tensor> tensors) {
@@ -22,8 +22,8 @@ inline double traffic(std::initializer_list<Tensor> tensors) {
   return bytes;
 }
 
-// Runs the callable of the kernel's device. Without CUDA in the build `cuda` is never instantiated as a call, so that the
-// functions it names need not exist.
+// Runs the callable of the kernel's device. Without CUDA in the build `cuda` is never instantiated as a call, so that
+// the functions it names need not exist.
 template <class Cpu, class Cuda>
 void run_on_device(const Execution& execution, const Work& work, Cpu&& cpu, Cuda&& cuda) {
   if (execution.device.kind == DeviceKind::cpu) {

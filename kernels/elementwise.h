@@ -7,13 +7,13 @@
 
 namespace fulmen {
 
-void fill_zero(const Execution& execution, const Tensor& x);                             // contiguous, any dtype
-void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);   // out = a + b, contiguous
-// out = the sum of 1 to most_parts parts, added in their order in fp32, or fp64, and rounded to their dtype at the end. All are
-// contiguous, and out may be one of the parts.
+void fill_zero(const Execution& execution, const Tensor& x);                                // contiguous, any dtype
+void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);  // out = a + b, contiguous
+// out = the sum of 1 to most_parts parts, added in their order in fp32, or fp64, and rounded to their dtype at the end.
+// All are contiguous, and out may be one of the parts.
 inline constexpr int most_parts = 8;
 void sum_parts(const Execution& execution, std::span<const Tensor> parts, const Tensor& out);
-void scale(const Execution& execution, const Tensor& x, double factor);                  // x *= factor, contiguous
+void scale(const Execution& execution, const Tensor& x, double factor);  // x *= factor, contiguous
 // Copies between equal shapes, converting the dtype; unit inner stride, any outer strides.
 void copy(const Execution& execution, const Tensor& from, const Tensor& to);
 // total [1], fp64: += sum of squares of x (flat), accumulated in fp64. The result does not depend on the thread count.

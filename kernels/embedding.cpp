@@ -16,9 +16,10 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
   check_vector(tokens, DType::int32, tokens.elements(), "tokens");
   check_matrix(out, weight.dtype(), tokens.elements(), weight.size(1), "out");
   if (out.elements() == 0) return;
-  run_on_device(execution, {"embedding forward", 0.0, traffic({out, out})},
-                [&] { cpu::embedding_forward(execution, tokens, weight, first, scale, out); },
-                [&] { cuda::embedding_forward(execution, tokens, weight, first, scale, out); });
+  run_on_device(
+      execution, {"embedding forward", 0.0, traffic({out, out})},
+      [&] { cpu::embedding_forward(execution, tokens, weight, first, scale, out); },
+      [&] { cuda::embedding_forward(execution, tokens, weight, first, scale, out); });
 }
 
 void embedding_backward(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
@@ -37,9 +38,10 @@ void embedding_backward(const Execution& execution, const Tensor& tokens, const 
   // Each row that is added to is read and written. Of a split vocabulary this counts other ranks' tokens, too.
   const auto touched = static_cast<double>(std::min(order.distinct, d_weight.size(0)) * d_weight.size(1));
   const double rows = 2.0 * touched * static_cast<double>(size_of(d_weight.dtype()));
-  run_on_device(execution, {"embedding backward", 0.0, traffic({d_out}) + rows},
-                [&] { cpu::embedding_backward(execution, tokens, order.positions, d_out, first, scale, d_weight); },
-                [&] { cuda::embedding_backward(execution, tokens, order, d_out, first, scale, d_weight); });
+  run_on_device(
+      execution, {"embedding backward", 0.0, traffic({d_out}) + rows},
+      [&] { cpu::embedding_backward(execution, tokens, order.positions, d_out, first, scale, d_weight); },
+      [&] { cuda::embedding_backward(execution, tokens, order, d_out, first, scale, d_weight); });
 }
 
 }  // namespace fulmen

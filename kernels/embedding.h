@@ -12,9 +12,9 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
 
 // The positions of tokens, sorted by token, and of one token as they come (framework/stable_order.h).
 struct TokenOrder {
-  Tensor positions;            // int32 [tokens]
-  std::int64_t distinct = 0;   // how many different tokens there are, by which the profiler counts rows
-  std::int64_t longest_run = 0;   // how many positions the most frequent one has, at most
+  Tensor positions;              // int32 [tokens]
+  std::int64_t distinct = 0;     // how many different tokens there are, by which the profiler counts rows
+  std::int64_t longest_run = 0;  // how many positions the most frequent one has, at most
 };
 
 // d_weight[token - first] += scale * d_out, each row's terms in an order that nothing but the tokens decides (so it is

@@ -20,9 +20,9 @@ void run_gemm(const Execution& execution, const char* name, const Tensor& a, con
   FULMEN_CHECK(size_of(c.dtype()) >= size_of(a.dtype()), "c is narrower than a");
   if (m == 0 || n == 0) return;
   const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  run_on_device(execution, {name, operations, traffic({a, b, c})},
-                [&] { cpu::gemm(execution, a, b, c, options); },
-                [&] { cuda::gemm(execution, a, b, c, options); });
+  run_on_device(
+      execution, {name, operations, traffic({a, b, c})}, [&] { cpu::gemm(execution, a, b, c, options); },
+      [&] { cuda::gemm(execution, a, b, c, options); });
 }
 
 }  // namespace

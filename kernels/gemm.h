@@ -8,13 +8,15 @@ namespace fulmen {
 struct GemmOptions {
   bool transpose_a = false;
   bool transpose_b = false;
-  bool accumulate = false;   // c += product, otherwise c = product
-  double alpha = 1.0;        // scales the product
+  bool accumulate = false;  // c += product, otherwise c = product
+  double alpha = 1.0;       // scales the product
 };
 
-// c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] (+ c). Matrices are row-major with unit inner stride and any row stride;
-// a and b share a dtype (fp32 or fp64 on the CPU). Sums accumulate in fp32 or wider. k = 0 gives zero (or leaves c).
-void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c, const GemmOptions& options = {});
+// c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] (+ c). Matrices are row-major with unit inner stride and any row
+// stride; a and b share a dtype (fp32 or fp64 on the CPU). Sums accumulate in fp32 or wider. k = 0 gives zero (or
+// leaves c).
+void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c,
+          const GemmOptions& options = {});
 
 // A linear layer y = x W^T, with W [out, in] as PyTorch keeps it. x [tokens, in], y [tokens, out].
 void linear_forward(const Execution& execution, const Tensor& x, const Tensor& weight, const Tensor& y);

@@ -41,8 +41,14 @@ void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs,
 
 LinearAttentionSize size_of(const LinearAttentionInputs& inputs) {
   const Tensor &key = inputs.key, &value = inputs.value;
-  return {key.size(0), key.size(1),   key.size(2), key.size(3),
-          value.size(3), key.dtype(), inputs.query_key_activation, !inputs.theta.is_null()};
+  return {key.size(0),
+          key.size(1),
+          key.size(2),
+          key.size(3),
+          value.size(3),
+          key.dtype(),
+          inputs.query_key_activation,
+          !inputs.theta.is_null()};
 }
 
 std::int64_t linear_attention_piece_elements(const Execution& execution, const LinearAttentionSize& size) {
@@ -52,9 +58,11 @@ std::int64_t linear_attention_piece_elements(const Execution& execution, const L
   return 0;
 }
 
-void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x, const char* name) {
+void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x,
+                        const char* name) {
   if (x.is_null()) return;
-  check_vector(x, accumulation_dtype(inputs.key.dtype()), linear_attention_piece_elements(execution, size_of(inputs)), name);
+  check_vector(x, accumulation_dtype(inputs.key.dtype()), linear_attention_piece_elements(execution, size_of(inputs)),
+               name);
 }
 
 void check_attention_inputs(const LinearAttentionInputs& inputs) {
@@ -126,9 +134,12 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   check_outputs(inputs, outputs);
   check_piece_states(execution, inputs, outputs.piece_states, "piece_states");
   FULMEN_CHECK(outputs.piece_states || !outputs.own_piece_states, "there are no states of pieces");
-  run_on_device(execution, {"linear attention forward", forward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
-                [&] { cpu::linear_attention_forward(execution, inputs, outputs); },
-                [&] { cuda::linear_attention_forward(execution, inputs, outputs); });
+  run_on_device(
+      execution,
+      {"linear attention forward", forward_operations(inputs),
+       traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
+      [&] { cpu::linear_attention_forward(execution, inputs, outputs); },
+      [&] { cuda::linear_attention_forward(execution, inputs, outputs); });
 }
 
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -148,22 +159,28 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
     check_shape(gradients.d_theta, inputs.theta.shape(), "d_theta");
     FULMEN_CHECK(gradients.d_theta.is_contiguous(), "d_theta is not contiguous");
   }
-  run_on_device(execution, {"linear attention backward", backward_operations(inputs), traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query, gradients.d_key, gradients.d_value})},
-                [&] { cpu::linear_attention_backward(execution, inputs, gradients); },
-                [&] { cuda::linear_attention_backward(execution, inputs, gradients); });
+  run_on_device(
+      execution,
+      {"linear attention backward", backward_operations(inputs),
+       traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query, gradients.d_key,
+                gradients.d_value})},
+      [&] { cpu::linear_attention_backward(execution, inputs, gradients); },
+      [&] { cuda::linear_attention_backward(execution, inputs, gradients); });
 }
 
 void linear_attention_step(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& state,
                            const LinearAttentionOutputs& outputs) {
   LinearAttentionInputs token = inputs;
-  token.segments = Tensor();   // ignored
+  token.segments = Tensor();  // ignored
   check_attention_inputs(token);
   FULMEN_CHECK(inputs.query.size(1) == 1, "a step takes one token, not {}", inputs.query.size(1));
   check_attention_state(state, inputs, "state");
   check_outputs(inputs, outputs);
-  run_on_device(execution, {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})},
-                [&] { cpu::linear_attention_step(execution, inputs, state, outputs); },
-                [&] { cuda::linear_attention_step(execution, inputs, state, outputs); });
+  run_on_device(
+      execution,
+      {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})},
+      [&] { cpu::linear_attention_step(execution, inputs, state, outputs); },
+      [&] { cuda::linear_attention_step(execution, inputs, state, outputs); });
 }
 
 }  // namespace fulmen

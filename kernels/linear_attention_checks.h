@@ -11,7 +11,8 @@ void check_attention_heads(const Tensor& x, DType dtype, const Shape& shape, con
 // [batch, heads, state key width, value width], contiguous, accumulation dtype.
 void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs, const char* name);
 // Of linear_attention_piece_elements, or null.
-void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x, const char* name);
+void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x,
+                        const char* name);
 void check_attention_inputs(const LinearAttentionInputs& inputs);
 
 }  // namespace fulmen

@@ -11,19 +11,22 @@ namespace {
 
 // Operations of one product between every token and a state.
 double state_operations(const LinearAttentionInputs& inputs, const Tensor& state) {
-  return 2.0 * static_cast<double>(inputs.key.size(0) * inputs.key.size(1) * inputs.key.size(2) * state.size(2) * state.size(3));
+  return 2.0 * static_cast<double>(inputs.key.size(0) * inputs.key.size(1) * inputs.key.size(2) * state.size(2) *
+                                   state.size(3));
 }
 
 }  // namespace
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
-                                  const Tensor& piece_states) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                  const Tensor& final_state, const Tensor& piece_states) {
   check_attention_inputs(inputs);
   check_attention_state(final_state, inputs, "final_state");
   check_piece_states(execution, inputs, piece_states, "piece_states");
-  run_on_device(execution, {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value})},
-                [&] { cpu::linear_attention_final_state(execution, inputs, final_state); },
-                [&] { cuda::linear_attention_final_state(execution, inputs, final_state, piece_states); });
+  run_on_device(
+      execution,
+      {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value})},
+      [&] { cpu::linear_attention_final_state(execution, inputs, final_state); },
+      [&] { cuda::linear_attention_final_state(execution, inputs, final_state, piece_states); });
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -33,9 +36,13 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
   check_attention_heads(d_output, inputs.query.dtype(), inputs.value.shape(), "d_output");
   check_attention_state(d_initial_state, inputs, "d_initial_state");
   check_piece_states(execution, inputs, piece_gradients, "piece_gradients");
-  run_on_device(execution, {"linear attention states", state_operations(inputs, d_initial_state), traffic({inputs.query, d_output})},
-                [&] { cpu::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state); },
-                [&] { cuda::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state, piece_gradients); });
+  run_on_device(
+      execution,
+      {"linear attention states", state_operations(inputs, d_initial_state), traffic({inputs.query, d_output})},
+      [&] { cpu::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state); },
+      [&] {
+        cuda::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state, piece_gradients);
+      });
 }
 
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,
@@ -49,9 +56,10 @@ void combine_slice_states(const Execution& execution, const SliceStates& slices,
   check_vector(slices.bounds, DType::int64, count + 1, "bounds");
   check_vector(reach, DType::int64, out.size(0), "reach");
   FULMEN_CHECK(0 <= slices.slice && slices.slice < count, "slice {} of {}", slices.slice, count);
-  run_on_device(execution, {"combination of states", 0.0, traffic({slices.states, out})},
-                [&] { cpu::combine_slice_states(execution, slices, side, reach, out); },
-                [&] { cuda::combine_slice_states(execution, slices, side, reach, out); });
+  run_on_device(
+      execution, {"combination of states", 0.0, traffic({slices.states, out})},
+      [&] { cpu::combine_slice_states(execution, slices, side, reach, out); },
+      [&] { cuda::combine_slice_states(execution, slices, side, reach, out); });
 }
 
 void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -59,9 +67,12 @@ void linear_attention_add_initial_state(const Execution& execution, const Linear
   check_attention_inputs(inputs);
   FULMEN_CHECK(inputs.initial_state, "there is no initial state to add");
   check_attention_heads(outputs.output, inputs.query.dtype(), inputs.value.shape(), "output");
-  run_on_device(execution, {"linear attention states", state_operations(inputs, inputs.initial_state), traffic({inputs.query, outputs.output, outputs.output})},
-                [&] { cpu::linear_attention_add_initial_state(execution, inputs, outputs); },
-                [&] { cuda::linear_attention_add_initial_state(execution, inputs, outputs); });
+  run_on_device(
+      execution,
+      {"linear attention states", state_operations(inputs, inputs.initial_state),
+       traffic({inputs.query, outputs.output, outputs.output})},
+      [&] { cpu::linear_attention_add_initial_state(execution, inputs, outputs); },
+      [&] { cuda::linear_attention_add_initial_state(execution, inputs, outputs); });
 }
 
 void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -70,9 +81,12 @@ void linear_attention_add_final_state_gradient(const Execution& execution, const
   check_attention_state(gradients.d_final_state, inputs, "d_final_state");
   check_attention_heads(gradients.d_key, inputs.key.dtype(), inputs.key.shape(), "d_key");
   check_attention_heads(gradients.d_value, inputs.key.dtype(), inputs.value.shape(), "d_value");
-  run_on_device(execution, {"linear attention states", 2.0 * state_operations(inputs, gradients.d_final_state), traffic({inputs.key, inputs.value, gradients.d_key, gradients.d_value})},
-                [&] { cpu::linear_attention_add_final_state_gradient(execution, inputs, gradients); },
-                [&] { cuda::linear_attention_add_final_state_gradient(execution, inputs, gradients); });
+  run_on_device(
+      execution,
+      {"linear attention states", 2.0 * state_operations(inputs, gradients.d_final_state),
+       traffic({inputs.key, inputs.value, gradients.d_key, gradients.d_value})},
+      [&] { cpu::linear_attention_add_final_state_gradient(execution, inputs, gradients); },
+      [&] { cuda::linear_attention_add_final_state_gradient(execution, inputs, gradients); });
 }
 
 }  // namespace fulmen

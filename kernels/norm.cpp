@@ -22,9 +22,10 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
   check_matrix(normed, dtype, tokens, width, "normed");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (residual.elements() == 0) return;
-  run_on_device(execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
-                [&] { cpu::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); },
-                [&] { cuda::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); });
+  run_on_device(
+      execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
+      [&] { cpu::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); },
+      [&] { cuda::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); });
 }
 
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
@@ -40,9 +41,10 @@ void residual_norm_backward(const Execution& execution, const Tensor& d_normed, 
   check_matrix(d_sum, dtype, tokens, width, "d_sum");
   if (normed) check_matrix(normed, dtype, tokens, width, "normed");
   if (sum.elements() == 0) return;
-  run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
-                [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); },
-                [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); });
+  run_on_device(
+      execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
+      [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); },
+      [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); });
 }
 
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums) {
@@ -50,9 +52,9 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
   check_matrix(values, values.dtype(), values.size(0), values.size(1), "values");
   check_vector(row_sums, values.dtype(), values.size(0), "row_sums");
   if (values.size(0) == 0) return;
-  run_on_device(execution, {"row sums", 0.0, traffic({values, row_sums})},
-                [&] { cpu::sum_rows(execution, values, row_sums); },
-                [&] { cuda::sum_rows(execution, values, row_sums); });
+  run_on_device(
+      execution, {"row sums", 0.0, traffic({values, row_sums})}, [&] { cpu::sum_rows(execution, values, row_sums); },
+      [&] { cuda::sum_rows(execution, values, row_sums); });
 }
 
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
@@ -68,9 +70,14 @@ void gated_norm_forward(const Execution& execution, const Tensor& x, const Tenso
   check_matrix(y, dtype, tokens, local_width, "y");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm forward", 0.0, traffic({x, gate, y})},
-                [&] { cpu::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms); },
-                [&] { cuda::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms); });
+  run_on_device(
+      execution, {"gated norm forward", 0.0, traffic({x, gate, y})},
+      [&] {
+        cpu::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms);
+      },
+      [&] {
+        cuda::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms);
+      });
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -84,9 +91,10 @@ void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, cons
   check_matrix(gate, dtype, tokens, local_width, "gate");
   check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   if (tokens == 0) return;
-  run_on_device(execution, {"gated norm dot", 0.0, traffic({d_y, x, gate})},
-                [&] { cpu::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); },
-                [&] { cuda::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); });
+  run_on_device(
+      execution, {"gated norm dot", 0.0, traffic({d_y, x, gate})},
+      [&] { cpu::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); },
+      [&] { cuda::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); });
 }
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -108,8 +116,9 @@ void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Te
   const auto run = [&](auto backend) {
     backend(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y);
   };
-  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
-                [&] { run(cpu::gated_norm_backward); }, [&] { run(cuda::gated_norm_backward); });
+  run_on_device(
+      execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
+      [&] { run(cpu::gated_norm_backward); }, [&] { run(cuda::gated_norm_backward); });
 }
 
 }  // namespace fulmen

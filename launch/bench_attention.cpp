@@ -59,10 +59,11 @@ void add_lrpe(BenchTensors& tensors, const AttentionShape& shape, AttentionProbl
   for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int64_t>(i) % shape.length;
   problem.inputs.theta = tensors.holding<double>({shape.heads, shape.width}, theta);
   problem.inputs.positions = tensors.holding<std::int64_t>({shape.batch, shape.length}, positions);
-  problem.gradients.d_theta = tensors.holding<double>({shape.heads, shape.width}, std::vector<double>(theta.size(), 0.0));
+  problem.gradients.d_theta =
+      tensors.holding<double>({shape.heads, shape.width}, std::vector<double>(theta.size(), 0.0));
 }
 
-}   // namespace
+}  // namespace
 
 void keep_piece_states(BenchTensors& tensors, const Execution& execution, AttentionProblem& problem) {
   const std::int64_t elements = linear_attention_piece_elements(execution, size_of(problem.inputs));
@@ -105,14 +106,16 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
     for (const char* const variant : {"none", "silu", "lrpe"}) {
       const std::string_view name = variant;
       problem.inputs.query_key_activation = name == "none" ? Activation::none : Activation::silu;
-      if (name == "lrpe") add_lrpe(tensors, shape, problem);   // with SiLU, as models have it
+      if (name == "lrpe") add_lrpe(tensors, shape, problem);  // with SiLU, as models have it
       keep_piece_states(tensors, execution, problem);
       measure(name_of(shape, "forward", variant), traffic({in.query, in.key, in.value, problem.outputs.output}),
               [&] { linear_attention_forward(execution, in, problem.outputs); });
       measure(name_of(shape, "backward", variant),
               traffic({in.query, in.key, in.value, out.d_output, out.d_query, out.d_key, out.d_value}),
               [&] { linear_attention_backward(execution, in, out); });
-      const Tensor state = tensors.allocate(accumulation_dtype(dtype), {shape.batch, shape.heads, name == "lrpe" ? 2 * shape.width : shape.width, shape.width});
+      const Tensor state =
+          tensors.allocate(accumulation_dtype(dtype),
+                           {shape.batch, shape.heads, name == "lrpe" ? 2 * shape.width : shape.width, shape.width});
       measure(name_of(shape, "states", variant), traffic({in.key, in.value, state}),
               [&] { linear_attention_final_state(execution, in, state); });
     }
@@ -134,4 +137,4 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
   return rows;
 }
 
-}   // namespace fulmen
+}  // namespace fulmen

@@ -10,7 +10,7 @@
 namespace fulmen {
 
 struct AttentionShape {
-  std::int64_t batch, heads, length, width;   // width: of a head, for q, k and v
+  std::int64_t batch, heads, length, width;  // width: of a head, for q, k and v
 };
 
 // q, k and v are slices of one [batch * length, 4 * heads * width] projection, as training has them, and so are their
@@ -24,11 +24,12 @@ AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& sha
 // The forward pass keeps the states between pieces of rows for the backward pass, as in training.
 void keep_piece_states(BenchTensors& tensors, const Execution& execution, AttentionProblem& problem);
 
-// A row for each shape, pass (forward, backward, the states that a slice of a sequence passes on) and activation of q and k
-// (none, silu, silu with LRPE), and rows for the decoding step. The floor is the traffic alone at `copy_bytes_per_second`: forward reads q, k and v and writes the output;
-// backward reads q, k, v and the output's gradient and writes three gradients; states read k and v; a step reads and writes the state
-// besides. Only rows whose name contains `filter`.
+// A row for each shape, pass (forward, backward, the states that a slice of a sequence passes on) and activation of q
+// and k (none, silu, silu with LRPE), and rows for the decoding step. The floor is the traffic alone at
+// `copy_bytes_per_second`: forward reads q, k and v and writes the output; backward reads q, k, v and the output's
+// gradient and writes three gradients; states read k and v; a step reads and writes the state besides. Only rows whose
+// name contains `filter`.
 std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype, double copy_bytes_per_second,
                                         double seconds_each, const std::string& filter);
 
-}   // namespace fulmen
+}  // namespace fulmen

@@ -7,12 +7,13 @@ namespace fulmen {
 
 ExitCode run_bench(const std::vector<std::string>& arguments, World& world) {
   if (arguments.empty() || arguments[0] == "--help") {
-    std::printf("usage: fulmen bench step|kernels|decode|io [options]\n\n"
-                "  step      tokens/s of a training step, each part's share and its ratio to its floor\n"
-                "  kernels   each kernel by itself against its floor\n"
-                "  decode    tokens/s of recurrent decoding against reading the weights\n"
-                "  io        reading samples; writing and reading a checkpoint\n\n"
-                "example:\n  fulmen bench step --micro-batch 4 --sequence-length 512\n");
+    std::printf(
+        "usage: fulmen bench step|kernels|decode|io [options]\n\n"
+        "  step      tokens/s of a training step, each part's share and its ratio to its floor\n"
+        "  kernels   each kernel by itself against its floor\n"
+        "  decode    tokens/s of recurrent decoding against reading the weights\n"
+        "  io        reading samples; writing and reading a checkpoint\n\n"
+        "example:\n  fulmen bench step --micro-batch 4 --sequence-length 512\n");
     return arguments.empty() ? ExitCode::user : ExitCode::done;
   }
   const std::vector<std::string> rest(arguments.begin() + 1, arguments.end());

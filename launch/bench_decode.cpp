@@ -46,9 +46,10 @@ double read_rate(const Execution& execution, std::size_t bytes) {
 }  // namespace
 
 ExitCode bench_decode(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("bench decode --checkpoint DIR [options]",
-                   "Decodes token by token and compares the rate with what reading the weights once a token would allow.",
-                   "fulmen bench decode --checkpoint runs/demo/checkpoints");
+  CommandLine line(
+      "bench decode --checkpoint DIR [options]",
+      "Decodes token by token and compares the rate with what reading the weights once a token would allow.",
+      "fulmen bench decode --checkpoint runs/demo/checkpoints");
   line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
   line.option("tokens", "tokens to time (200)");
   line.option("device", "auto (default), cpu or cuda");
@@ -76,19 +77,18 @@ ExitCode bench_decode(const std::vector<std::string>& arguments, World& world) {
   const double median = seconds[seconds.size() / 2];
   const double floor = static_cast<double>(weight_bytes) / rate;
   if (line.has("json")) {
-    const nlohmann::ordered_json result = {{"device", describe_device(device)},
-                                           {"precision", describe_precision(precision)},
-                                           {"threads", compute_threads()},
-                                           {"weight_bytes", weight_bytes},
-                                           {"read_bytes_per_second", rate},
-                                           {"tokens_per_second", 1.0 / median},
-                                           {"share_of_read_rate", floor / median}};
+    const nlohmann::ordered_json result = {
+        {"device", describe_device(device)},   {"precision", describe_precision(precision)},
+        {"threads", compute_threads()},        {"weight_bytes", weight_bytes},
+        {"read_bytes_per_second", rate},       {"tokens_per_second", 1.0 / median},
+        {"share_of_read_rate", floor / median}};
     std::printf("%s\n", result.dump().c_str());
     return ExitCode::done;
   }
   std::printf("weights      %s in %s, read at %.1f GB/s on %s: at most %.0f tokens/s\n",
-              human_bytes(static_cast<double>(weight_bytes)).c_str(), std::string(name_of(precision.parameters)).c_str(),
-              rate * 1e-9, describe_device(device).c_str(), 1.0 / floor);
+              human_bytes(static_cast<double>(weight_bytes)).c_str(),
+              std::string(name_of(precision.parameters)).c_str(), rate * 1e-9, describe_device(device).c_str(),
+              1.0 / floor);
   std::printf("decoding     %.3f ms a token (median of %lld), %.0f tokens/s, %.0f %% of that\n", 1e3 * median,
               static_cast<long long>(tokens), 1.0 / median, 100.0 * floor / median);
   return ExitCode::done;

@@ -42,10 +42,11 @@ void write_random_corpus(const std::filesystem::path& folder, std::int64_t token
 }  // namespace
 
 ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("bench io [options]",
-                   "Reads shuffled and ordered samples of a corpus on one thread; writes, verifies and reads a checkpoint.\n"
-                   "What the system keeps in memory is read from there: the figures are this program's, not the disk's.",
-                   "fulmen bench io --folder /scratch/bench");
+  CommandLine line(
+      "bench io [options]",
+      "Reads shuffled and ordered samples of a corpus on one thread; writes, verifies and reads a checkpoint.\n"
+      "What the system keeps in memory is read from there: the figures are this program's, not the disk's.",
+      "fulmen bench io --folder /scratch/bench");
   line.option("folder", "where to write the files, removed afterwards (bench-io)");
   line.option("corpus", "read this corpus instead of a random one");
   line.option("sequence-length", "tokens of a sample (2048)");
@@ -55,7 +56,8 @@ ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
   Communicator& ranks = world.communicator();
   if (ranks.size() > 1) throw UserError("bench io", "runs as one process", "start it without mpirun");
   const std::filesystem::path folder = line.text("folder", "bench-io");
-  if (std::filesystem::exists(folder)) throw UserError(folder.string(), "exists already", "name a new folder: it is removed at the end");
+  if (std::filesystem::exists(folder))
+    throw UserError(folder.string(), "exists already", "name a new folder: it is removed at the end");
   ensure_writable_folder(folder, "--folder");
 
   std::filesystem::path corpus = line.text("corpus");
@@ -67,7 +69,7 @@ ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
   }
   ReaderBenchmark reader;
   reader.sequence_length = line.integer("sequence-length", 2048, 1, 1 << 30);
-  bench_reader(corpus, reader);   // brings the pages into memory
+  bench_reader(corpus, reader);  // brings the pages into memory
   const double shuffled = bench_reader(corpus, reader);
   reader.shuffle = false;
   const double ordered = bench_reader(corpus, reader);
@@ -75,7 +77,9 @@ ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
   const std::int64_t elements = line.integer("megabytes", 512, 1, 1 << 20) * (1 << 20) / 4;
   std::vector<float> weights(static_cast<std::size_t>(elements), 0.5f);
   const Tensor memory(weights.data(), DType::fp32, {elements});
-  const double save = seconds_of([&] { save_checkpoint(folder, {}, {{"parameters/weights", {elements}, {0}, memory}}, ranks); });
+  const double save = seconds_of([&] {
+    save_checkpoint(folder, {}, {{"parameters/weights", {elements}, {0}, memory}}, ranks);
+  });
   const CheckpointReader checkpoint(find_checkpoint(folder));
   const double verify = seconds_of([&] { checkpoint.verify(ranks); });
   const double read = seconds_of([&] { checkpoint.read({"parameters/weights", {elements}, {0}, memory}); });

@@ -42,10 +42,11 @@ constexpr KernelShapes gpu_shapes{8, 2048, 2048, 16, 5632, 64000, 16};
 // Tokens that are all as likely; or as text has them: the k-th most frequent in proportion to 1 / k, and neighbours in
 // frequency far apart in the vocabulary.
 std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabulary, bool skewed) {
-  constexpr std::int64_t spread = 1000003;   // a prime
-  std::vector<double> share(static_cast<std::size_t>(vocabulary));   // of the first k + 1
+  constexpr std::int64_t spread = 1000003;                          // a prime
+  std::vector<double> share(static_cast<std::size_t>(vocabulary));  // of the first k + 1
   double sum = 0.0;
-  for (std::int64_t k = 0; k < vocabulary; ++k) share[static_cast<std::size_t>(k)] = sum += skewed ? 1.0 / static_cast<double>(k + 1) : 1.0;
+  for (std::int64_t k = 0; k < vocabulary; ++k)
+    share[static_cast<std::size_t>(k)] = sum += skewed ? 1.0 / static_cast<double>(k + 1) : 1.0;
   const RandomStream random(1, "bench kernels, tokens");
   std::vector<std::int32_t> tokens;
   for (std::int64_t t = 0; t < count; ++t) {
@@ -134,7 +135,8 @@ void KernelBench::run_norms() {
   measure("residual norm forward", [&] { residual_norm_forward(execution_, a, b, 1e-6, c, d, inverse_rms); });
   // As a layer runs it, what its weight gradient needs written in the gradient's place; and as the head does.
   measure("residual norm backward", [&] { residual_norm_backward(execution_, a, b, inverse_rms, c, d, a); });
-  measure("residual norm backward of the head", [&] { residual_norm_backward(execution_, a, b, inverse_rms, {}, d, {}); });
+  measure("residual norm backward of the head",
+          [&] { residual_norm_backward(execution_, a, b, inverse_rms, {}, d, {}); });
   measure("gated norm forward", [&] {
     gated_norm_forward(execution_, a, squares, shapes_.hidden, 1e-6, b, Activation::none, c, inverse_rms);
   });
@@ -171,9 +173,8 @@ void KernelBench::run_loss() {
                            logits);
   });
   const Tensor losses = tensors_.allocate(DType::fp64, {tokens});
-  measure("cross entropy with gradient", [&] {
-    cross_entropy(execution_, logits, targets, weights, shapes_.vocabulary, scale, losses, logits);
-  });
+  measure("cross entropy with gradient",
+          [&] { cross_entropy(execution_, logits, targets, weights, shapes_.vocabulary, scale, losses, logits); });
   measure("cross entropy without gradient",
           [&] { cross_entropy(execution_, logits, targets, weights, shapes_.vocabulary, scale, losses, {}); });
 }
@@ -181,9 +182,11 @@ void KernelBench::run_loss() {
 void KernelBench::run_embedding() {
   const Tensor embedding = tensors_.random(dtype_, {shapes_.vocabulary, shapes_.hidden}), x = matrix(shapes_.hidden);
   const Tensor gradient = tensors_.random(accumulation_dtype(dtype_), {shapes_.vocabulary, shapes_.hidden});
-  const auto measure_backward = [&](const std::string& name, const std::vector<std::int32_t>& values, const Tensor& tokens) {
+  const auto measure_backward = [&](const std::string& name, const std::vector<std::int32_t>& values,
+                                    const Tensor& tokens) {
     const StableOrder sorted = stable_order(values);
-    const TokenOrder order{tensors_.holding<std::int32_t>({shapes_.tokens()}, sorted.places), sorted.distinct, sorted.longest_run};
+    const TokenOrder order{tensors_.holding<std::int32_t>({shapes_.tokens()}, sorted.places), sorted.distinct,
+                           sorted.longest_run};
     measure(name, [&] { embedding_backward(execution_, tokens, order, x, 0, 1.0, gradient); });
   };
   const std::vector<std::int32_t> even = random_tokens(shapes_.tokens(), shapes_.vocabulary, false);
@@ -226,7 +229,7 @@ void KernelBench::run_all() {
   run_part({"adamw", "gradient norm", "copy"}, [&] { run_flat(); });
 }
 
-}   // namespace
+}  // namespace
 
 ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
@@ -270,7 +273,8 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   resources.set_profiler(&profiler);
   std::vector<BenchRow> rows;
   if (line.has("attention")) {
-    rows = measure_attention(resources.execution(), dtype, rates.copy_bytes_per_second, seconds_each, line.text("filter"));
+    rows =
+        measure_attention(resources.execution(), dtype, rates.copy_bytes_per_second, seconds_each, line.text("filter"));
   } else {
     KernelBench bench(shapes, dtype, resources.execution(), seconds_each, line.text("filter"));
     bench.run_all();
@@ -298,4 +302,4 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   return ExitCode::done;
 }
 
-}   // namespace fulmen
+}  // namespace fulmen

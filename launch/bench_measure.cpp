@@ -44,7 +44,7 @@ std::vector<T> random_block(std::int64_t elements, std::uint64_t seed) {
   return values;
 }
 
-}   // namespace
+}  // namespace
 
 Tensor BenchTensors::allocate(DType dtype, const Shape& shape) {
   owned_.emplace_back(execution_.device, dtype, shape, MemoryKind::workspace, *execution_.ledger);
@@ -91,7 +91,7 @@ BenchRow KernelTimer::time(const std::string& name, const std::function<void()>&
   std::vector<double> seconds;
   const auto start = Clock::now();
   do {
-    profiler.clear();   // on a GPU this waits for what was queued before
+    profiler.clear();  // on a GPU this waits for what was queued before
     if (ahead_) fill_zero(quiet, ahead_);
     for (int call = 0; call < calls; ++call) work();
     BenchRow sum;
@@ -139,4 +139,4 @@ double best_seconds(const Execution& execution, const std::function<void()>& wor
   return best;
 }
 
-}   // namespace fulmen
+}  // namespace fulmen

@@ -55,11 +55,11 @@ class KernelTimer {
   Execution execution_;
   double seconds_each_;
   BenchTensors tensors_;
-  Tensor ahead_;   // on a GPU: memory whose clearing keeps it busy while calls are queued
+  Tensor ahead_;  // on a GPU: memory whose clearing keeps it busy while calls are queued
 };
 
 // The least time of a call over a quarter of a second, after one that does not count, so that a passing disturbance
 // does not count either. Seconds.
 double best_seconds(const Execution& execution, const std::function<void()>& work);
 
-}   // namespace fulmen
+}  // namespace fulmen

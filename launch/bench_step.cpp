@@ -77,7 +77,8 @@ class Steps {
       : mesh_(mesh), device_(device), resources_(reporting_to(resources, profiler)) {
     const ModelRunnerOptions model_options = runner_options(options, mesh.shape());
     runner_.emplace(options.model, model_options, mesh, resources_.execution());
-    optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh, resources_.execution());
+    optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh,
+                       resources_.execution());
     initialize_training_state(1, *runner_, *optimizer_);
     mesh.world().report_to(profiler);
     batches_ = random_batches(model_options, options.model.vocabulary, mesh);
@@ -145,9 +146,9 @@ TimelineSummary summarize_profile(Profiler& profiler, double step_seconds, std::
 }
 
 std::string describe_timeline(const TimelineSummary& timeline, bool on_gpu) {
-  std::string text = fmt::format("{:.1f} ms: kernels {:.1f}, communication {:.1f} of which exposed {:.2f}, idle {:.2f}", 1e3 * timeline.span,
-                                 1e3 * timeline.compute, 1e3 * timeline.communication, 1e3 * timeline.exposed_communication,
-                                 1e3 * timeline.idle);
+  std::string text = fmt::format("{:.1f} ms: kernels {:.1f}, communication {:.1f} of which exposed {:.2f}, idle {:.2f}",
+                                 1e3 * timeline.span, 1e3 * timeline.compute, 1e3 * timeline.communication,
+                                 1e3 * timeline.exposed_communication, 1e3 * timeline.idle);
   if (on_gpu) text += " (steps with events around every kernel, which cost some time)";
   return text;
 }
@@ -173,24 +174,28 @@ RunConfiguration read_configuration(const CommandLine& line) {
   if (line.has("preset")) overrides.push_back("model.preset=" + line.text("preset"));
   if (line.has("sequence-length")) overrides.push_back("data.sequence_length=" + line.text("sequence-length"));
   if (line.has("micro-batch")) overrides.push_back("train.micro_batch=" + line.text("micro-batch"));
-  if (line.has("global-batch")) overrides.push_back("train.global_batch=" + line.text("global-batch"));
-  else if (line.has("micro-batch")) overrides.push_back("train.global_batch=" + line.text("micro-batch"));
+  if (line.has("global-batch"))
+    overrides.push_back("train.global_batch=" + line.text("global-batch"));
+  else if (line.has("micro-batch"))
+    overrides.push_back("train.global_batch=" + line.text("micro-batch"));
   if (line.has("recompute")) overrides.push_back("parallel.recompute=" + line.text("recompute"));
   if (line.has("device")) overrides.push_back("run.device=" + line.text("device"));
   for (const std::string& given : line.texts("set")) overrides.push_back(given);
   if (line.has("config")) return read_run_configuration(line.text("config"), overrides);
-  const std::string text = line.has("preset") ? "data: {path: none}\ntrain: {steps: 1, global_batch: 1, micro_batch: 1}\n"
-                                              : default_configuration;
+  const std::string text = line.has("preset")
+                               ? "data: {path: none}\ntrain: {steps: 1, global_batch: 1, micro_batch: 1}\n"
+                               : default_configuration;
   return parse_run_configuration(text, "the benchmark's configuration", overrides);
 }
 
 }  // namespace
 
 ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("bench step [options]",
-                   "Times training steps on random tokens. Without a configuration: 8 layers, hidden 512, 8 heads, glu 1408,\n"
-                   "vocabulary 8192, 4 x 512 tokens, as bench/compare_cpu.py has it. Times are medians over the steps.",
-                   "fulmen bench step --preset transnormer-385m --micro-batch 1 --sequence-length 2048");
+  CommandLine line(
+      "bench step [options]",
+      "Times training steps on random tokens. Without a configuration: 8 layers, hidden 512, 8 heads, glu 1408,\n"
+      "vocabulary 8192, 4 x 512 tokens, as bench/compare_cpu.py has it. Times are medians over the steps.",
+      "fulmen bench step --preset transnormer-385m --micro-batch 1 --sequence-length 2048");
   line.option("config", "a configuration file");
   line.option("preset", "a model preset");
   line.option("micro-batch", "sequences at a time");
@@ -212,20 +217,21 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
   if (options.train.global_batch % (mesh.size(Axis::data) * options.train.micro_batch) != 0)
-    throw UserError("train.global_batch", fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", options.train.global_batch,
-                                                      mesh.size(Axis::data), options.train.micro_batch));
+    throw UserError("train.global_batch",
+                    fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", options.train.global_batch,
+                                mesh.size(Axis::data), options.train.micro_batch));
 
   ExecutionResources rate_resources(device, configuration.run.deterministic);
   const DeviceRates rates = measure_rates(rate_resources.execution(), options.precision.parameters);
 
-  // On the CPU a clock costs nothing and the timed steps are profiled. On a GPU events between kernels cost time, so that
-  // steps are timed without them, and others profiled.
+  // On the CPU a clock costs nothing and the timed steps are profiled. On a GPU events between kernels cost time, so
+  // that steps are timed without them, and others profiled.
   constexpr std::int64_t warm_up = 2;
   const bool on_gpu = device.kind == DeviceKind::cuda;
   ExecutionResources resources(device, configuration.run.deterministic);
   Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
   std::vector<double> times, profiled_times;
-  std::optional<IdealStep> ideal;   // of a pipeline: of the last step, whose time is compared with it
+  std::optional<IdealStep> ideal;  // of a pipeline: of the last step, whose time is compared with it
   {
     Steps timed(options, mesh, device, on_gpu ? nullptr : &profiler, resources);
     const bool pipelined = mesh.size(Axis::pipeline) > 1;
@@ -253,7 +259,8 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   const double flops = training_flops_per_token(options.model) * tokens / seconds;
   // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
   const double best_rate =
-      std::max(rates.gemm_operations_per_second, measure_rates(rate_resources.execution(), options.precision.parameters).gemm_operations_per_second);
+      std::max(rates.gemm_operations_per_second,
+               measure_rates(rate_resources.execution(), options.precision.parameters).gemm_operations_per_second);
   const double gemm_rate = ranks.all_reduce(best_rate, ReduceOp::sum);
   if (ranks.rank() != 0) return ExitCode::done;
   const double peak = data_sheet_peak(device, options.precision) * ranks.size();
@@ -261,54 +268,66 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   std::vector<BenchRow> rows;
   for (const auto& [name, entry] : profiler.entries()) {
     const double n = static_cast<double>(steps);
-    rows.push_back({name, entry.calls / steps, entry.seconds / n, entry.floor_seconds / n, entry.operations / n, entry.bytes / n});
+    rows.push_back(
+        {name, entry.calls / steps, entry.seconds / n, entry.floor_seconds / n, entry.operations / n, entry.bytes / n});
   }
   std::ranges::sort(rows, [](const BenchRow& a, const BenchRow& b) { return a.seconds > b.seconds; });
   rows.push_back({on_gpu ? "idle" : "host and idle", 0, timeline.idle, 0.0, 0.0, 0.0});
 
   if (line.has("json")) {
-    nlohmann::ordered_json result = {{"parameters", parameter_count(options.model)},
-                                     {"layout", mesh.shape().describe()},
-                                     {"device", describe_device(device)},
-                                     {"precision", describe_precision(options.precision)},
-                                     {"threads_per_rank", compute_threads()},
-                                     {"tokens_per_step", tokens},
-                                     {"step_seconds", seconds},
-                                     {"tokens_per_second", tokens / seconds},
-                                     {"model_flops_per_second", flops},
-                                     {"gemm_flops_per_second", gemm_rate},
-                                     {"utilisation", flops / gemm_rate},
-                                     {"data_sheet_utilisation", peak > 0.0 ? nlohmann::ordered_json(flops / peak) : nullptr},
-                                     {"copy_bytes_per_second", rates.copy_bytes_per_second},
-                                     {"memory_peak_bytes", peak_bytes},
-                                     {"profiled_step_seconds", profiled_seconds},
-                                     {"compute_seconds", timeline.compute},
-                                     {"communication_seconds", timeline.communication},
-                                     {"exposed_communication_seconds", timeline.exposed_communication},
-                                     {"idle_seconds", timeline.idle},
-                                     {"ideal_step_seconds", ideal ? nlohmann::ordered_json(ideal->seconds) : nullptr},
-                                     {"ideal_bubble", ideal ? nlohmann::ordered_json(ideal->bubble) : nullptr},
-                                     {"parts", nlohmann::ordered_json::parse(format_json(rows, profiled_seconds))}};
+    nlohmann::ordered_json result = {
+        {"parameters", parameter_count(options.model)},
+        {"layout", mesh.shape().describe()},
+        {"device", describe_device(device)},
+        {"precision", describe_precision(options.precision)},
+        {"threads_per_rank", compute_threads()},
+        {"tokens_per_step", tokens},
+        {"step_seconds", seconds},
+        {"tokens_per_second", tokens / seconds},
+        {"model_flops_per_second", flops},
+        {"gemm_flops_per_second", gemm_rate},
+        {"utilisation", flops / gemm_rate},
+        {"data_sheet_utilisation", peak > 0.0 ? nlohmann::ordered_json(flops / peak) : nullptr},
+        {"copy_bytes_per_second", rates.copy_bytes_per_second},
+        {"memory_peak_bytes", peak_bytes},
+        {"profiled_step_seconds", profiled_seconds},
+        {"compute_seconds", timeline.compute},
+        {"communication_seconds", timeline.communication},
+        {"exposed_communication_seconds", timeline.exposed_communication},
+        {"idle_seconds", timeline.idle},
+        {"ideal_step_seconds", ideal ? nlohmann::ordered_json(ideal->seconds) : nullptr},
+        {"ideal_bubble", ideal ? nlohmann::ordered_json(ideal->bubble) : nullptr},
+        {"parts", nlohmann::ordered_json::parse(format_json(rows, profiled_seconds))}};
     std::printf("%s\n", result.dump().c_str());
     return ExitCode::done;
   }
   std::printf("model        %s parameters; %s; %lld tokens a step\n",
               human_count(static_cast<double>(parameter_count(options.model))).c_str(), mesh.shape().describe().c_str(),
               static_cast<long long>(tokens));
-  std::printf("device       %s a rank; %s\n", describe_device(device).c_str(), describe_precision(options.precision).c_str());
+  std::printf("device       %s a rank; %s\n", describe_device(device).c_str(),
+              describe_precision(options.precision).c_str());
   std::printf("rates        products %s, copy %s, measured at the start on rank 0\n",
-              rate_text(rates.gemm_operations_per_second, "FLOP").c_str(), rate_text(rates.copy_bytes_per_second, "B").c_str());
+              rate_text(rates.gemm_operations_per_second, "FLOP").c_str(),
+              rate_text(rates.copy_bytes_per_second, "B").c_str());
   std::printf("%s", format_table(rows, profiled_seconds).c_str());
   std::printf("timeline     %s\n", describe_timeline(timeline, on_gpu).c_str());
   std::printf("step         %.4f s (median of %lld), %.0f tokens/s, %s = %.1f %% of the products' rate\n", seconds,
-              static_cast<long long>(steps), tokens / seconds, rate_text(flops, "FLOP").c_str(), 100.0 * flops / gemm_rate);
-  if (peak > 0.0) std::printf("             %.1f %% of %s, the data sheet's dense bf16\n", 100.0 * flops / peak, rate_text(peak, "FLOP").c_str());
-  std::printf("             (6 x parameters without the input embedding's look-up + 12 x layers x hidden x head width operations a token)\n");
+              static_cast<long long>(steps), tokens / seconds, rate_text(flops, "FLOP").c_str(),
+              100.0 * flops / gemm_rate);
+  if (peak > 0.0)
+    std::printf("             %.1f %% of %s, the data sheet's dense bf16\n", 100.0 * flops / peak,
+                rate_text(peak, "FLOP").c_str());
+  std::printf(
+      "             (6 x parameters without the input embedding's look-up + 12 x layers x hidden x head width "
+      "operations a token)\n");
   if (ideal)
-    std::printf("pipeline     schedule %s, %lld micro-batches: with passes as measured and transfers for nothing, a step of %.4f s, bubble %.1f %%;\n"
-                "             the step is %.1f %% above\n",
-                options.layout.schedule.c_str(), static_cast<long long>(options.train.global_batch / options.train.micro_batch / mesh.size(Axis::data)),
-                ideal->seconds, 100.0 * ideal->bubble, 100.0 * (seconds / ideal->seconds - 1.0));
+    std::printf(
+        "pipeline     schedule %s, %lld micro-batches: with passes as measured and transfers for nothing, a step of "
+        "%.4f s, bubble %.1f %%;\n"
+        "             the step is %.1f %% above\n",
+        options.layout.schedule.c_str(),
+        static_cast<long long>(options.train.global_batch / options.train.micro_batch / mesh.size(Axis::data)),
+        ideal->seconds, 100.0 * ideal->bubble, 100.0 * (seconds / ideal->seconds - 1.0));
   std::printf("memory       %s at the peak\n%s", human_bytes(static_cast<double>(peak_bytes)).c_str(), memory.c_str());
   return ExitCode::done;
 }

@@ -25,7 +25,8 @@ struct CommandLine::State {
   std::string positional_name;
 };
 
-CommandLine::CommandLine(std::string usage, std::string summary, std::string example) : state_(std::make_unique<State>()) {
+CommandLine::CommandLine(std::string usage, std::string summary, std::string example)
+    : state_(std::make_unique<State>()) {
   state_->usage = std::move(usage);
   state_->summary = std::move(summary);
   state_->example = std::move(example);
@@ -40,20 +41,23 @@ void CommandLine::flag(const std::string& name, const std::string& documentation
 }
 
 void CommandLine::option(const std::string& name, const std::string& documentation, bool required) {
-  state_->visible.add_options()(name.c_str(), options::value<std::string>()->value_name("VALUE"), documentation.c_str());
+  state_->visible.add_options()(name.c_str(), options::value<std::string>()->value_name("VALUE"),
+                                documentation.c_str());
   state_->names.push_back(name);
   if (required) state_->required.push_back(name);
 }
 
 void CommandLine::list(const std::string& name, const std::string& documentation, bool required) {
-  state_->visible.add_options()(name.c_str(), options::value<std::vector<std::string>>()->value_name("VALUE...")->multitoken(),
+  state_->visible.add_options()(name.c_str(),
+                                options::value<std::vector<std::string>>()->value_name("VALUE...")->multitoken(),
                                 documentation.c_str());
   state_->names.push_back(name);
   if (required) state_->required.push_back(name);
 }
 
 void CommandLine::repeatable(const std::string& name, const std::string& documentation) {
-  state_->visible.add_options()(name.c_str(), options::value<std::vector<std::string>>()->value_name("VALUE"), documentation.c_str());
+  state_->visible.add_options()(name.c_str(), options::value<std::vector<std::string>>()->value_name("VALUE"),
+                                documentation.c_str());
   state_->names.push_back(name);
 }
 
@@ -69,13 +73,15 @@ bool CommandLine::parse(const std::vector<std::string>& arguments) {
   all.add(state_->visible).add(state_->hidden);
   try {
     constexpr int style = options::command_line_style::unix_style & ~options::command_line_style::allow_guessing;
-    options::store(options::command_line_parser(arguments).options(all).positional(state_->positional).style(style).run(),
-                   state_->values);
+    options::store(
+        options::command_line_parser(arguments).options(all).positional(state_->positional).style(style).run(),
+        state_->values);
   } catch (const options::unknown_option& error) {
     const std::string name = error.get_option_name();
     const std::string bare = name.substr(std::min(name.find_first_not_of('-'), name.size()));
     const std::string nearest = nearest_name(bare, state_->names);
-    throw UserError(name, "is not a flag of this command", nearest.empty() ? help_hint : "did you mean --" + nearest + "?");
+    throw UserError(name, "is not a flag of this command",
+                    nearest.empty() ? help_hint : "did you mean --" + nearest + "?");
   } catch (const options::too_many_positional_options_error&) {
     throw UserError("command line", "too many arguments", help_hint);
   } catch (const options::error& error) {
@@ -83,8 +89,9 @@ bool CommandLine::parse(const std::vector<std::string>& arguments) {
   }
   if (state_->values.count("help") > 0) {
     std::ostringstream text;
-    text << "usage: fulmen " << state_->usage << "\n\n" << state_->summary << "\n\n" << state_->visible
-         << "\nexample:\n  " << state_->example << "\n";
+    text << "usage: fulmen " << state_->usage << "\n\n"
+         << state_->summary << "\n\n"
+         << state_->visible << "\nexample:\n  " << state_->example << "\n";
     std::cout << text.str();
     return false;
   }
@@ -120,7 +127,8 @@ T parse_number(const std::string& name, const std::string& text, T least, T most
 
 }  // namespace
 
-std::int64_t CommandLine::integer(const std::string& name, std::int64_t otherwise, std::int64_t least, std::int64_t most) const {
+std::int64_t CommandLine::integer(const std::string& name, std::int64_t otherwise, std::int64_t least,
+                                  std::int64_t most) const {
   return has(name) ? parse_number<std::int64_t>(name, text(name), least, most) : otherwise;
 }
 

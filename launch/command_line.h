@@ -17,12 +17,13 @@ class CommandLine {
 
   void flag(const std::string& name, const std::string& documentation);
   void option(const std::string& name, const std::string& documentation, bool required = false);
-  void list(const std::string& name, const std::string& documentation, bool required = false);   // takes all that follows
-  void repeatable(const std::string& name, const std::string& documentation);                    // one value each time
-  void positional(const std::string& name, const std::string& documentation);                    // one, required
+  void list(const std::string& name, const std::string& documentation,
+            bool required = false);                                            // takes all that follows
+  void repeatable(const std::string& name, const std::string& documentation);  // one value each time
+  void positional(const std::string& name, const std::string& documentation);  // one, required
 
-  // False when --help was asked for, and printed. Throws UserError for an unknown flag (naming the nearest), a missing or
-  // repeated one, or a stray argument.
+  // False when --help was asked for, and printed. Throws UserError for an unknown flag (naming the nearest), a missing
+  // or repeated one, or a stray argument.
   bool parse(const std::vector<std::string>& arguments);
 
   bool has(const std::string& name) const;

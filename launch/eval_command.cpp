@@ -59,7 +59,8 @@ class LogitsFile {
       : file_(hdf5::File::create(path)),
         samples_(samples),
         logits_(execution.device, runner.parameters().precision().parameters,
-                {options.micro_batch * options.sequence_length, model.vocabulary}, MemoryKind::workspace, *execution.ledger),
+                {options.micro_batch * options.sequence_length, model.vocabulary}, MemoryKind::workspace,
+                *execution.ledger),
         host_(logits_.view().bytes()),
         dataset_(file_.create_dataset("/logits", accumulation_dtype(logits_.view().dtype()),
                                       {samples, options.sequence_length, model.vocabulary})),
@@ -85,7 +86,8 @@ class LogitsFile {
       std::transform(narrow, narrow + logits.elements(), wide_.begin(), to_float);
       data = wide_.data();
     }
-    const Tensor all(data, accumulation_dtype(logits.dtype()), {options_.micro_batch, options_.sequence_length, logits.size(1)});
+    const Tensor all(data, accumulation_dtype(logits.dtype()),
+                     {options_.micro_batch, options_.sequence_length, logits.size(1)});
     const std::int64_t rows = std::min(options_.micro_batch, samples_ - next_);
     dataset_.write({next_, 0, 0}, all.slice(0, 0, rows));
     next_ += rows;
@@ -95,7 +97,7 @@ class LogitsFile {
   std::int64_t samples_, next_ = 0;
   OwnedTensor logits_;
   std::vector<std::byte> host_;
-  std::vector<float> wide_;     // of bf16 logits
+  std::vector<float> wide_;  // of bf16 logits
   hdf5::Dataset dataset_;
   const EvalOptions& options_;
   ModelRunner& runner_;
@@ -106,10 +108,12 @@ void print_result(const nlohmann::ordered_json& result, bool json) {
     std::printf("%s\n", result.dump().c_str());
     return;
   }
-  std::printf("loss        %.4f nats (%.4f bits) per token over %s tokens, perplexity %.2f\n", result["loss_nats"].get<double>(),
-              result["loss_bits"].get<double>(), with_thousands(static_cast<std::int64_t>(result["tokens"].get<double>())).c_str(),
+  std::printf("loss        %.4f nats (%.4f bits) per token over %s tokens, perplexity %.2f\n",
+              result["loss_nats"].get<double>(), result["loss_bits"].get<double>(),
+              with_thousands(static_cast<std::int64_t>(result["tokens"].get<double>())).c_str(),
               result["perplexity"].get<double>());
-  if (result.contains("bits_per_byte")) std::printf("            %.4f bits per byte of text\n", result["bits_per_byte"].get<double>());
+  if (result.contains("bits_per_byte"))
+    std::printf("            %.4f bits per byte of text\n", result["bits_per_byte"].get<double>());
   if (result.contains("uniform_nats")) std::printf("uniform     %.4f nats\n", result["uniform_nats"].get<double>());
   if (result.contains("unigram_nats")) std::printf("unigram     %.4f nats\n", result["unigram_nats"].get<double>());
 }
@@ -119,7 +123,8 @@ EvalOptions options_from(const CheckpointDescription& saved) {
   EvalOptions options;
   if (saved.configuration.empty()) return options;
   const auto flat = flatten_yaml(saved.configuration, "the checkpoint's configuration");
-  if (const auto found = flat.find("data.sequence_length"); found != flat.end()) options.sequence_length = std::stoll(found->second);
+  if (const auto found = flat.find("data.sequence_length"); found != flat.end())
+    options.sequence_length = std::stoll(found->second);
   if (const auto found = flat.find("data.reset_state_at_documents"); found != flat.end())
     options.reset_state_at_documents = found->second == "true";
   return options;
@@ -128,9 +133,10 @@ EvalOptions options_from(const CheckpointDescription& saved) {
 }  // namespace
 
 ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("eval --checkpoint DIR --data DIR [options]",
-                   "Mean loss over all samples of a corpus, and its perplexity. Under mpirun the samples are shared out.",
-                   "fulmen eval --checkpoint runs/demo/checkpoints --data corpus/holdout --baseline corpus");
+  CommandLine line(
+      "eval --checkpoint DIR --data DIR [options]",
+      "Mean loss over all samples of a corpus, and its perplexity. Under mpirun the samples are shared out.",
+      "fulmen eval --checkpoint runs/demo/checkpoints --data corpus/holdout --baseline corpus");
   line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
   line.option("data", "a corpus", true);
   line.option("sequence-length", "tokens of a sample (the checkpoint's own, or 2048)");
@@ -141,7 +147,8 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   line.option("device", "auto (default), cpu or cuda");
   line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");
   line.option("baseline", "a training corpus: adds the losses of a uniform and of its unigram model");
-  line.option("dump-logits", "write all logits to this HDF5 file, /logits [samples, length, vocabulary]; one rank only");
+  line.option("dump-logits",
+              "write all logits to this HDF5 file, /logits [samples, length, vocabulary]; one rank only");
   line.flag("json", "print the result as one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
 
@@ -158,13 +165,16 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   const ModelConfig model = ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
   const CorpusReader corpus(line.text("data"));
   if (corpus.manifest().vocabulary > model.vocabulary)
-    throw UserError(line.text("data"), fmt::format("has a vocabulary of {}, the model only {}", corpus.manifest().vocabulary, model.vocabulary),
-                    "use a corpus made with the model's tokeniser");
+    throw UserError(
+        line.text("data"),
+        fmt::format("has a vocabulary of {}, the model only {}", corpus.manifest().vocabulary, model.vocabulary),
+        "use a corpus made with the model's tokeniser");
   if (const auto tokenizer = checkpoint.tokenizer_file()) {
     const CorpusManifest& manifest = corpus.manifest();
-    const bool other_kind = manifest.tokenizer != TokenizerKind::sentencepiece && manifest.tokenizer != TokenizerKind::none;
-    if (other_kind || (!manifest.tokenizer_file.empty() &&
-                       read_text(std::filesystem::path(line.text("data")) / manifest.tokenizer_file) != read_text(*tokenizer)))
+    const bool other_kind =
+        manifest.tokenizer != TokenizerKind::sentencepiece && manifest.tokenizer != TokenizerKind::none;
+    if (other_kind || (!manifest.tokenizer_file.empty() && read_text(std::filesystem::path(line.text("data")) /
+                                                                     manifest.tokenizer_file) != read_text(*tokenizer)))
       throw UserError(line.text("data"), "was made with another tokeniser than the checkpoint has",
                       "prepare the text with --tokenizer-model and the checkpoint's own: " + tokenizer->string());
   }
@@ -177,15 +187,20 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, std::int64_t{1} << 32);
   const std::int64_t samples = corpus.samples(options.sequence_length);
   if (samples == 0)
-    throw UserError(line.text("data"), fmt::format("its {} tokens are less than one sample of {} and its target", corpus.tokens(), options.sequence_length),
+    throw UserError(line.text("data"),
+                    fmt::format("its {} tokens are less than one sample of {} and its target", corpus.tokens(),
+                                options.sequence_length),
                     "use a shorter --sequence-length");
-  options.micro_batch = line.integer("micro-batch", std::max<std::int64_t>(4096 / options.sequence_length, 1), 1, 1 << 20);
+  options.micro_batch =
+      line.integer("micro-batch", std::max<std::int64_t>(4096 / options.sequence_length, 1), 1, 1 << 20);
   options.micro_batch = std::min(options.micro_batch, samples);
   std::optional<CorpusReader> baseline;
   if (line.has("baseline")) {
     baseline.emplace(line.text("baseline"));
     if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
-      throw UserError("--baseline", fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary, corpus.manifest().vocabulary),
+      throw UserError("--baseline",
+                      fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary,
+                                  corpus.manifest().vocabulary),
                       "give the training corpus that this one belongs to");
   }
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
@@ -193,17 +208,20 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   ExecutionResources resources(device);
   ModelRunnerOptions runner_options;
   runner_options.layout = layout;
-  runner_options.layout.recompute = "full";   // no backward pass will ask for what layers made
+  runner_options.layout.recompute = "full";  // no backward pass will ask for what layers made
   runner_options.precision = precision;
   runner_options.micro_batch = {options.micro_batch, options.sequence_length};
   ModelRunner runner(model, runner_options, mesh, resources.execution());
   checkpoint.verify(ranks);
-  load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/", resources.execution());
+  load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
+              resources.execution());
   std::optional<LogitsFile> logits;
-  if (!options.dump_logits.empty()) logits.emplace(options.dump_logits, samples, options, runner, model, resources.execution());
+  if (!options.dump_logits.empty())
+    logits.emplace(options.dump_logits, samples, options, runner, model, resources.execution());
 
   const IndexRange mine = partition(samples, mesh.size(Axis::data), mesh.coordinate(Axis::data));
-  const IndexRange slice = sequence_slice(options.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
+  const IndexRange slice =
+      sequence_slice(options.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
   constexpr std::int64_t batches_at_a_time = 8;
   const std::int64_t stride = batches_at_a_time * options.micro_batch;
   runner.reset_loss();
@@ -225,7 +243,8 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
                                    {"samples", samples},
                                    {"step", checkpoint.description().step}};
   if (const auto bytes = corpus.manifest().text_bytes)
-    result["bits_per_byte"] = loss.loss_nats / std::numbers::ln2 * static_cast<double>(corpus.tokens()) / static_cast<double>(*bytes);
+    result["bits_per_byte"] =
+        loss.loss_nats / std::numbers::ln2 * static_cast<double>(corpus.tokens()) / static_cast<double>(*bytes);
   if (baseline) {
     result["uniform_nats"] = std::log(static_cast<double>(corpus.manifest().vocabulary));
     result["unigram_nats"] = unigram_loss_nats(*baseline, corpus, corpus.manifest().vocabulary);

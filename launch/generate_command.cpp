@@ -18,20 +18,23 @@ namespace fulmen {
 namespace {
 
 // The checkpoint's own tokeniser; without one, prompts are token ids.
-std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointReader& checkpoint, const std::string& kind, std::int64_t vocabulary) {
+std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointReader& checkpoint, const std::string& kind,
+                                        std::int64_t vocabulary) {
   if (kind == "bytes") return make_tokenizer(TokenizerKind::bytes, {}, vocabulary);
   if (kind != "auto") throw UserError("--tokenizer", "'" + kind + "' is unknown", "use auto or bytes");
-  if (const auto file = checkpoint.tokenizer_file()) return make_tokenizer(TokenizerKind::sentencepiece, *file, vocabulary);
+  if (const auto file = checkpoint.tokenizer_file())
+    return make_tokenizer(TokenizerKind::sentencepiece, *file, vocabulary);
   return make_tokenizer(TokenizerKind::none, {}, vocabulary);
 }
 
 }  // namespace
 
 ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("generate --checkpoint DIR --prompt TEXT [options]",
-                   "Continues a text by recurrent decoding: memory does not grow with its length. A checkpoint without a\n"
-                   "tokeniser takes and gives token ids, as numbers with spaces between.",
-                   "fulmen generate --checkpoint runs/demo/checkpoints --prompt 'Ship \\Ship\\, n.' --tokens 100 --seed 1");
+  CommandLine line(
+      "generate --checkpoint DIR --prompt TEXT [options]",
+      "Continues a text by recurrent decoding: memory does not grow with its length. A checkpoint without a\n"
+      "tokeniser takes and gives token ids, as numbers with spaces between.",
+      "fulmen generate --checkpoint runs/demo/checkpoints --prompt 'Ship \\Ship\\, n.' --tokens 100 --seed 1");
   line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
   line.option("prompt", "the text to continue", true);
   line.option("tokens", "tokens to generate at most (100)");
@@ -60,7 +63,8 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
 
   ExecutionResources resources(device);
   Decoder decoder(checkpoint, precision, resources.execution());
-  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(checkpoint, line.text("tokenizer", "auto"), decoder.config().vocabulary);
+  const std::unique_ptr<Tokenizer> tokenizer =
+      tokenizer_of(checkpoint, line.text("tokenizer", "auto"), decoder.config().vocabulary);
   std::vector<std::int32_t> prompt = tokenizer->encode(line.text("prompt"));
   if (prompt.empty()) {
     if (!tokenizer->end_of_document()) throw UserError("--prompt", "holds no token", "give at least one");
@@ -68,7 +72,8 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   }
   for (const std::int32_t id : prompt)
     if (id < 0 || id >= decoder.config().vocabulary)
-      throw UserError("--prompt", fmt::format("token {} is not in the model's vocabulary of {}", id, decoder.config().vocabulary));
+      throw UserError("--prompt",
+                      fmt::format("token {} is not in the model's vocabulary of {}", id, decoder.config().vocabulary));
 
   for (std::size_t i = 0; i + 1 < prompt.size(); ++i) decoder.advance(prompt[i]);
   std::vector<std::int32_t> generated;
@@ -76,8 +81,8 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   const auto start = std::chrono::steady_clock::now();
   while (static_cast<std::int64_t>(generated.size()) < count) {
     std::vector<double> logits = decoder.advance(token);
-    token = static_cast<std::int32_t>(
-        sampler.sample(Tensor(logits.data(), DType::fp64, {static_cast<std::int64_t>(logits.size())}), decoder.position()));
+    token = static_cast<std::int32_t>(sampler.sample(
+        Tensor(logits.data(), DType::fp64, {static_cast<std::int64_t>(logits.size())}), decoder.position()));
     if (tokenizer->end_of_document() == token) break;
     generated.push_back(token);
   }
@@ -88,12 +93,14 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   whole.insert(whole.end(), generated.begin(), generated.end());
   const std::string text = tokenizer->decode(whole);
   if (line.has("json")) {
-    const nlohmann::ordered_json result = {{"text", text}, {"prompt_tokens", prompt}, {"tokens", generated}, {"tokens_per_second", rate}};
+    const nlohmann::ordered_json result = {
+        {"text", text}, {"prompt_tokens", prompt}, {"tokens", generated}, {"tokens_per_second", rate}};
     std::printf("%s\n", result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     return ExitCode::done;
   }
   std::printf("%s\n", text.c_str());
-  log_info("{} tokens, {:.0f} tokens/s, state {}", generated.size(), rate, human_bytes(static_cast<double>(decoder.state_bytes())));
+  log_info("{} tokens, {:.0f} tokens/s, state {}", generated.size(), rate,
+           human_bytes(static_cast<double>(decoder.state_bytes())));
   return ExitCode::done;
 }
 

@@ -1,4 +1,5 @@
-// fulmen gradients: the loss and the full gradient of every parameter for one global batch; the tool for comparing layouts.
+// fulmen gradients: the loss and the full gradient of every parameter for one global batch; the tool for comparing
+// layouts.
 #include <cstdio>
 #include <sstream>
 
@@ -64,7 +65,8 @@ Tensor pack(const Execution& execution, const Tensor& piece, std::vector<std::by
 
 void write_piece(hdf5::File& file, const RemotePiece& piece, const Tensor& memory) {
   const std::string name = "/grads/" + piece.tensor;
-  hdf5::Dataset dataset = file.exists(name) ? file.dataset(name) : file.create_dataset(name, piece.dtype, piece.global_shape);
+  hdf5::Dataset dataset =
+      file.exists(name) ? file.dataset(name) : file.create_dataset(name, piece.dtype, piece.global_shape);
   dataset.write(piece.offset, memory);
   dataset.close();
 }
@@ -112,10 +114,11 @@ void write_gradients(const std::string& path, double loss, const ParameterStore&
 }  // namespace
 
 ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("gradients CONFIG --data DIR --output FILE.h5 [--checkpoint DIR] [--set key=value]...",
-                   "The loss and the gradient of every parameter for the first global batch: /loss and /grads/NAME, the same\n"
-                   "whatever the layout.",
-                   "mpirun -n 4 fulmen gradients configs/demo.yaml --checkpoint runs/demo/checkpoints --data corpus --output g.h5");
+  CommandLine line(
+      "gradients CONFIG --data DIR --output FILE.h5 [--checkpoint DIR] [--set key=value]...",
+      "The loss and the gradient of every parameter for the first global batch: /loss and /grads/NAME, the same\n"
+      "whatever the layout.",
+      "mpirun -n 4 fulmen gradients configs/demo.yaml --checkpoint runs/demo/checkpoints --data corpus --output g.h5");
   line.positional("CONFIG", "the configuration");
   line.option("checkpoint", "weights; without one they are initialised from run.seed");
   line.option("data", "a corpus (data.path)");
@@ -140,7 +143,8 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
     const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
     require_same_model(checkpoint, options.model);
     checkpoint.verify(ranks);
-    load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/", resources.execution());
+    load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
+                resources.execution());
     runner.weights_changed();
   } else {
     runner.parameters().initialize(static_cast<std::uint64_t>(options.run.seed), resources.execution());
@@ -151,10 +155,12 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
   double norm = 0.0;
   const StepLoss loss = runner.accumulate(batches, [&] { norm = optimizer.compute_gradient_norm(); });
-  write_gradients(line.text("output"), loss.loss_nats, runner.parameters(), resources.execution(), world.communicator());
+  write_gradients(line.text("output"), loss.loss_nats, runner.parameters(), resources.execution(),
+                  world.communicator());
   if (ranks.rank() != 0) return ExitCode::done;
   if (line.has("json"))
-    std::printf("{\"loss_nats\": %.17g, \"grad_norm\": %.17g, \"targets\": %.17g}\n", loss.loss_nats, norm, loss.targets);
+    std::printf("{\"loss_nats\": %.17g, \"grad_norm\": %.17g, \"targets\": %.17g}\n", loss.loss_nats, norm,
+                loss.targets);
   else
     std::printf("loss %.6f nats over %s targets, gradient norm %.6f -> %s\n", loss.loss_nats,
                 with_thousands(static_cast<std::int64_t>(loss.targets)).c_str(), norm, line.text("output").c_str());

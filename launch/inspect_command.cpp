@@ -23,8 +23,8 @@ Json inspect_checkpoint(const std::filesystem::path& folder) {
   Json tensors = Json::object();
   for (const std::string& name : checkpoint.names())
     tensors[name] = {{"dtype", std::string(name_of(checkpoint.dtype(name)))}, {"shape", checkpoint.shape(name)}};
-  return {{"kind", "checkpoint"}, {"folder", folder.string()}, {"step", saved.step},
-          {"tokens", saved.tokens}, {"model", saved.model},    {"tensors", tensors}};
+  return {{"kind", "checkpoint"},   {"folder", folder.string()}, {"step", saved.step},
+          {"tokens", saved.tokens}, {"model", saved.model},      {"tensors", tensors}};
 }
 
 Json inspect_corpus(const std::filesystem::path& folder) {
@@ -48,10 +48,13 @@ Json inspect_flight(const std::filesystem::path& folder) {
   for (const FlightBlame& blame : report.blamed) {
     Json operations = Json::object();
     for (const auto& [communicator, operation] : blame.on_communicators) operations[communicator] = operation;
-    blamed.push_back({{"rank", blame.rank}, {"what", blame.what}, {"last_operation", blame.last_operation}, {"last_operations", operations}});
+    blamed.push_back({{"rank", blame.rank},
+                      {"what", blame.what},
+                      {"last_operation", blame.last_operation},
+                      {"last_operations", operations}});
   }
-  return {{"kind", "flight"},           {"folder", folder.string()}, {"ranks", report.ranks},
-          {"recorded", report.recorded}, {"blamed", blamed},          {"verdict", report.verdict}};
+  return {{"kind", "flight"}, {"folder", folder.string()}, {"ranks", report.ranks}, {"recorded", report.recorded},
+          {"blamed", blamed}, {"verdict", report.verdict}};
 }
 
 Json inspect_run(const std::filesystem::path& folder) {
@@ -73,10 +76,11 @@ Json inspect_run(const std::filesystem::path& folder) {
 }
 
 Json inspect(const std::filesystem::path& path) {
-  if (!std::filesystem::is_directory(path)) throw UserError(path.string(), "is not a folder", "give a checkpoint, a corpus or a run's folder");
+  if (!std::filesystem::is_directory(path))
+    throw UserError(path.string(), "is not a folder", "give a checkpoint, a corpus or a run's folder");
   if (std::filesystem::exists(path / "metrics.jsonl")) return inspect_run(path);
   if (holds_flight_records(path)) return inspect_flight(path);
-  if (holds_flight_records(path / "flight")) return inspect_flight(path / "flight");   // of a run that made no step
+  if (holds_flight_records(path / "flight")) return inspect_flight(path / "flight");  // of a run that made no step
   if (std::filesystem::exists(path / "manifest.yaml")) {
     std::ifstream manifest(path / "manifest.yaml");
     for (std::string line; std::getline(manifest, line);)
@@ -106,7 +110,10 @@ void print(const Json& value, int indent) {
 }  // namespace
 
 ExitCode run_inspect(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("inspect PATH [--json]", "Says what is in a checkpoint, a corpus or a run's folder. Of the flight records of a run that hung or died (the\nfolder `flight` in it) it says which rank is missing and what it did last.", "fulmen inspect runs/demo");
+  CommandLine line("inspect PATH [--json]",
+                   "Says what is in a checkpoint, a corpus or a run's folder. Of the flight records of a run that hung "
+                   "or died (the\nfolder `flight` in it) it says which rank is missing and what it did last.",
+                   "fulmen inspect runs/demo");
   line.positional("PATH", "the folder");
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;

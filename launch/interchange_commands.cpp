@@ -19,10 +19,11 @@ void require_one_process(const char* command, const World& world) {
 }  // namespace
 
 ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("import --hf DIR --output CHECKPOINT",
-                   "Turns a folder with config.json and safetensors, as the released TransNormerLLM models are named, into a\n"
-                   "checkpoint of step 0.",
-                   "fulmen import --hf TransNormerLLM-385M --output checkpoints/385m");
+  CommandLine line(
+      "import --hf DIR --output CHECKPOINT",
+      "Turns a folder with config.json and safetensors, as the released TransNormerLLM models are named, into a\n"
+      "checkpoint of step 0.",
+      "fulmen import --hf TransNormerLLM-385M --output checkpoints/385m");
   line.option("hf", "the folder", true);
   line.option("output", "the checkpoint to write", true);
   if (!line.parse(arguments)) return ExitCode::done;
@@ -33,10 +34,11 @@ ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
 }
 
 ExitCode run_export(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("export --checkpoint DIR --hf DIR [options]",
-                   "Writes a checkpoint's parameters as config.json and safetensors, as the released TransNormerLLM models are\n"
-                   "named, with the tokeniser's model.",
-                   "fulmen export --checkpoint runs/demo/checkpoints --hf exported");
+  CommandLine line(
+      "export --checkpoint DIR --hf DIR [options]",
+      "Writes a checkpoint's parameters as config.json and safetensors, as the released TransNormerLLM models are\n"
+      "named, with the tokeniser's model.",
+      "fulmen export --checkpoint runs/demo/checkpoints --hf exported");
   line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
   line.option("hf", "the folder to write", true);
   line.option("dtype", "stored (default), fp32 or bf16");

@@ -29,10 +29,12 @@ const std::vector<Command>& commands() {
 namespace {
 
 void print_help() {
-  std::printf("fulmen %s: trains TransNormerLLM on CPU and GPU clusters\n\nusage: fulmen <command> [options]\n\n", version());
+  std::printf("fulmen %s: trains TransNormerLLM on CPU and GPU clusters\n\nusage: fulmen <command> [options]\n\n",
+              version());
   for (const Command& command : commands()) std::printf("  %-10s %s\n", command.name, command.summary);
-  std::printf("\n`fulmen <command> --help` shows a command's options and an example. The README's two commands are\n"
-              "scripts/demo.sh (train a small model on real text) and scripts/test.sh.\n");
+  std::printf(
+      "\n`fulmen <command> --help` shows a command's options and an example. The README's two commands are\n"
+      "scripts/demo.sh (train a small model on real text) and scripts/test.sh.\n");
 }
 
 int run(const std::vector<std::string>& arguments, World& world) {
@@ -46,11 +48,13 @@ int run(const std::vector<std::string>& arguments, World& world) {
   }
   std::vector<std::string> names;
   for (const Command& command : commands()) {
-    if (arguments[0] == command.name) return static_cast<int>(command.run({arguments.begin() + 1, arguments.end()}, world));
+    if (arguments[0] == command.name)
+      return static_cast<int>(command.run({arguments.begin() + 1, arguments.end()}, world));
     names.emplace_back(command.name);
   }
   const std::string nearest = nearest_name(arguments[0], names);
-  throw UserError(arguments[0], "is not a command", nearest.empty() ? "fulmen --help lists them" : "did you mean " + nearest + "?");
+  throw UserError(arguments[0], "is not a command",
+                  nearest.empty() ? "fulmen --help lists them" : "did you mean " + nearest + "?");
 }
 
 int guarded_main(const std::vector<std::string>& arguments) {
@@ -61,7 +65,8 @@ int guarded_main(const std::vector<std::string>& arguments) {
   } catch (const Error& error) {
     return world.fail(error);
   } catch (const std::bad_alloc&) {
-    return world.fail(InternalError("out of host memory\n  -> use a smaller micro_batch or sequence_length, or more ranks"));
+    return world.fail(
+        InternalError("out of host memory\n  -> use a smaller micro_batch or sequence_length, or more ranks"));
   } catch (const std::exception& error) {
     return world.fail(InternalError(std::string("unexpected: ") + error.what()));
   }

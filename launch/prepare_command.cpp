@@ -55,7 +55,8 @@ ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
     if (options.tokenizer == TokenizerKind::bytes && line.has(flag))
       throw UserError(fmt::format("--{}", flag), "means nothing to --tokenizer bytes", "leave one of the two out");
   options.vocabulary = line.integer("vocabulary", options.vocabulary, 16, 1 << 24);
-  options.tokenizer_sample_bytes = line.integer("tokenizer-sample-bytes", options.tokenizer_sample_bytes, 1, std::int64_t{1} << 40);
+  options.tokenizer_sample_bytes =
+      line.integer("tokenizer-sample-bytes", options.tokenizer_sample_bytes, 1, std::int64_t{1} << 40);
   options.json_field = line.text("json-field", options.json_field);
   options.document_separator = line.text("document-separator", options.document_separator);
   options.holdout = line.number("holdout", 0.0, 0.0, 0.9);
@@ -73,9 +74,11 @@ ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
     std::printf("%s\n", result.dump().c_str());
     return ExitCode::done;
   }
-  std::printf("%s: %s tokens in %s documents, vocabulary %s", options.output.c_str(), with_thousands(summary.train.tokens()).c_str(),
-              with_thousands(summary.train.documents()).c_str(), with_thousands(summary.train.vocabulary).c_str());
-  if (!summary.holdout.shards.empty()) std::printf("; held out %s tokens", with_thousands(summary.holdout.tokens()).c_str());
+  std::printf("%s: %s tokens in %s documents, vocabulary %s", options.output.c_str(),
+              with_thousands(summary.train.tokens()).c_str(), with_thousands(summary.train.documents()).c_str(),
+              with_thousands(summary.train.vocabulary).c_str());
+  if (!summary.holdout.shards.empty())
+    std::printf("; held out %s tokens", with_thousands(summary.holdout.tokens()).c_str());
   std::printf(" (%s)\n", human_duration(summary.seconds).c_str());
   return ExitCode::done;
 }

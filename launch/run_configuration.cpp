@@ -24,19 +24,23 @@ struct Unstored {
 void bind_model(Schema& schema, ModelConfig& model, Unstored& unstored) {
   std::vector<Choice> presets = {{""}};
   for (const std::string& name : preset_names()) presets.push_back({name});
-  schema.add("model.preset", model.preset, presets, "A published model; the other keys of this section then change single sizes.");
+  schema.add("model.preset", model.preset, presets,
+             "A published model; the other keys of this section then change single sizes.");
   schema.add("model.family", model.family, {{"transnormer"}}, "The architecture.");
   schema.add("model.variant", model.variant, {{"tnl1"}, {"tnl3"}},
-             "tnl1: full-rank gate, SiLU on q and k (the released 385M, 1B, 7B). tnl3: low-rank sigmoid gate, SiLU on v too (15B).");
+             "tnl1: full-rank gate, SiLU on q and k (the released 385M, 1B, 7B). tnl3: low-rank sigmoid gate, SiLU on "
+             "v too (15B).");
   schema.add("model.layers", model.layers, {0, 100000}, "Layers.");
   schema.add("model.hidden", model.hidden, {0, 1 << 20}, "Width of the hidden state.");
   schema.add("model.heads", model.heads, {0, 1 << 16}, "Attention heads; they divide `hidden`.");
   schema.add("model.glu", model.glu, {0, 1 << 22}, "Inner width of the gated linear unit.");
-  schema.add("model.vocabulary", model.vocabulary, {0, 1 << 30}, "Token ids that the model knows; at least the corpus's.");
+  schema.add("model.vocabulary", model.vocabulary, {0, 1 << 30},
+             "Token ids that the model knows; at least the corpus's.");
   schema.add("model.gate_rank", model.gate_rank, {0, 1 << 16}, "Rank of tnl3's gate.");
   schema.add("model.lrpe_layers", unstored.lrpe_layers, {0, 100000}, "Layers whose q and k carry LRPE; auto: layer 0.");
   schema.add("model.norm_epsilon", model.norm_epsilon, {0.0, 1.0}, "Added to the mean square in every norm.");
-  schema.add("model.initializer_std", model.initializer_std, {0.0, 10.0}, "Standard deviation of freshly initialised matrices.");
+  schema.add("model.initializer_std", model.initializer_std, {0.0, 10.0},
+             "Standard deviation of freshly initialised matrices.");
   schema.add("model.pad_id", model.pad_id, {0, 1 << 30}, "A token id whose embedding starts as zero; auto: none.");
 }
 
@@ -44,36 +48,44 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
   schema.add("parallel.tensor", parallel.tensor, {1, 1 << 16}, "Ranks that share each layer; they divide the heads.");
   schema.add("parallel.tensor_sequence_split", parallel.tensor_sequence_split,
-             "Between their products tensor ranks hold parts of the tokens: norms, residual additions and what pipeline stages "
+             "Between their products tensor ranks hold parts of the tokens: norms, residual additions and what "
+             "pipeline stages "
              "exchange shrink by parallel.tensor.");
-  schema.add("parallel.communication_multiprocessors", parallel.communication_multiprocessors, {0, 64},
-             "Where NCCL's kernels carry the overlapped communication of tensor ranks (on several hosts: on one the copy engines do), how "
-             "many of a GPU's multiprocessors they have, which products beside them do without; 0: NCCL takes what it likes.");
+  schema.add(
+      "parallel.communication_multiprocessors", parallel.communication_multiprocessors, {0, 64},
+      "Where NCCL's kernels carry the overlapped communication of tensor ranks (on several hosts: on one the copy "
+      "engines do), how "
+      "many of a GPU's multiprocessors they have, which products beside them do without; 0: NCCL takes what it likes.");
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
-  schema.add("parallel.stages", parallel.stages, {1, 100000}, "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: even.");
+  schema.add("parallel.stages", parallel.stages, {1, 100000},
+             "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: even.");
   schema.add("parallel.zero", parallel.zero, {0, 3},
-             "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the gradients, 3 "
+             "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the "
+             "gradients, 3 "
              "also the weights.");
   schema.add("parallel.zero_group", parallel.zero_group,
-             "Ranks that hold a shard each: all, node (those of a node), or a number of neighbours. Across such groups shards are "
+             "Ranks that hold a shard each: all, node (those of a node), or a number of neighbours. Across such groups "
+             "shards are "
              "copies.");
   const std::string* zero_group = &parallel.zero_group;
   schema.check("parallel.zero_group", [=] { return zero_group_problem(*zero_group); });
-  schema.add("parallel.bucket_elements", parallel.bucket_elements, {1, many},
-             "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is one.");
-  schema.add("parallel.schedule", parallel.schedule,
-             {{"gpipe"}, {"1f1b"}, {"interleaved"}, {"zero-bubble"}},
+  schema.add(
+      "parallel.bucket_elements", parallel.bucket_elements, {1, many},
+      "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is one.");
+  schema.add("parallel.schedule", parallel.schedule, {{"gpipe"}, {"1f1b"}, {"interleaved"}, {"zero-bubble"}},
              "Order of forward and backward passes in the pipeline; zero-bubble: weight gradients fill the bubble.");
   schema.add("parallel.chunks", parallel.chunks, {1, 1024},
-             "Model chunks per pipeline rank, with schedule interleaved or zero-bubble: chunk c of rank r is stage c x pipeline + r.");
-  schema.add("parallel.recompute", parallel.recompute,
-             {{"none"}, {"selective"}, {"full"}},
-             "What the backward pass computes again instead of keeping; selective: attention and elementwise results, full: all but the input of each layer.");
-  schema.add("parallel.overlap", parallel.overlap,
-             "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
-             "pipeline, sequence, separated by commas. Built: gradients, weights, tensor, pipeline, sequence.");
+             "Model chunks per pipeline rank, with schedule interleaved or zero-bubble: chunk c of rank r is stage c x "
+             "pipeline + r.");
+  schema.add("parallel.recompute", parallel.recompute, {{"none"}, {"selective"}, {"full"}},
+             "What the backward pass computes again instead of keeping; selective: attention and elementwise results, "
+             "full: all but the input of each layer.");
+  schema.add(
+      "parallel.overlap", parallel.overlap,
+      "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
+      "pipeline, sequence, separated by commas. Built: gradients, weights, tensor, pipeline, sequence.");
   const std::string* overlap = &parallel.overlap;
   schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},
@@ -94,18 +106,22 @@ void bind_train(Schema& schema, TrainConfig& train) {
   schema.add("train.tokens", train.tokens, {0, many}, "Tokens to train on, rounded up to whole steps.");
   schema.add("train.global_batch", train.global_batch, {1, 1 << 30}, "Sequences of one step, over all ranks.");
   schema.require("train.global_batch");
-  schema.add("train.micro_batch", train.micro_batch, {1, 1 << 30}, "Sequences that one data rank takes through the model at a time.");
+  schema.add("train.micro_batch", train.micro_batch, {1, 1 << 30},
+             "Sequences that one data rank takes through the model at a time.");
   schema.require("train.micro_batch");
   schema.add("train.optimizer.kind", train.optimizer.kind, {{"adamw"}}, "The optimiser.");
   schema.add("train.optimizer.lr", train.optimizer.learning_rate, {0.0, 1e3}, "Peak learning rate.");
-  schema.add("train.optimizer.betas", train.optimizer.betas, 2, {0.0, 1.0}, "Decay of the first and the second moment.");
+  schema.add("train.optimizer.betas", train.optimizer.betas, 2, {0.0, 1.0},
+             "Decay of the first and the second moment.");
   schema.add("train.optimizer.eps", train.optimizer.epsilon, {0.0, 1.0}, "Added to the root of the second moment.");
-  schema.add("train.optimizer.weight_decay", train.optimizer.weight_decay, {0.0, 1e3}, "Of matrices and the embedding; LRPE's theta has none.");
+  schema.add("train.optimizer.weight_decay", train.optimizer.weight_decay, {0.0, 1e3},
+             "Of matrices and the embedding; LRPE's theta has none.");
   schema.add("train.schedule.kind", train.schedule.kind, {{"constant"}, {"linear"}, {"cosine"}, {"wsd"}},
              "Learning rate after the warm-up; wsd: stable, then linear decay over the last decay_steps.");
   schema.add("train.schedule.warmup_steps", train.schedule.warmup_steps, {0, many}, "Steps of linear warm-up.");
   schema.add("train.schedule.min_lr", train.schedule.minimum, {0.0, 1e3}, "Learning rate of the last step.");
-  schema.add("train.schedule.decay_steps", train.schedule.decay_steps, {1, many}, "Steps of wsd's decay; auto: a tenth of all.");
+  schema.add("train.schedule.decay_steps", train.schedule.decay_steps, {1, many},
+             "Steps of wsd's decay; auto: a tenth of all.");
   schema.add("train.clip", train.clip, {0.0, 1e9}, "Largest global norm of the gradient; 0: no clipping.");
   const auto optimizer_betas = &train.optimizer.betas;
   schema.check("train.optimizer.betas", [=]() -> std::string {
@@ -126,13 +142,15 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
   schema.built_only_false("checkpoint.async", "asynchronous checkpoints");
   schema.add("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
   schema.add("run.seed", run.seed, {0, many}, "Of the initial weights and the order of samples.");
-  schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda"}}, "Where tensors live; auto: a GPU where there is one, one for each rank.");
+  schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda"}},
+             "Where tensors live; auto: a GPU where there is one, one for each rank.");
   schema.add("run.threads", run.threads, {1, 1 << 16},
              "Threads of each rank; auto: the host's cores over its ranks. OMP_NUM_THREADS wins.");
   schema.add("run.log_every", run.log_every, {1, many}, "Steps between lines of metrics.jsonl.");
-  schema.add("run.timeout", run.timeout, {0.0, 1e7},
-             "Seconds after which an operation between ranks that is not completed ends the job, and the rank that is missing "
-             "is named; 0: never. Longer than the longest wait of one rank for another, such as for a checkpoint.");
+  schema.add(
+      "run.timeout", run.timeout, {0.0, 1e7},
+      "Seconds after which an operation between ranks that is not completed ends the job, and the rank that is missing "
+      "is named; 0: never. Longer than the longest wait of one rank for another, such as for a checkpoint.");
   schema.add("run.check_collectives", run.check_collectives,
              "After each step, compare the order of operations between ranks; for finding defects.");
   schema.add("run.deterministic", run.deterministic, "Bit-identical from run to run; the CPU always is.");
@@ -141,8 +159,9 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
 void bind_precision(Schema& schema, PrecisionConfig& precision) {
   schema.add("precision.parameters", precision.parameters, {{"auto"}, {"bf16"}, {"fp32"}, {"fp64"}},
              "Weights and activations; auto: bf16 on a GPU, fp32 on the CPU, which has no bf16.");
-  schema.add("precision.master", precision.master, {{"auto"}, {"fp32"}, {"fp64"}},
-             "The weights that the optimiser updates and checkpoints hold; auto: fp32 for bf16 parameters, else as they are.");
+  schema.add(
+      "precision.master", precision.master, {{"auto"}, {"fp32"}, {"fp64"}},
+      "The weights that the optimiser updates and checkpoints hold; auto: fp32 for bf16 parameters, else as they are.");
   schema.add("precision.gradients", precision.gradients, {{"auto"}, {"fp32"}, {"fp64"}},
              "Accumulated gradients; auto: fp32 for bf16 parameters, else as they are.");
 }
@@ -157,7 +176,8 @@ void bind(Schema& schema, RunConfiguration& configuration, Unstored& unstored) {
 }
 
 // The preset named by the file or by an override, so that its sizes are the defaults of the other keys.
-std::string named_preset(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+std::string named_preset(const std::string& text, const std::string& source,
+                         const std::vector<std::string>& overrides) {
   std::string name;
   const std::map<std::string, std::string> flat = flatten_yaml(text, source);
   if (const auto found = flat.find("model.preset"); found != flat.end()) name = found->second;
@@ -182,7 +202,8 @@ void check_known_keys(const std::vector<std::string>& allowed, const RunConfigur
 bool is_free_to_change(const std::string& key, const RunConfiguration& run) {
   for (const char* section : {"parallel.", "checkpoint.", "run."})
     if (key.starts_with(section)) return key != "run.seed";
-  if (key == "model.preset" || key == "model.initializer_std" || key == "model.pad_id" || key == "train.micro_batch") return true;
+  if (key == "model.preset" || key == "model.initializer_std" || key == "model.pad_id" || key == "train.micro_batch")
+    return true;
   // With a constant rate the number of steps only says when to end.
   return run.train.schedule.kind == "constant" && (key == "train.steps" || key == "train.tokens");
 }
@@ -196,13 +217,16 @@ Precision resolve_precision(const PrecisionConfig& precision, Device device, con
   const std::string parameters = precision.parameters != "auto" ? precision.parameters : on_gpu ? "bf16" : "fp32";
   if (parameters == "bf16" && !on_gpu)
     throw UserError(key + ": bf16", "needs a GPU, and this run is on the CPU",
-                    fmt::format("use auto, fp32 or fp64, or a GPU{}", gpu::built ? "" : " and a build for it (cmake --preset cuda)"));
+                    fmt::format("use auto, fp32 or fp64, or a GPU{}",
+                                gpu::built ? "" : " and a build for it (cmake --preset cuda)"));
   const std::string wide = parameters == "bf16" ? "fp32" : parameters;
-  for (const auto& [name, value] : {std::pair{"precision.master", precision.master}, {"precision.gradients", precision.gradients}})
+  for (const auto& [name, value] :
+       {std::pair{"precision.master", precision.master}, {"precision.gradients", precision.gradients}})
     if (value != "auto" && value != wide)
-      throw UserError(name, fmt::format("{} with parameters in {}", value, parameters),
-                      fmt::format("leave it out, or set it to {}{}", wide,
-                                  on_gpu ? ", or precision.parameters to " + value : ": on the CPU all three are the same"));
+      throw UserError(
+          name, fmt::format("{} with parameters in {}", value, parameters),
+          fmt::format("leave it out, or set it to {}{}", wide,
+                      on_gpu ? ", or precision.parameters to " + value : ": on the CPU all three are the same"));
   return {parse_dtype(parameters), parse_dtype(wide)};
 }
 
@@ -221,7 +245,9 @@ TrainerOptions RunConfiguration::trainer_options(Device device) const {
   return options;
 }
 
-Precision RunConfiguration::precision_on(Device device) const { return resolve_precision(precision, device, "precision.parameters"); }
+Precision RunConfiguration::precision_on(Device device) const {
+  return resolve_precision(precision, device, "precision.parameters");
+}
 
 Precision parse_precision(const std::string& name, Device device) {
   for (const char* known : {"auto", "bf16", "fp32", "fp64"})
@@ -231,7 +257,8 @@ Precision parse_precision(const std::string& name, Device device) {
 
 std::string describe_precision(const Precision& precision) {
   if (precision.master() == precision.parameters) return std::string(name_of(precision.parameters));
-  return fmt::format("{}, master {}, gradients {}", name_of(precision.parameters), name_of(precision.master()), name_of(precision.gradients));
+  return fmt::format("{}, master {}, gradients {}", name_of(precision.parameters), name_of(precision.master()),
+                     name_of(precision.gradients));
 }
 
 RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,
@@ -260,23 +287,29 @@ std::string configuration_reference() {
   Schema schema;
   bind(schema, configuration, unstored);
   return "# Configuration\n\n"
-         "One YAML file, such as `configs/demo.yaml`. Generated by `fulmen doctor --configuration`; a test compares.\n\n"
-         "`--set key=value` on the command line changes single keys. An unknown key is an error that names the nearest one.\n\n" +
+         "One YAML file, such as `configs/demo.yaml`. Generated by `fulmen doctor --configuration`; a test "
+         "compares.\n\n"
+         "`--set key=value` on the command line changes single keys. An unknown key is an error that names the nearest "
+         "one.\n\n" +
          schema.markdown();
 }
 
-std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run, const std::string& checkpoint_configuration,
+std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run,
+                                                 const std::string& checkpoint_configuration,
                                                  const std::vector<std::string>& allowed) {
   std::vector<std::string> differences;
-  const std::map<std::string, std::string> saved = flatten_yaml(checkpoint_configuration, "the checkpoint's configuration");
+  const std::map<std::string, std::string> saved =
+      flatten_yaml(checkpoint_configuration, "the checkpoint's configuration");
   check_known_keys(allowed, run);
   for (const auto& [key, value] : run.flat) {
     const auto before = saved.find(key);
     if (before == saved.end() || before->second == value) continue;
     differences.push_back(fmt::format("{}: {} -> {}", key, before->second, value));
     if (is_free_to_change(key, run) || std::ranges::find(allowed, key) != allowed.end()) continue;
-    throw UserError(key, fmt::format("is {}, the checkpoint was trained with {}: this would change the training", value, before->second),
-                    fmt::format("set it back, or permit it with --allow-change {}", key));
+    throw UserError(
+        key,
+        fmt::format("is {}, the checkpoint was trained with {}: this would change the training", value, before->second),
+        fmt::format("set it back, or permit it with --allow-change {}", key));
   }
   return differences;
 }

@@ -24,18 +24,18 @@ struct PrecisionConfig {
 struct RunConfiguration {
   ModelConfig model;
   LayoutConfig parallel;
-  std::string transport = "auto";              // parallel.transport
+  std::string transport = "auto";  // parallel.transport
   PrecisionConfig precision;
   DataConfig data;
   TrainConfig train;
   CheckpointConfig checkpoint;
   RunConfig run;
 
-  std::string resolved;                        // every key, as nested YAML
-  std::map<std::string, std::string> flat;     // every key, dotted
+  std::string resolved;                     // every key, as nested YAML
+  std::map<std::string, std::string> flat;  // every key, dotted
 
-  // What the precision keys come to on a device. On the CPU fp32 (auto) or fp64 throughout; on a GPU bf16 with an fp32 master
-  // and fp32 gradients (auto), fp32 or fp64 throughout. Throws UserError.
+  // What the precision keys come to on a device. On the CPU fp32 (auto) or fp64 throughout; on a GPU bf16 with an fp32
+  // master and fp32 gradients (auto), fp32 or fp64 throughout. Throws UserError.
   Precision precision_on(Device device) const;
   // What of it a run on that device goes by; what to resume from is left out.
   TrainerOptions trainer_options(Device device) const;
@@ -57,7 +57,8 @@ std::string configuration_reference();
 
 // Compares a run's configuration with that of the checkpoint it resumes. Returns the differences, a line each; throws
 // UserError when one would silently change the training and is not in `allowed`.
-std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run, const std::string& checkpoint_configuration,
+std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run,
+                                                 const std::string& checkpoint_configuration,
                                                  const std::vector<std::string>& allowed);
 
 }  // namespace fulmen

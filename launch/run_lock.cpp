@@ -39,8 +39,8 @@ std::string slurm_job() {
 
 std::string own_text() {
   const RankPlace place = own_place();
-  return fmt::format("host: {}\npid: {}\nstarted: {}\njob: \"{}\"\nsince: \"{:%Y-%m-%d %H:%M:%S}\"\n", place.host, place.pid, place.started,
-                     slurm_job(), fmt::localtime(std::time(nullptr)));
+  return fmt::format("host: {}\npid: {}\nstarted: {}\njob: \"{}\"\nsince: \"{:%Y-%m-%d %H:%M:%S}\"\n", place.host,
+                     place.pid, place.started, slurm_job(), fmt::localtime(std::time(nullptr)));
 }
 
 // Empty where there is none.
@@ -89,8 +89,9 @@ fs::file_time_type time_of(const fs::path& file) {
 bool stale(const Holder& holder, const fs::path& file, double patience) {
   if (holder.place.pid == 0) return true;
   if (holder.place.host == own_place().host) return !process_lives(holder.place);
-  if (!holder.job.empty() && holder.job == slurm_job()) return true;   // requeued elsewhere
-  log_info("{} is of another host ({}): watching for {:.0f} s whether it is renewed", file.string(), holder.place.host, patience);
+  if (!holder.job.empty() && holder.job == slurm_job()) return true;  // requeued elsewhere
+  log_info("{} is of another host ({}): watching for {:.0f} s whether it is renewed", file.string(), holder.place.host,
+           patience);
   const fs::file_time_type before = time_of(file);
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(patience);
   while (std::chrono::steady_clock::now() < end) {
@@ -100,8 +101,8 @@ bool stale(const Holder& holder, const fs::path& file, double patience) {
   return true;
 }
 
-// Removes the lock that was read as `text`. Another process may have removed it, too, and taken the folder since: its lock, moved
-// away in place of the old one, is put back.
+// Removes the lock that was read as `text`. Another process may have removed it, too, and taken the folder since: its
+// lock, moved away in place of the old one, is put back.
 void remove(const fs::path& file, const std::string& text) {
   const fs::path aside = file.string() + fmt::format(".{}.old", getpid());
   if (::rename(file.c_str(), aside.c_str()) != 0) {
@@ -120,10 +121,13 @@ RunLock::RunLock(const fs::path& folder, double patience) : file_(folder / "run.
     const std::string found = text_of(file_);
     const Holder holder = holder_of(found, file_);
     if (!stale(holder, file_, patience))
-      throw UserError(fmt::format("run.directory: {}", folder.string()),
-                      fmt::format("is in use by process {} on {}, since {}", holder.place.pid, holder.place.host, holder.since),
-                      "stop that run (a file STOP in the folder does), or choose another run.directory");
-    if (holder.place.pid != 0) log_info("taking over {} of process {} on {}, which has ended", file_.string(), holder.place.pid, holder.place.host);
+      throw UserError(
+          fmt::format("run.directory: {}", folder.string()),
+          fmt::format("is in use by process {} on {}, since {}", holder.place.pid, holder.place.host, holder.since),
+          "stop that run (a file STOP in the folder does), or choose another run.directory");
+    if (holder.place.pid != 0)
+      log_info("taking over {} of process {} on {}, which has ended", file_.string(), holder.place.pid,
+               holder.place.host);
     remove(file_, found);
   }
   thread_ = std::thread([this] { renew(); });

@@ -9,9 +9,9 @@
 
 namespace fulmen {
 
-// Holds the lock of a run folder while it lives. The file names the host, the process and the job, and its time is renewed
-// every few seconds. A lock whose process has ended, on this host, is taken over; so is one of an earlier start of the same
-// Slurm job, and, after `patience` seconds of watching, one of another host that is not renewed any more.
+// Holds the lock of a run folder while it lives. The file names the host, the process and the job, and its time is
+// renewed every few seconds. A lock whose process has ended, on this host, is taken over; so is one of an earlier start
+// of the same Slurm job, and, after `patience` seconds of watching, one of another host that is not renewed any more.
 class RunLock {
  public:
   // Throws UserError when another run holds it.
@@ -24,8 +24,8 @@ class RunLock {
   void renew();
 
   std::filesystem::path file_;
-  std::string text_;              // what it holds while it is this run's
-  std::mutex mutex_;              // of the two below
+  std::string text_;  // what it holds while it is this run's
+  std::mutex mutex_;  // of the two below
   std::condition_variable wake_;
   bool over_ = false;
   std::thread thread_;

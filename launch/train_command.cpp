@@ -31,7 +31,8 @@ std::optional<std::filesystem::path> choose_checkpoint(const std::string& wish, 
       throw UserError(root.string(), "already holds checkpoints, which a fresh start would mix with its own",
                       "choose another run.directory, delete the folder, or use --resume auto");
     if (wish == "auto" && !newest && !skipped.empty())
-      throw UserError(root.string(), "holds checkpoints, none of which can be used: a run from the start would replace them",
+      throw UserError(root.string(),
+                      "holds checkpoints, none of which can be used: a run from the start would replace them",
                       "restore one of them, or choose another run.directory");
     if (wish == "auto" && newest) chosen = newest->string();
     if (wish != "auto" && wish != "none") chosen = find_checkpoint(wish).string();
@@ -51,18 +52,20 @@ void check_resume(const RunConfiguration& configuration, const std::filesystem::
   if (!saved.corpus.empty() && !corpus.empty()) {
     same_corpus = corpus == saved.corpus;
     if (!same_corpus && std::ranges::find(allowed, "data.path") == allowed.end())
-      throw UserError("data.path", fmt::format("{} is another corpus than the checkpoint was trained on", configuration.data.path),
+      throw UserError("data.path",
+                      fmt::format("{} is another corpus than the checkpoint was trained on", configuration.data.path),
                       "give that corpus, or permit this one with --allow-change data.path");
   }
   std::vector<std::string> may_differ = allowed;
-  if (same_corpus) may_differ.emplace_back("data.path");   // it lies elsewhere now
+  if (same_corpus) may_differ.emplace_back("data.path");  // it lies elsewhere now
   for (const std::string& difference : compare_with_checkpoint(configuration, saved.configuration, may_differ))
     log_info("changed since the checkpoint: {}", difference);
 }
 
 // For batch scripts: under srun a step's exit code can hide a 75 behind a killed rank's 137.
 void write_verdict(const std::filesystem::path& folder, ExitCode code, const std::string& reason) {
-  write_text_atomically(folder / "verdict.yaml", fmt::format("exit_code: {}\nreason: {}\n", static_cast<int>(code), reason));
+  write_text_atomically(folder / "verdict.yaml",
+                        fmt::format("exit_code: {}\nreason: {}\n", static_cast<int>(code), reason));
 }
 
 // While an error is on its way, which tells more than a second one.
@@ -77,14 +80,16 @@ void write_failure(const std::filesystem::path& folder, ExitCode code) {
 }  // namespace
 
 ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("train CONFIG [--set key=value]... [--resume auto|none|PATH]",
-                   "Trains the model that a YAML file describes; run it under mpirun or srun, or alone. SIGUSR1, SIGTERM,\n"
-                   "SIGINT or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
-                   "mpirun -n 4 fulmen train configs/demo.yaml --set parallel.tensor=2");
+  CommandLine line(
+      "train CONFIG [--set key=value]... [--resume auto|none|PATH]",
+      "Trains the model that a YAML file describes; run it under mpirun or srun, or alone. SIGUSR1, SIGTERM,\n"
+      "SIGINT or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
+      "mpirun -n 4 fulmen train configs/demo.yaml --set parallel.tensor=2");
   line.positional("CONFIG", "the configuration");
   line.repeatable("set", "change a key; may be repeated: train.steps=100");
   line.option("resume", "auto (default): the run folder's newest checkpoint if there is one; none; or a path");
-  line.repeatable("allow-change", "a key that may differ from the checkpoint's configuration although it changes the training");
+  line.repeatable("allow-change",
+                  "a key that may differ from the checkpoint's configuration although it changes the training");
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
@@ -113,7 +118,8 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   try {
     const ExitCode code = train(options, mesh, resources.execution(), world.start_up());
     world.stop_watching();
-    if (ranks.rank() == 0) write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
+    if (ranks.rank() == 0)
+      write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
     return code;
   } catch (const Error& error) {
     if (error.code() != ExitCode::user) write_failure(folder, error.code());

@@ -32,14 +32,14 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds period{50};
-constexpr int neighbours_watched = 4;   // by each rank, so that large hosts do not read much
+constexpr int neighbours_watched = 4;  // by each rank, so that large hosts do not read much
 
 // State and start of a process as the kernel lists them; false when there is none.
 bool read_process(std::int64_t pid, char& state, std::int64_t& started) {
   std::ifstream file(fmt::format("/proc/{}/stat", pid));
   std::string line;
   if (!std::getline(file, line)) return false;
-  const std::size_t name_end = line.rfind(')');   // the name may hold anything
+  const std::size_t name_end = line.rfind(')');  // the name may hold anything
   if (name_end == std::string::npos) return false;
   std::istringstream rest(line.substr(name_end + 1));
   rest >> state;
@@ -77,7 +77,8 @@ namespace {
 char state_of(const RankPlace& place) {
   char state = 0;
   std::int64_t started = 0;
-  const bool there = read_process(place.pid, state, started) && started == place.started && state != 'Z' && state != 'X';
+  const bool there =
+      read_process(place.pid, state, started) && started == place.started && state != 'Z' && state != 'X';
   return there ? state : '\0';
 }
 
@@ -103,8 +104,13 @@ std::vector<RankPlace> gather_places(Communicator& ranks) {
   return places;
 }
 
-Watchdog::Watchdog(std::shared_ptr<FlightRecorder> recorder, Communicator& ranks, fs::path folder, double timeout, Device device)
-    : recorder_(std::move(recorder)), ranks_(ranks), folder_(std::move(folder)), timeout_(timeout), device_(device),
+Watchdog::Watchdog(std::shared_ptr<FlightRecorder> recorder, Communicator& ranks, fs::path folder, double timeout,
+                   Device device)
+    : recorder_(std::move(recorder)),
+      ranks_(ranks),
+      folder_(std::move(folder)),
+      timeout_(timeout),
+      device_(device),
       places_(gather_places(ranks)) {
   const auto self = static_cast<std::size_t>(ranks_.rank());
   for (std::size_t rank = 0; rank < places_.size(); ++rank)
@@ -186,7 +192,8 @@ void Watchdog::look() {
   if (told_to_terminate() && !std::exchange(terminated_, true)) on_termination();
   // The rest need not be looked at as often.
   if (Clock::now() < next_look_) return;
-  next_look_ = Clock::now() + milliseconds(timeout_ > 0 ? static_cast<int>(1000 * std::clamp(timeout_ / 10, 0.1, 0.5)) : 500);
+  next_look_ =
+      Clock::now() + milliseconds(timeout_ > 0 ? static_cast<int>(1000 * std::clamp(timeout_ / 10, 0.1, 0.5)) : 500);
   if (!dead_neighbours(neighbours_watched).empty()) end_job("asked", "a rank of this job has ended");
   if (timeout_ > 0 && recorder_->blocked_seconds() > timeout_)
     end_job("timeout", fmt::format("an operation between ranks was not completed within {} s (run.timeout)", timeout_));
@@ -233,28 +240,31 @@ void Watchdog::on_termination() {
   wait_until(milliseconds(400), [&] { return !dead_neighbours().empty() || all_recorded(false); });
   if (!dead_neighbours().empty()) end_job("terminated", "a rank of this job has ended");
   const auto records = flight_records(folder_, recorder_->ranks());
-  if (!shared_ || !all_recorded(true) || all_recorded(false) || 2 * static_cast<int>(records.size()) <= recorder_->ranks()) return;
+  if (!shared_ || !all_recorded(true) || all_recorded(false) ||
+      2 * static_cast<int>(records.size()) <= recorder_->ranks())
+    return;
   if (std::ranges::any_of(records, [](const auto& found) { return found.second != "terminated"; })) return;
   wait_for_turn();
   if (claim_the_word()) say("the ranks of this job are being ended by SIGTERM");
 }
 
-// Whether all ranks that can, or only those of this host, have written their records: one that was stopped, or has ended,
-// will not.
+// Whether all ranks that can, or only those of this host, have written their records: one that was stopped, or has
+// ended, will not.
 bool Watchdog::all_recorded(bool here_only) const {
   std::vector<bool> settled(static_cast<std::size_t>(recorder_->ranks()), here_only || !shared_);
   for (const int rank : neighbours_) {
     const char state = state_of(places_[static_cast<std::size_t>(rank)]);
     settled[static_cast<std::size_t>(rank)] = state == '\0' || state == 'T';
   }
-  for (const auto& [rank, reason] : flight_records(folder_, recorder_->ranks())) settled[static_cast<std::size_t>(rank)] = true;
+  for (const auto& [rank, reason] : flight_records(folder_, recorder_->ranks()))
+    settled[static_cast<std::size_t>(rank)] = true;
   return std::ranges::all_of(settled, [](bool is) { return is; });
 }
 
 // Only one rank speaks: the first to make this file.
 bool Watchdog::claim_the_word() const {
   const int file = ::open((folder_ / "verdict.txt").c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (file < 0) return errno != EEXIST;   // a folder that cannot be written: rather twice than not at all
+  if (file < 0) return errno != EEXIST;  // a folder that cannot be written: rather twice than not at all
   ::close(file);
   return true;
 }
@@ -301,8 +311,10 @@ void Watchdog::end_job(const std::string& reason, const std::string& why) {
   // The others write theirs when they see the request. A launcher's SIGKILL follows its SIGTERM after a second.
   wait_until(told_to_terminate() ? milliseconds(250) : milliseconds(2000), [&] { return all_recorded(false); });
   wait_for_turn();
-  if (claim_the_word()) say(why);
-  else std::this_thread::sleep_for(milliseconds(3000));   // the one that speaks also ends the job
+  if (claim_the_word())
+    say(why);
+  else
+    std::this_thread::sleep_for(milliseconds(3000));  // the one that speaks also ends the job
   // Aborting over NCCL may itself wait.
   std::thread([recorder = recorder_] { recorder->cancel(); }).detach();
   std::this_thread::sleep_for(milliseconds(device_.kind == DeviceKind::cuda ? 1000 : 0));

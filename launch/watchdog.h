@@ -1,5 +1,5 @@
-// Ends a job in which a rank died or stands still, and says which: a thread on each rank, which needs neither MPI nor the
-// thread of the step.
+// Ends a job in which a rank died or stands still, and says which: a thread on each rank, which needs neither MPI nor
+// the thread of the step.
 #pragma once
 
 #include <atomic>
@@ -19,8 +19,8 @@
 
 namespace fulmen {
 
-// Where a rank's process is. `started`: clock ticks since the machine's start, which tells a process from a later one of
-// the same number.
+// Where a rank's process is. `started`: clock ticks since the machine's start, which tells a process from a later one
+// of the same number.
 struct RankPlace {
   std::string host;
   std::int64_t pid = 0, started = 0;
@@ -32,15 +32,17 @@ bool process_lives(const RankPlace& place);
 std::vector<RankPlace> gather_places(Communicator& ranks);
 
 // While it lives, this rank's flight record is written into a folder that all ranks share
-//  - when an operation has not been completed within the time-out, on all ranks: then the job is ended with exit code 1;
+//  - when an operation has not been completed within the time-out, on all ranks: then the job is ended with exit code
+//  1;
 //  - when a rank on this host is gone without a word: the same;
 //  - on SIGTERM and on a fatal signal.
 // The lowest rank that is left says, once, which rank is missing and what it did last.
 class Watchdog {
  public:
-  // Collective over `ranks`, whose abort() ends the job. A folder from an earlier start is kept beside this one under the
-  // name `flight-previous`. `timeout` in seconds, 0 for none. The device is the one that operations run on.
-  Watchdog(std::shared_ptr<FlightRecorder> recorder, Communicator& ranks, std::filesystem::path folder, double timeout, Device device);
+  // Collective over `ranks`, whose abort() ends the job. A folder from an earlier start is kept beside this one under
+  // the name `flight-previous`. `timeout` in seconds, 0 for none. The device is the one that operations run on.
+  Watchdog(std::shared_ptr<FlightRecorder> recorder, Communicator& ranks, std::filesystem::path folder, double timeout,
+           Device device);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -72,13 +74,13 @@ class Watchdog {
   double timeout_;
   Device device_;
   std::vector<RankPlace> places_;
-  std::vector<int> neighbours_;   // other ranks whose processes can be seen from here
-  bool shared_ = false;           // whether all ranks see the same folder
+  std::vector<int> neighbours_;  // other ranks whose processes can be seen from here
+  bool shared_ = false;          // whether all ranks see the same folder
   bool recorded_ = false, terminated_ = false;
   std::chrono::steady_clock::time_point next_look_ = {};
   std::atomic<bool> ending_ = false;
 
-  std::mutex mutex_;              // of the two below
+  std::mutex mutex_;  // of the two below
   std::condition_variable wake_;
   bool over_ = false;
   std::thread thread_;

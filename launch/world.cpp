@@ -24,15 +24,19 @@ namespace {
 
 // srun without MPI, for example, starts as many single ranks as it was asked for, and each would train by itself.
 void require_all_ranks(int known, int started) {
-  if (known >= started) return;   // not every launcher tells the number
-  throw UserError("MPI", fmt::format("it knows {} rank(s), but the launcher started {}: they would not work together", known, started),
-                  "start with `srun --mpi=pmix` (`srun --mpi=list` says what there is) or with the mpirun of the MPI that this "
-                  "program was built with");
+  if (known >= started) return;  // not every launcher tells the number
+  throw UserError(
+      "MPI",
+      fmt::format("it knows {} rank(s), but the launcher started {}: they would not work together", known, started),
+      "start with `srun --mpi=pmix` (`srun --mpi=list` says what there is) or with the mpirun of the MPI that this "
+      "program was built with");
 }
 
 }  // namespace
 
-std::unique_ptr<Communicator> World::all_ranks() const { return session_ ? session_->world() : make_self_communicator(); }
+std::unique_ptr<Communicator> World::all_ranks() const {
+  return session_ ? session_->world() : make_self_communicator();
+}
 
 Communicator& World::communicator() {
   if (communicator_) return *communicator_;
@@ -82,12 +86,14 @@ bool ranks_share_gpus(Communicator& ranks, Device device) {
 Communicator& World::communicator(Device device, const std::string& transport) {
   Communicator& host = communicator();
   FULMEN_CHECK(!device_communicator_, "the ranks of this job have chosen their devices before");
-  const auto with_gpu = host.all_reduce(static_cast<std::int64_t>(device.kind == DeviceKind::cuda ? 1 : 0), ReduceOp::sum);
+  const auto with_gpu =
+      host.all_reduce(static_cast<std::int64_t>(device.kind == DeviceKind::cuda ? 1 : 0), ReduceOp::sum);
   if (with_gpu != 0 && with_gpu != host.size())
     throw UserError("run.device: auto", fmt::format("{} of {} ranks found a GPU", with_gpu, host.size()),
                     "set run.device to cpu, or start ranks only where there are GPUs");
   if (with_gpu == 0) {
-    if (transport == "nccl") throw UserError("parallel.transport", "nccl moves GPU memory only", "use auto, or set run.device to cuda");
+    if (transport == "nccl")
+      throw UserError("parallel.transport", "nccl moves GPU memory only", "use auto, or set run.device to cuda");
     return host;
   }
   const bool shared = host.size() > 1 && ranks_share_gpus(host, device);
@@ -97,7 +103,8 @@ Communicator& World::communicator(Device device, const std::string& transport) {
   if (shared && rank() == 0) log_warning("some ranks share a GPU: what they exchange goes through host memory");
   const bool staged = transport == "host" || (transport == "auto" && (shared || host.size() == 1));
   device_communicator_ = make_recording_communicator(
-      staged ? make_staged_communicator(all_ranks(), device) : make_nccl_communicator(all_ranks(), device), recorder_, "world of GPUs");
+      staged ? make_staged_communicator(all_ranks(), device) : make_nccl_communicator(all_ranks(), device), recorder_,
+      "world of GPUs");
   return *device_communicator_;
 }
 
@@ -125,8 +132,8 @@ int World::fail(const Error& error) {
     watchdog_->rank_failed(error.what());
   }
   if (rank() > 0) {
-    // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after more
-    // than a second where MPI has not started and the launcher only sees a process end.
+    // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after
+    // more than a second where MPI has not started and the launcher only sees a process end.
     obey_stop_signals();
     const int patience = communicator_ ? 2000 : 5000;
     std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank(), 50)));
@@ -172,18 +179,21 @@ std::string describe_device(Device device) {
 }
 
 void configure_threads(const std::optional<std::int64_t>& wanted) {
-  const int given = environment_number("SLURM_CPUS_ON_NODE");   // cores of this host that the job was given
+  const int given = environment_number("SLURM_CPUS_ON_NODE");  // cores of this host that the job was given
   const int cores = given > 0 ? given : host_cores();
   const int share = std::max(1, cores / std::max(1, MpiSession::environment_local_size()));
   int threads = wanted ? static_cast<int>(*wanted) : share;
   if (const int environment = environment_number("OMP_NUM_THREADS"); environment > 0) threads = environment;
-  constexpr int most_per_core = 64;   // beyond, threads wait for each other for minutes, and some have no room for a stack
+  constexpr int most_per_core =
+      64;  // beyond, threads wait for each other for minutes, and some have no room for a stack
   if (threads > most_per_core * host_cores())
     throw UserError("run.threads", fmt::format("{} threads on the {} core(s) of this host", threads, host_cores()),
                     "give no more than it has cores; OMP_NUM_THREADS goes before the configuration");
   if (available_cores() < threads)
-    log_warning("{} threads on {} core(s): the launcher binds this rank to fewer cores than its share; "
-                "pass --bind-to none to mpirun", threads, available_cores());
+    log_warning(
+        "{} threads on {} core(s): the launcher binds this rank to fewer cores than its share; "
+        "pass --bind-to none to mpirun",
+        threads, available_cores());
   set_compute_threads(threads);
 }
 

@@ -18,12 +18,13 @@ class World {
  public:
   World() = default;
 
-  // All ranks: MPI's when a launcher started this process, else a self communicator. Starts MPI when first called. It moves
-  // host memory. Throws UserError when MPI and the launcher do not agree about the number of ranks.
+  // All ranks: MPI's when a launcher started this process, else a self communicator. Starts MPI when first called. It
+  // moves host memory. Throws UserError when MPI and the launcher do not agree about the number of ranks.
   Communicator& communicator();
-  // The same ranks for tensors on `device` (and host memory): communicator() itself on the CPU. On GPUs over NCCL or staged
-  // through the host, as `transport` says: auto (NCCL where every rank has a GPU of its own), nccl or host. Collective;
-  // called once. Throws UserError on all ranks when they chose different kinds of devices, or NCCL for GPUs that are shared.
+  // The same ranks for tensors on `device` (and host memory): communicator() itself on the CPU. On GPUs over NCCL or
+  // staged through the host, as `transport` says: auto (NCCL where every rank has a GPU of its own), nccl or host.
+  // Collective; called once. Throws UserError on all ranks when they chose different kinds of devices, or NCCL for GPUs
+  // that are shared.
   Communicator& communicator(Device device, const std::string& transport);
   // This process's rank, before or after communicator().
   int rank() const;
@@ -31,7 +32,8 @@ class World {
 
   // From now on operations are entered for check_order(), too. Before communicator().
   void keep_order() { keeps_order_ = true; }
-  // Compares the order of operations of all ranks since the last time. Collective. Throws InternalError where it differs.
+  // Compares the order of operations of all ranks since the last time. Collective. Throws InternalError where it
+  // differs.
   void check_order();
   // From now on a rank that dies or stands still ends the job (see Watchdog), its records in `folder`. Collective.
   void watch(const std::filesystem::path& folder, double timeout, Device device);
@@ -40,12 +42,12 @@ class World {
   // How long the phases of the start took on this rank.
   PhaseTimes& start_up();
 
-  // Reports an error once for the whole job, ends all ranks and returns the exit code when this process is alone. A mistake
-  // that all ranks see is reported by rank 0: the others wait a moment, and are ended by it before they speak.
+  // Reports an error once for the whole job, ends all ranks and returns the exit code when this process is alone. A
+  // mistake that all ranks see is reported by rank 0: the others wait a moment, and are ended by it before they speak.
   int fail(const Error& error);
 
  private:
-  std::unique_ptr<Communicator> all_ranks() const;   // one more, which does not record
+  std::unique_ptr<Communicator> all_ranks() const;  // one more, which does not record
 
   bool keeps_order_ = false;
   PhaseTimes start_up_;
@@ -57,14 +59,14 @@ class World {
   std::unique_ptr<Watchdog> watchdog_;
 };
 
-// The device of this rank: `wish` is auto (a GPU where there is one), cpu or cuda. A rank gets the GPU of its number on its
-// node, in turns where there are fewer. Throws UserError naming `key` when no GPU is to be had.
+// The device of this rank: `wish` is auto (a GPU where there is one), cpu or cuda. A rank gets the GPU of its number on
+// its node, in turns where there are fewer. Throws UserError naming `key` when no GPU is to be had.
 Device choose_device(const std::string& wish, const std::string& key = "run.device");
 // "GPU 0, NVIDIA H200" or "CPU, 16 threads".
 std::string describe_device(Device device);
 
-// Sets the threads of this rank: OMP_NUM_THREADS, else `wanted`, else the host's cores over its ranks, within the affinity
-// mask. Warns when the mask is smaller than the share.
+// Sets the threads of this rank: OMP_NUM_THREADS, else `wanted`, else the host's cores over its ranks, within the
+// affinity mask. Warns when the mask is smaller than the share.
 void configure_threads(const std::optional<std::int64_t>& wanted);
 
 }  // namespace fulmen

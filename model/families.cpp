@@ -20,7 +20,8 @@ std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std:
   return list;
 }
 
-std::vector<std::unique_ptr<Sublayer>> make_layer(const ModelConfig& config, std::int64_t layer, const ModelContext& context) {
+std::vector<std::unique_ptr<Sublayer>> make_layer(const ModelConfig& config, std::int64_t layer,
+                                                  const ModelContext& context) {
   std::vector<std::unique_ptr<Sublayer>> sublayers;
   sublayers.push_back(std::make_unique<GatedLinearAttention>(config, layer, context));
   sublayers.push_back(std::make_unique<GatedLinearUnitMixer>(config, layer, context));

@@ -12,6 +12,7 @@ namespace fulmen {
 // Declarations of layers [first, end), in the order of their use.
 std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std::int64_t first, std::int64_t end);
 // The residual branches of one layer, in order.
-std::vector<std::unique_ptr<Sublayer>> make_layer(const ModelConfig& config, std::int64_t layer, const ModelContext& context);
+std::vector<std::unique_ptr<Sublayer>> make_layer(const ModelConfig& config, std::int64_t layer,
+                                                  const ModelContext& context);
 
 }  // namespace fulmen

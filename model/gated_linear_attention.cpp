@@ -30,7 +30,9 @@ ParameterDeclaration declare_theta(const ModelConfig& config, const std::string&
   const double hidden = static_cast<double>(config.hidden);
   ParameterDeclaration declaration = declare_weight(
       name, {config.heads, 1, config.head_width()},
-      [hidden](const RandomStream&, std::int64_t index) { return std::pow(10000.0, -2.0 * static_cast<double>(index) / hidden); },
+      [hidden](const RandomStream&, std::int64_t index) {
+        return std::pow(10000.0, -2.0 * static_cast<double>(index) / hidden);
+      },
       0, config.heads);
   declaration.group.wide = true;
   declaration.group.weight_decay = false;
@@ -48,7 +50,8 @@ std::vector<ParameterDeclaration> GatedLinearAttention::declare(const ModelConfi
     // Each rank's heads contribute their part to the first gate matrix's gradient.
     list.push_back(declare_weight(prefix + "output_gate.0.weight", {config.gate_rank, config.hidden}, normal, 0, 0));
     list.back().placement = weight_placement(AxisPlacement::replicated_partial);
-    list.push_back(declare_weight(prefix + "output_gate.1.weight", {config.hidden, config.gate_rank}, normal, 0, config.heads));
+    list.push_back(
+        declare_weight(prefix + "output_gate.1.weight", {config.hidden, config.gate_rank}, normal, 0, config.heads));
   } else {
     list.push_back(declare_projection(config, prefix + "qkvu_proj.weight", 4));
   }
@@ -73,7 +76,8 @@ GatedLinearAttention::GatedLinearAttention(const ModelConfig& config, std::int64
   if (config.has_lrpe(layer)) theta_ = parameters.id(prefix + "lrpe.theta");
 
   const Communicator& tensor = *context.tensor;
-  FULMEN_CHECK(config.heads % tensor.size() == 0, "{} tensor ranks do not divide {} heads", tensor.size(), config.heads);
+  FULMEN_CHECK(config.heads % tensor.size() == 0, "{} tensor ranks do not divide {} heads", tensor.size(),
+               config.heads);
   const IndexRange heads = partition(config.heads, tensor.size(), tensor.rank());
   heads_ = heads.size();
   local_ = heads_ * head_width_;
@@ -93,20 +97,22 @@ std::vector<StashTensor> GatedLinearAttention::stash(int slot, const BatchShape&
   const DType wide = accumulation_dtype(type);
   const std::int64_t tokens = shape.tokens();
   Stash& stash = stash_of(slot);
-  std::vector<StashTensor> list = {{&stash.projection, type, {tokens, (low_rank_gated() ? 3 : 4) * local_}, Keep::products},
-                                   {&stash.attention, type, {tokens, local_}, Keep::all},
-                                   {&stash.gate_inverse_rms, wide, {tokens}, Keep::products}};
+  std::vector<StashTensor> list = {
+      {&stash.projection, type, {tokens, (low_rank_gated() ? 3 : 4) * local_}, Keep::products},
+      {&stash.attention, type, {tokens, local_}, Keep::all},
+      {&stash.gate_inverse_rms, wide, {tokens}, Keep::products}};
   if (low_rank_gated()) {
     // Small, and read by backward_weight, when what was made again is gone.
     list.push_back({&stash.low_rank, type, {tokens, context_.parameters->layout(*gate_first_).rows}, Keep::always});
-    list.push_back({&stash.low_rank_gate, type, {tokens, local_}, Keep::all});   // a product of few operations
+    list.push_back({&stash.low_rank_gate, type, {tokens, local_}, Keep::all});  // a product of few operations
   }
   if (context_.sequence.ranks != nullptr)
     list.push_back({&stash.initial_state, wide, state_shape(shape.batch), Keep::products});
   // Not where they would be without the state in front of the slice, which arrives later.
   if (context_.sequence.ranks == nullptr || !context_.sequence.overlap) {
     const std::int64_t elements = linear_attention_piece_elements(
-        context_.execution, {shape.batch, shape.length, heads_, head_width_, head_width_, type, Activation::silu, theta_.has_value()});
+        context_.execution,
+        {shape.batch, shape.length, heads_, head_width_, head_width_, type, Activation::silu, theta_.has_value()});
     if (elements > 0) list.push_back({&stash.piece_states, wide, {elements}, Keep::all});
   }
   return with_norm(slot, shape, std::move(list));
@@ -123,7 +129,7 @@ Tensor GatedLinearAttention::attention_output(const Stash& stash, const MicroBat
 
 LinearAttentionInputs GatedLinearAttention::attention_inputs(const Stash& stash, const MicroBatch& micro_batch) const {
   const Tensor& projection = stash.projection;
-  const auto part = [&](int i) {   // [batch, length, heads, width], where the projection left it
+  const auto part = [&](int i) {  // [batch, length, heads, width], where the projection left it
     return projection.slice(1, i * local_, (i + 1) * local_)
         .split_dimension(0, micro_batch.shape.length)
         .split_dimension(2, head_width_);
@@ -153,12 +159,14 @@ void GatedLinearAttention::run(int slot, const MicroBatch& micro_batch, const Te
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
 
-  multiply_normed(slot, micro_batch, residual, branch, [&](const Execution& where, IndexRange rows, const Tensor& values) {
-    linear_forward(where, values, parameters.weight(projection_), stash.projection.slice(0, rows.begin, rows.end));
-    if (low_rank_gated())
-      linear_forward(where, values, parameters.weight(*gate_first_), stash.low_rank.slice(0, rows.begin, rows.end));
-  });
-  if (low_rank_gated()) linear_forward(execution, stash.low_rank, parameters.weight(*gate_second_), stash.low_rank_gate);
+  multiply_normed(
+      slot, micro_batch, residual, branch, [&](const Execution& where, IndexRange rows, const Tensor& values) {
+        linear_forward(where, values, parameters.weight(projection_), stash.projection.slice(0, rows.begin, rows.end));
+        if (low_rank_gated())
+          linear_forward(where, values, parameters.weight(*gate_first_), stash.low_rank.slice(0, rows.begin, rows.end));
+      });
+  if (low_rank_gated())
+    linear_forward(execution, stash.low_rank, parameters.weight(*gate_second_), stash.low_rank_gate);
 
   LinearAttentionOutputs outputs;
   outputs.output = attention_output(stash, micro_batch);
@@ -190,8 +198,8 @@ void GatedLinearAttention::run(int slot, const MicroBatch& micro_batch, const Te
   sum.finish();
 }
 
-void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                                   const Tensor& branch_out) {
+void GatedLinearAttention::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual,
+                                   const Tensor& branch, const Tensor& branch_out) {
   run(slot, micro_batch, {}, residual, branch, branch_out);
 }
 
@@ -232,10 +240,10 @@ void GatedLinearAttention::differentiate(int slot, const MicroBatch& micro_batch
     stash.d_low_rank_gate = kept.take(type, {tokens, local_});
   }
   const Arena::Frame frame(*execution.scratch);
-  const Tensor& d_gated = stash.gated;   // written where its gradient was read
+  const Tensor& d_gated = stash.gated;  // written where its gradient was read
   linear_backward_input(execution, d_branch_out(slot), parameters.weight(out_), d_gated);
 
-  Tensor dot;   // of a split width; of a whole one the backward pass forms it itself
+  Tensor dot;  // of a split width; of a whole one the backward pass forms it itself
   if (context_.tensor->size() > 1) {
     dot = execution.scratch->take(accumulation_dtype(type), {tokens});
     gated_norm_backward_dot(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_,
@@ -243,8 +251,7 @@ void GatedLinearAttention::differentiate(int slot, const MicroBatch& micro_batch
     context_.sum_over_tensor(dot);
   }
   const Tensor d_attention = execution.scratch->take(type, {tokens, local_});
-  const Tensor d_gate =
-      low_rank_gated() ? stash.d_low_rank_gate : stash.d_projection.slice(1, 3 * local_, 4 * local_);
+  const Tensor d_gate = low_rank_gated() ? stash.d_low_rank_gate : stash.d_projection.slice(1, 3 * local_, 4 * local_);
   gated_norm_backward(execution, d_gated, stash.attention, stash.gate_inverse_rms, gate(stash), gate_activation_, dot,
                       hidden_, d_attention, d_gate, stash.gated);
 
@@ -274,7 +281,8 @@ void GatedLinearAttention::differentiate_normed(int slot, TokenSum& d_normed, bo
       [&](const Execution& where, IndexRange rows, const Tensor& values) {
         const auto of = [&](const Tensor& whole) { return whole.slice(0, rows.begin, rows.end); };
         linear_backward_input(where, of(stash.d_projection), parameters.weight(projection_), values);
-        if (low_rank_gated()) linear_backward_input(where, of(stash.d_low_rank), parameters.weight(*gate_first_), values, true);
+        if (low_rank_gated())
+          linear_backward_input(where, of(stash.d_low_rank), parameters.weight(*gate_first_), values, true);
       },
       beside);
 }
@@ -282,7 +290,8 @@ void GatedLinearAttention::differentiate_normed(int slot, TokenSum& d_normed, bo
 void GatedLinearAttention::add_output_gradients(int slot) {
   const Stash& stash = stash_of(slot);
   add_weight_gradient(context_, context_.execution, out_, d_branch_out(slot), stash.gated);
-  if (low_rank_gated()) add_weight_gradient(context_, context_.execution, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
+  if (low_rank_gated())
+    add_weight_gradient(context_, context_.execution, *gate_second_, stash.d_low_rank_gate, stash.low_rank);
 }
 
 void GatedLinearAttention::add_input_gradients(int slot, const Execution& execution, const Tensor& normed) {

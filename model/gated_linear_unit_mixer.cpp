@@ -16,7 +16,8 @@ std::vector<ParameterDeclaration> GatedLinearUnitMixer::declare(const ModelConfi
   const std::string prefix = prefix_of(layer);
   const Initializer normal = normal_initializer(config.initializer_std);
   // l1 and l2 read the same input, so they are one product: two logical tensors in one fused weight.
-  ParameterDeclaration expand = declare_weight(prefix + "l1.weight", {config.glu, config.hidden}, normal, 0, config.glu);
+  ParameterDeclaration expand =
+      declare_weight(prefix + "l1.weight", {config.glu, config.hidden}, normal, 0, config.glu);
   expand.name = prefix + "l1_l2";
   expand.segments.push_back({prefix + "l2.weight", 0, config.glu, config.glu});
   expand.tensors.push_back({prefix + "l2.weight", {config.glu, config.hidden}, normal});
@@ -41,8 +42,8 @@ std::vector<StashTensor> GatedLinearUnitMixer::stash(int slot, const BatchShape&
   return with_norm(slot, shape, {{&stash_of(slot).expansion, type, {shape.tokens(), 2 * local_}, Keep::products}});
 }
 
-void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                                   const Tensor& branch_out) {
+void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual,
+                                   const Tensor& branch, const Tensor& branch_out) {
   const Execution& execution = context_.execution;
   const ParameterStore& parameters = *context_.parameters;
   const DType type = parameters.precision().parameters;
@@ -50,9 +51,10 @@ void GatedLinearUnitMixer::forward(int slot, const MicroBatch& micro_batch, cons
   const Stash& stash = stash_of(slot);
   const Arena::Frame frame(*execution.scratch);
 
-  multiply_normed(slot, micro_batch, residual, branch, [&](const Execution& where, IndexRange rows, const Tensor& values) {
-    linear_forward(where, values, parameters.weight(expand_), stash.expansion.slice(0, rows.begin, rows.end));
-  });
+  multiply_normed(
+      slot, micro_batch, residual, branch, [&](const Execution& where, IndexRange rows, const Tensor& values) {
+        linear_forward(where, values, parameters.weight(expand_), stash.expansion.slice(0, rows.begin, rows.end));
+      });
   if (!branch_out) return;
   const Tensor product = execution.scratch->take(type, {tokens, local_});
   gated_linear_unit_forward(execution, first(stash.expansion), second(stash.expansion), activation_, product);
@@ -70,7 +72,7 @@ void GatedLinearUnitMixer::differentiate(int slot, const MicroBatch& micro_batch
   Stash& stash = stash_of(slot);
   stash.d_expansion = kept.take(type, {tokens, 2 * local_});
   stash.product = kept.take(type, {tokens, local_});
-  const Tensor& d_product = stash.product;   // written where its gradient was read
+  const Tensor& d_product = stash.product;  // written where its gradient was read
   linear_backward_input(execution, d_branch_out(slot), context_.parameters->weight(contract_), d_product);
   gated_linear_unit_backward(execution, d_product, first(stash.expansion), second(stash.expansion), activation_,
                              first(stash.d_expansion), second(stash.d_expansion), stash.product);
@@ -80,7 +82,8 @@ void GatedLinearUnitMixer::differentiate_normed(int slot, TokenSum& d_normed, bo
   const Tensor& d_expansion = stash_of(slot).d_expansion;
   d_normed.add_up(
       [&](const Execution& where, IndexRange rows, const Tensor& values) {
-        linear_backward_input(where, d_expansion.slice(0, rows.begin, rows.end), context_.parameters->weight(expand_), values);
+        linear_backward_input(where, d_expansion.slice(0, rows.begin, rows.end), context_.parameters->weight(expand_),
+                              values);
       },
       beside);
 }

@@ -22,8 +22,8 @@ class GatedLinearUnitMixer final : public NormedSublayer {
 
  private:
   struct Stash {
-    Tensor expansion;              // [tokens, 2 local]: l1(x) | l2(x)
-    Tensor d_expansion, product;   // kept for backward_weight
+    Tensor expansion;             // [tokens, 2 local]: l1(x) | l2(x)
+    Tensor d_expansion, product;  // kept for backward_weight
   };
 
   void differentiate(int slot, const MicroBatch& micro_batch, Arena& kept) override;
@@ -36,7 +36,7 @@ class GatedLinearUnitMixer final : public NormedSublayer {
   Tensor first(const Tensor& expansion) const { return expansion.slice(1, 0, local_); }
   Tensor second(const Tensor& expansion) const { return expansion.slice(1, local_, 2 * local_); }
 
-  std::int64_t local_;   // this rank's part of the inner width
+  std::int64_t local_;  // this rank's part of the inner width
   Activation activation_ = Activation::none;
   ParameterId expand_, contract_;
   std::vector<Stash> stashes_;

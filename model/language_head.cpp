@@ -18,7 +18,7 @@ namespace {
 // chunk is to be large enough to fill it, and so that few read and write the gradient of the matrix: 8192 tokens of
 // 64000 bf16 logits.
 constexpr std::int64_t cpu_chunk_bytes = std::int64_t{8} << 20, gpu_chunk_bytes = std::int64_t{1} << 30;
-constexpr std::int64_t cpu_chunk_unit = 64, gpu_chunk_unit = 256;   // tokens; a chunk on a GPU is a multiple of it
+constexpr std::int64_t cpu_chunk_unit = 64, gpu_chunk_unit = 256;  // tokens; a chunk on a GPU is a multiple of it
 
 std::int64_t chunk_tokens(Device device, std::int64_t tokens, std::int64_t columns, DType dtype) {
   const std::int64_t row_bytes = std::max<std::int64_t>(1, columns) * static_cast<std::int64_t>(size_of(dtype));
@@ -39,8 +39,9 @@ LanguageHead::LanguageHead(const ModelConfig& config, const ModelContext& contex
 void LanguageHead::prepare(const BatchShape& shape, int slots) {
   kept_.clear();
   for (int slot = 0; slot < slots; ++slot)
-    kept_.emplace_back(context_.execution.device, context_.parameters->precision().parameters, Shape{residual_rows(context_, shape.tokens()), hidden_},
-                       MemoryKind::activations, *context_.execution.ledger);
+    kept_.emplace_back(context_.execution.device, context_.parameters->precision().parameters,
+                       Shape{residual_rows(context_, shape.tokens()), hidden_}, MemoryKind::activations,
+                       *context_.execution.ledger);
 }
 
 void LanguageHead::normalize(int slot, const Tensor& residual, const Tensor& branch) {
@@ -90,15 +91,16 @@ void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std:
   const Tensor logits = execution.scratch->take(type, {tokens, columns_});
   linear_forward(execution, part(normed), parameters.weight(projection_), logits);
   if (context_.tensor->size() == 1) {
-    cross_entropy(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.size(), micro_batch.loss_scale,
-                  part(losses), d_normed ? logits : Tensor());
+    cross_entropy(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.size(),
+                  micro_batch.loss_scale, part(losses), d_normed ? logits : Tensor());
     if (d_normed) backward(logits, part(normed), part(d_normed));
     return;
   }
   const Tensor maximum = execution.scratch->take(wide, {tokens});
-  const Tensor sums = execution.scratch->take(wide, {2, tokens});   // of exponentials, and the target's logit
+  const Tensor sums = execution.scratch->take(wide, {2, tokens});  // of exponentials, and the target's logit
   const Tensor exp_sum = sums.select(0, 0), target_logit = sums.select(0, 1);
-  cross_entropy_local(execution, logits, part(micro_batch.targets), rows_.begin, rows_.size(), maximum, exp_sum, target_logit);
+  cross_entropy_local(execution, logits, part(micro_batch.targets), rows_.begin, rows_.size(), maximum, exp_sum,
+                      target_logit);
   const Tensor global_maximum = execution.scratch->take(wide, {tokens});
   copy(execution, maximum, global_maximum);
   context_.tensor->all_reduce(global_maximum, ReduceOp::max, execution.stream);
@@ -106,8 +108,8 @@ void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std:
   context_.sum_over_tensor(sums);
   cross_entropy_losses(execution, global_maximum, exp_sum, target_logit, part(micro_batch.weights), part(losses));
   if (!d_normed) return;
-  cross_entropy_backward(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.begin, rows_.size(),
-                         global_maximum, exp_sum, micro_batch.loss_scale, logits);
+  cross_entropy_backward(execution, logits, part(micro_batch.targets), part(micro_batch.weights), rows_.begin,
+                         rows_.size(), global_maximum, exp_sum, micro_batch.loss_scale, logits);
   backward(logits, part(normed), part(d_normed));
 }
 

@@ -1,6 +1,7 @@
-// The end of the last stage: final norm, output projection (the embedding, tied) and cross entropy, in chunks of tokens so
-// that the logits of a whole batch never exist. With a gradient wanted, each chunk's logits become their own gradient at
-// once, so that they are computed once only, and all that is kept of a micro-batch is the gradient of its hidden state.
+// The end of the last stage: final norm, output projection (the embedding, tied) and cross entropy, in chunks of tokens
+// so that the logits of a whole batch never exist. With a gradient wanted, each chunk's logits become their own
+// gradient at once, so that they are computed once only, and all that is kept of a micro-batch is the gradient of its
+// hidden state.
 #pragma once
 
 #include <optional>
@@ -16,8 +17,8 @@ class LanguageHead {
   LanguageHead(const ModelConfig& config, const ModelContext& context);
 
   void prepare(const BatchShape& shape, int slots);
-  // Adds the sum of the micro-batch's weighted losses, in nats, to loss_sum (fp64 [1]). With `gradient`, also adds to the
-  // projection's gradient and keeps that of residual and branch; without, keeps the normed hidden state.
+  // Adds the sum of the micro-batch's weighted losses, in nats, to loss_sum (fp64 [1]). With `gradient`, also adds to
+  // the projection's gradient and keeps that of residual and branch; without, keeps the normed hidden state.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch, bool gradient,
                const Tensor& loss_sum);
   // [tokens, hidden]: the gradient of residual and branch, after a forward with `gradient`.
@@ -35,17 +36,17 @@ class LanguageHead {
 
  private:
   // Tokens [begin, end). normed [tokens, hidden]; d_normed alike, this rank's share of its gradient, or null.
-  void chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed, const Tensor& losses,
-             const Tensor& d_normed);
+  void chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed,
+             const Tensor& losses, const Tensor& d_normed);
   // The products of a chunk's backward pass.
   void backward(const Tensor& d_logits, const Tensor& normed, const Tensor& d_normed);
 
   const ModelContext& context_;
   ParameterId projection_;
-  std::int64_t hidden_, columns_;        // columns_: local rows of the matrix, padding included
-  IndexRange rows_;                      // of the vocabulary, on this rank
+  std::int64_t hidden_, columns_;  // columns_: local rows of the matrix, padding included
+  IndexRange rows_;                // of the vocabulary, on this rank
   double epsilon_;
-  std::vector<OwnedTensor> kept_;        // per slot [tokens, hidden]: normed, or d_in once the gradient is known
+  std::vector<OwnedTensor> kept_;  // per slot [tokens, hidden]: normed, or d_in once the gradient is known
 };
 
 }  // namespace fulmen

@@ -73,7 +73,8 @@ T parse_number(std::string_view text, const std::string& key, const std::string&
   T value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size())
-    throw UserError(source, fmt::format("model {} is '{}', not {}", key, text, std::is_integral_v<T> ? "an integer" : "a number"));
+    throw UserError(
+        source, fmt::format("model {} is '{}', not {}", key, text, std::is_integral_v<T> ? "an integer" : "a number"));
   return value;
 }
 
@@ -83,7 +84,8 @@ ModelConfig ModelConfig::from_identity(const std::map<std::string, std::string>&
   const auto text = [&](const std::string& key) -> const std::string& {
     const auto found = identity.find(key);
     if (found == identity.end())
-      throw UserError(source, fmt::format("does not say the model's {}", key), "it was not written by this program, or is damaged");
+      throw UserError(source, fmt::format("does not say the model's {}", key),
+                      "it was not written by this program, or is damaged");
     return found->second;
   };
   const auto integer = [&](const std::string& key) { return parse_number<std::int64_t>(text(key), key, source); };

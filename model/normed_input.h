@@ -1,5 +1,5 @@
-// The normed input of a sublayer in its backward pass, where the weight gradients of the products behind the norm read all of
-// its tokens.
+// The normed input of a sublayer in its backward pass, where the weight gradients of the products behind the norm read
+// all of its tokens.
 #pragma once
 
 #include "model/token_split.h"
@@ -8,11 +8,11 @@ namespace fulmen {
 
 class NormedInput {
  public:
-  // The backward pass of the norm writes it again, to `part` [residual rows, hidden]. Where the tensor ranks hold parts of the
-  // tokens that may travel behind products, it is made at once instead, from the norm's input and inverse_rms, one pass over
-  // memory more, and sent on its way. Memory is taken from the scratch arena.
-  NormedInput(const ModelContext& context, const Tensor& sum, const Tensor& inverse_rms, double epsilon, const Tensor& part,
-              std::int64_t tokens);
+  // The backward pass of the norm writes it again, to `part` [residual rows, hidden]. Where the tensor ranks hold parts
+  // of the tokens that may travel behind products, it is made at once instead, from the norm's input and inverse_rms,
+  // one pass over memory more, and sent on its way. Memory is taken from the scratch arena.
+  NormedInput(const ModelContext& context, const Tensor& sum, const Tensor& inverse_rms, double epsilon,
+              const Tensor& part, std::int64_t tokens);
 
   bool travels() const { return early_; }
   // What the backward pass of the norm is to write, if anything.

@@ -22,8 +22,8 @@ std::vector<StashTensor> NormedSublayer::with_norm(int slot, const BatchShape& s
   return list;
 }
 
-void NormedSublayer::multiply_normed(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                                     const RowsOfProduct& product) {
+void NormedSublayer::multiply_normed(int slot, const MicroBatch& micro_batch, const Tensor& residual,
+                                     const Tensor& branch, const RowsOfProduct& product) {
   const Norm& norm = this->norm(slot);
   const Tensor normed = context_.execution.scratch->take(norm.sum.dtype(), norm.sum.shape());
   add_and_normalize(context_, residual, branch, epsilon_, norm.sum, normed, norm.inverse_rms);
@@ -33,21 +33,23 @@ void NormedSublayer::multiply_normed(int slot, const MicroBatch& micro_batch, co
 void NormedSublayer::begin_backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out) {
   Norm& norm = this->norm(slot);
   norm.tokens = micro_batch.shape.tokens();
-  // Gathered once for both halves. Of the normed input, which would have to be kept for as long, parts are: they are gathered
-  // again.
+  // Gathered once for both halves. Of the normed input, which would have to be kept for as long, parts are: they are
+  // gathered again.
   norm.d_out = d_out.whole();
   norm.normed = kept.take(norm.sum.dtype(), norm.sum.shape());
   differentiate(slot, micro_batch, kept);
 }
 
-void NormedSublayer::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) {
+void NormedSublayer::backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out,
+                                    TokenGather& d_in) {
   begin_backward(slot, micro_batch, kept, d_out);
   const Norm& norm = this->norm(slot);
   const Arena::Frame frame(*context_.execution.scratch);
   TokenSum d_normed(context_, norm.normed, norm.tokens, *context_.execution.scratch);
   differentiate_normed(slot, d_normed, false);
   d_normed.finish();
-  residual_norm_backward(context_.execution, norm.normed, norm.sum, norm.inverse_rms, d_out.part(), d_in.part(), norm.normed);
+  residual_norm_backward(context_.execution, norm.normed, norm.sum, norm.inverse_rms, d_out.part(), d_in.part(),
+                         norm.normed);
   d_in.start();
 }
 
@@ -59,7 +61,8 @@ void NormedSublayer::backward_weight(int slot) {
   add_input_gradients(slot, context_.execution, normed.whole());
 }
 
-void NormedSublayer::backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in) {
+void NormedSublayer::backward(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out,
+                              TokenGather& d_in) {
   begin_backward(slot, micro_batch, kept, d_out);
   const Norm& norm = this->norm(slot);
   const Arena::Frame frame(*context_.execution.scratch);
@@ -68,7 +71,8 @@ void NormedSublayer::backward(int slot, const MicroBatch& micro_batch, Arena& ke
   differentiate_normed(slot, d_normed, normed.travels());
   add_output_gradients(slot);
   d_normed.finish();
-  residual_norm_backward(context_.execution, norm.normed, norm.sum, norm.inverse_rms, d_out.part(), d_in.part(), normed.to_write());
+  residual_norm_backward(context_.execution, norm.normed, norm.sum, norm.inverse_rms, d_out.part(), d_in.part(),
+                         normed.to_write());
   d_in.start();
   add_input_gradients(slot, context_.beside_communication(), normed.whole());
 }

@@ -6,7 +6,8 @@
 namespace fulmen {
 
 const LogicalTensor& ParameterDeclaration::tensor(const std::string& tensor_name) const {
-  const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const LogicalTensor& t) { return t.name == tensor_name; });
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const LogicalTensor& t) { return t.name == tensor_name; });
   FULMEN_CHECK(found != tensors.end(), "parameter {} has no tensor {}", name, tensor_name);
   return *found;
 }
@@ -66,7 +67,8 @@ LocalLayout local_layout(const ParameterDeclaration& declaration, int tensor_ran
     const IndexRange indices = local_indices(declaration, segment, tensor_ranks, tensor_rank);
     layout.segments.push_back({i, indices, extent});
     const bool pads = declaration.padded && declaration.along(Axis::tensor) == AxisPlacement::split;
-    extent += pads ? (segment.units + tensor_ranks - 1) / tensor_ranks * (segment.extent / segment.units) : indices.size();
+    extent +=
+        pads ? (segment.units + tensor_ranks - 1) / tensor_ranks * (segment.extent / segment.units) : indices.size();
   }
   const Shape& shape = declaration.tensors.front().shape;
   layout.rows = declaration.dimension == 0 ? extent : shape[0];

@@ -25,25 +25,25 @@ struct LogicalTensor {
 
 // What parameters of one flat buffer have in common.
 struct ParameterGroupKey {
-  bool wide = false;              // kept in fp64 with fp64 gradients whatever the model's precision (LRPE's theta)
+  bool wide = false;  // kept in fp64 with fp64 gradients whatever the model's precision (LRPE's theta)
   bool weight_decay = true;
   double learning_rate_scale = 1.0;
   std::string clip_group = "default";
   friend bool operator==(const ParameterGroupKey&, const ParameterGroupKey&) = default;
 };
 
-// A weight as a layer uses it: a matrix [rows, columns], perhaps fused from several logical tensors, perhaps split over the
-// tensor ranks along one dimension.
+// A weight as a layer uses it: a matrix [rows, columns], perhaps fused from several logical tensors, perhaps split over
+// the tensor ranks along one dimension.
 struct ParameterDeclaration {
-  std::string name;                       // of the fused weight; that of the logical tensor when there is just one
+  std::string name;  // of the fused weight; that of the logical tensor when there is just one
   std::vector<LogicalTensor> tensors;
-  int dimension = 0;                      // that the segments run along: 0 rows, 1 columns
+  int dimension = 0;  // that the segments run along: 0 rows, 1 columns
   std::vector<Segment> segments;
-  bool padded = false;                    // split into equal parts, the last ones padded with zeros that never learn
-  std::array<AxisPlacement, mesh_axes> placement{};   // by Axis
-  std::vector<int> shared_stages;         // pipeline coordinates that hold a copy, when placed as shared; the first owns it
+  bool padded = false;  // split into equal parts, the last ones padded with zeros that never learn
+  std::array<AxisPlacement, mesh_axes> placement{};  // by Axis
+  std::vector<int> shared_stages;  // pipeline coordinates that hold a copy, when placed as shared; the first owns it
   ParameterGroupKey group;
-  std::int64_t layer = -1;                // that alone uses it; -1: used at more than one place of a stage
+  std::int64_t layer = -1;  // that alone uses it; -1: used at more than one place of a stage
 
   AxisPlacement along(Axis axis) const { return placement[static_cast<std::size_t>(axis)]; }
   const LogicalTensor& tensor(const std::string& tensor_name) const;
@@ -61,9 +61,9 @@ Initializer normal_initializer(double std);
 
 // What one tensor rank holds of a declared weight.
 struct LocalSegment {
-  std::size_t segment = 0;        // in the declaration
-  IndexRange indices;             // of the segment, along the split dimension, in rows or columns
-  std::int64_t local_begin = 0;   // where it starts in the local matrix
+  std::size_t segment = 0;       // in the declaration
+  IndexRange indices;            // of the segment, along the split dimension, in rows or columns
+  std::int64_t local_begin = 0;  // where it starts in the local matrix
 };
 struct LocalLayout {
   std::int64_t rows = 0;

@@ -34,7 +34,8 @@ std::vector<Block> blocks_of(IndexRange range, std::int64_t columns) {
   return blocks;
 }
 
-// Elements of the matrix in `memory`, which begins with element `first`. A block is one row or has whole rows around it.
+// Elements of the matrix in `memory`, which begins with element `first`. A block is one row or has whole rows around
+// it.
 Tensor view_of(const Block& block, std::int64_t columns, std::int64_t first, const Tensor& memory) {
   const auto [rows, range] = block;
   if (rows.size() == 1) {
@@ -56,7 +57,8 @@ T rounded(double value) {
 
 // Some rows at a time: the host copy stays small.
 template <class T>
-void initialize(const Execution& execution, const LogicalTensor& tensor, std::uint64_t seed, const ParameterPiece& piece) {
+void initialize(const Execution& execution, const LogicalTensor& tensor, std::uint64_t seed,
+                const ParameterPiece& piece) {
   constexpr std::int64_t window_elements = std::int64_t{1} << 20;
   const std::int64_t rows = piece.memory.size(0), columns = piece.memory.elements() / rows;
   const std::int64_t global_columns = elements_of(tensor.shape) / tensor.shape[0];
@@ -78,8 +80,8 @@ void initialize(const Execution& execution, const LogicalTensor& tensor, std::ui
 
 }  // namespace
 
-std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout, IndexRange range,
-                                      const Tensor& memory) {
+std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout,
+                                      IndexRange range, const Tensor& memory) {
   std::vector<ParameterPiece> pieces;
   const bool by_rows = declaration.dimension == 0;
   const std::vector<Block> blocks = blocks_of(range, std::max<std::int64_t>(layout.columns, 1));
@@ -89,9 +91,11 @@ std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, c
     FULMEN_CHECK(by_rows || global.size() == 2, "{} is split by columns but is no matrix", segment.tensor);
     const IndexRange extent{local.local_begin, local.local_begin + local.indices.size()};
     for (const Block& block : blocks) {
-      const Block met{by_rows ? common(block.rows, extent) : block.rows, by_rows ? block.columns : common(block.columns, extent)};
+      const Block met{by_rows ? common(block.rows, extent) : block.rows,
+                      by_rows ? block.columns : common(block.columns, extent)};
       if (met.rows.size() == 0 || met.columns.size() == 0) continue;
-      const std::int64_t shift = segment.tensor_offset + local.indices.begin - local.local_begin;   // from local to global
+      const std::int64_t shift =
+          segment.tensor_offset + local.indices.begin - local.local_begin;  // from local to global
       ParameterPiece piece;
       piece.tensor = segment.tensor;
       piece.global_shape = global;
@@ -100,9 +104,9 @@ std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, c
       Shape shape = global;
       shape[0] = met.rows.size();
       const std::int64_t columns = by_rows ? layout.columns : elements_of(global) / global[0];
-      if (met.columns.size() != columns) {   // a part of the rows
-        FULMEN_CHECK(global.size() > 1 && global.back() == columns, "{} of shape {} is cut within a row", segment.tensor,
-                     to_string(global));
+      if (met.columns.size() != columns) {  // a part of the rows
+        FULMEN_CHECK(global.size() > 1 && global.back() == columns, "{} of shape {} is cut within a row",
+                     segment.tensor, to_string(global));
         piece.offset.back() = met.columns.begin + (by_rows ? 0 : shift);
         shape.back() = met.columns.size();
       }

@@ -13,15 +13,15 @@ namespace fulmen {
 struct ParameterPiece {
   std::string tensor;
   Shape global_shape;
-  std::vector<std::int64_t> offset;   // of the piece in the logical tensor
-  Tensor memory;                      // of the logical tensor's rank; may be strided
-  bool owned = false;                 // this rank writes it to checkpoints; other ranks' copies are equal
+  std::vector<std::int64_t> offset;  // of the piece in the logical tensor
+  Tensor memory;                     // of the logical tensor's rank; may be strided
+  bool owned = false;                // this rank writes it to checkpoints; other ranks' copies are equal
 };
 
-// The pieces of the elements `range` of a local matrix (row-major), which lie in `memory` [range.size()], none of them owned.
-// A range that begins or ends within a row makes up to three pieces of each segment. Padding belongs to none.
-std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout, IndexRange range,
-                                      const Tensor& memory);
+// The pieces of the elements `range` of a local matrix (row-major), which lie in `memory` [range.size()], none of them
+// owned. A range that begins or ends within a row makes up to three pieces of each segment. Padding belongs to none.
+std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout,
+                                      IndexRange range, const Tensor& memory);
 
 // Fills a piece from its tensor's initialiser: drawn in fp64 and rounded to what holds it; bf16 by way of fp32.
 void initialize_piece(const Execution& execution, const ParameterDeclaration& declaration, std::uint64_t seed,

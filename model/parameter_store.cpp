@@ -19,7 +19,8 @@ std::int64_t aligned(std::int64_t elements) {
 void append_run(FlatParts& runs, const Tensor& run) {
   if (!runs.empty()) {
     const Tensor& last = runs.back();
-    const bool follows = static_cast<std::byte*>(last.data()) + last.bytes() == run.data() && last.dtype() == run.dtype();
+    const bool follows =
+        static_cast<std::byte*>(last.data()) + last.bytes() == run.data() && last.dtype() == run.dtype();
     if (follows) {
       runs.back() = Tensor(last.data(), last.dtype(), {last.elements() + run.elements()}, last.device());
       return;
@@ -44,7 +45,8 @@ ParameterStore::ParameterStore(std::vector<ParameterDeclaration> declarations, c
   FULMEN_CHECK(copies_ * sharding.shards == ShardGroups::replicas(mesh), "{} shards do not divide {} replicas",
                sharding.shards, ShardGroups::replicas(mesh));
   for (ParameterId id = 0; id < declarations_.size(); ++id) {
-    FULMEN_CHECK(ids_.emplace(declarations_[id].name, id).second, "parameter {} is declared twice", declarations_[id].name);
+    FULMEN_CHECK(ids_.emplace(declarations_[id].name, id).second, "parameter {} is declared twice",
+                 declarations_[id].name);
     layouts_.push_back(local_layout(declarations_[id], mesh.size(Axis::tensor), tensor_coordinate_));
   }
   make_groups();
@@ -72,9 +74,9 @@ void ParameterStore::make_groups() {
 }
 
 void ParameterStore::place_buckets() {
-  std::vector<std::int64_t> weights(groups_.size()), gradients(groups_.size());   // placed so far
+  std::vector<std::int64_t> weights(groups_.size()), gradients(groups_.size());  // placed so far
   storage_.resize(map_.buckets().size());
-  const auto in_order = [&](std::size_t group) {   // a group's buckets by their place in it
+  const auto in_order = [&](std::size_t group) {  // a group's buckets by their place in it
     std::vector<std::size_t> order;
     for (std::size_t b = 0; b < storage_.size(); ++b)
       if (group_of(b) == group) order.push_back(b);
@@ -139,7 +141,8 @@ Tensor ParameterStore::bucket_weights(std::size_t bucket) const {
   const ParameterGroup& group = groups_[group_of(bucket)];
   const Storage& storage = storage_[bucket];
   const std::int64_t elements = map_.buckets()[bucket].elements;
-  if (storage.whole_weights) return group.weights.view().slice(0, storage.weights_begin, storage.weights_begin + elements);
+  if (storage.whole_weights)
+    return group.weights.view().slice(0, storage.weights_begin, storage.weights_begin + elements);
   FULMEN_CHECK(storage.weight_slot >= 0, "the weights of bucket {} are not gathered", bucket);
   return group.weight_slots[static_cast<std::size_t>(storage.weight_slot)].view().slice(0, 0, elements);
 }
@@ -148,7 +151,8 @@ Tensor ParameterStore::bucket_gradients(std::size_t bucket) const {
   const ParameterGroup& group = groups_[group_of(bucket)];
   const Storage& storage = storage_[bucket];
   const std::int64_t elements = map_.buckets()[bucket].elements;
-  if (storage.whole_gradients) return group.gradients.view().slice(0, storage.gradients_begin, storage.gradients_begin + elements);
+  if (storage.whole_gradients)
+    return group.gradients.view().slice(0, storage.gradients_begin, storage.gradients_begin + elements);
   FULMEN_CHECK(storage.gradient_slot >= 0, "the gradients of bucket {} have no slot", bucket);
   return group.gradient_slots[static_cast<std::size_t>(storage.gradient_slot)].view().slice(0, 0, elements);
 }
@@ -180,7 +184,8 @@ FlatParts ParameterStore::counted_in(const FlatParts& parts, std::size_t group) 
     for (const ParameterId id : map_.buckets()[b].parameters) {
       if (!counted(id)) continue;
       const std::int64_t offset = map_.place(id).offset;
-      const std::int64_t from = std::max(first, offset), to = std::min(end, offset + aligned(map_.parameters()[id].elements));
+      const std::int64_t from = std::max(first, offset),
+                         to = std::min(end, offset + aligned(map_.parameters()[id].elements));
       if (from < to) append_run(runs, parts[b].slice(0, from - first, to - first));
     }
   }
@@ -200,7 +205,8 @@ void ParameterStore::initialize(std::uint64_t seed, const Execution& execution) 
 
 void ParameterStore::initialize(std::uint64_t seed, const Execution& execution, const FlatParts& parts) const {
   for (ParameterId id = 0; id < declarations_.size(); ++id)
-    for (const ParameterPiece& piece : owned_pieces(id, parts)) initialize_piece(execution, declarations_[id], seed, piece);
+    for (const ParameterPiece& piece : owned_pieces(id, parts))
+      initialize_piece(execution, declarations_[id], seed, piece);
 }
 
 void ParameterStore::zero_gradients(const Execution& execution) {

@@ -15,7 +15,7 @@ namespace fulmen {
 
 // The model's arithmetic: fp32 or fp64 throughout, or on a GPU bf16 with fp32 gradients.
 struct Precision {
-  DType parameters = DType::fp32;   // weights and activations
+  DType parameters = DType::fp32;  // weights and activations
   DType gradients = DType::fp32;
   // What the optimiser updates: the weights themselves, or an fp32 copy of narrower ones.
   DType master() const { return accumulation_dtype(parameters); }
@@ -36,14 +36,14 @@ using ParameterId = std::size_t;
 // The parameters of one group, laid end to end as the shard map says; the gaps are zero and stay zero.
 struct ParameterGroup {
   ParameterGroupKey key;
-  std::int64_t elements = 0;          // of all its buckets
-  OwnedTensor weights;                // flat, fp64 when the key is wide, else Precision::parameters
-  OwnedTensor gradients;              // flat, fp64 when the key is wide, else Precision::gradients
-  std::vector<OwnedTensor> weight_slots, gradient_slots;   // each as large as the group's largest sharded bucket
+  std::int64_t elements = 0;                              // of all its buckets
+  OwnedTensor weights;                                    // flat, fp64 when the key is wide, else Precision::parameters
+  OwnedTensor gradients;                                  // flat, fp64 when the key is wide, else Precision::gradients
+  std::vector<OwnedTensor> weight_slots, gradient_slots;  // each as large as the group's largest sharded bucket
 };
 
-// This rank's part of every bucket, in the order of the buckets: what it updates, saves and loads. Without shards the parts
-// are the buckets.
+// This rank's part of every bucket, in the order of the buckets: what it updates, saves and loads. Without shards the
+// parts are the buckets.
 using FlatParts = std::vector<Tensor>;
 
 class ParameterStore {
@@ -59,7 +59,7 @@ class ParameterStore {
   const LocalLayout& layout(ParameterId id) const { return layouts_[id]; }
   const Precision& precision() const { return precision_; }
   const Sharding& sharding() const { return sharding_; }
-  const ShardMap& shard_map() const { return map_; }   // its parameters are numbered as here
+  const ShardMap& shard_map() const { return map_; }  // its parameters are numbered as here
 
   // Local matrices [rows, columns]. Layers ask at each use: where they are sharded, their bucket must be in a slot.
   Tensor weight(ParameterId id) const;
@@ -70,32 +70,33 @@ class ParameterStore {
   // Whole buckets [elements], in their own memory or in the slot that they are bound to.
   Tensor bucket_weights(std::size_t bucket) const;
   Tensor bucket_gradients(std::size_t bucket) const;
-  // Whether the whole bucket exists in a slot only: that of a layer whose gradients come from backward_weight alone. Others
-  // (the embedding, used at both ends of a micro-batch; LRPE's theta, which gets its gradient earlier) always exist whole.
+  // Whether the whole bucket exists in a slot only: that of a layer whose gradients come from backward_weight alone.
+  // Others (the embedding, used at both ends of a micro-batch; LRPE's theta, which gets its gradient earlier) always
+  // exist whole.
   bool weights_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_weights; }
   bool gradients_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_gradients; }
   // Gives a slot of the bucket's group to it; the slot's former bucket is then in none.
   void bind_weights(std::size_t bucket, int slot);
   void bind_gradients(std::size_t bucket, int slot);
 
-  // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index), drawn in fp64
-  // and rounded to what holds it; bf16 by way of fp32, so that it equals a rounded fp32 copy.
+  // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index), drawn in
+  // fp64 and rounded to what holds it; bf16 by way of fp32, so that it equals a rounded fp32 copy.
   void initialize(std::uint64_t seed, const Execution& execution);
   // The same into this rank's parts of another copy of the weights.
   void initialize(std::uint64_t seed, const Execution& execution, const FlatParts& parts) const;
-  // Gradients count as zero from here on. Those of matrices are not written: what comes first, as first_accumulation says,
-  // must overwrite what is left of the step before. A step forms the gradient of every matrix.
+  // Gradients count as zero from here on. Those of matrices are not written: what comes first, as first_accumulation
+  // says, must overwrite what is left of the step before. A step forms the gradient of every matrix.
   void zero_gradients(const Execution& execution);
   // The same for a bucket in a slot, which may hold what is left of another one.
   void zero_slot(std::size_t bucket, const Execution& execution);
   // Whether nothing was added to this gradient since it counted as zero. True once.
   bool first_accumulation(ParameterId id) { return std::exchange(unwritten_[id], false); }
 
-  // The local pieces of every logical tensor as they lie in `parts` (of weights, gradients or moments alike). Padding belongs
-  // to no piece. Ownership is dealt out over equal copies along data and sequence.
+  // The local pieces of every logical tensor as they lie in `parts` (of weights, gradients or moments alike). Padding
+  // belongs to no piece. Ownership is dealt out over equal copies along data and sequence.
   std::vector<ParameterPiece> pieces(const FlatParts& parts) const;
   FlatParts flat_weights() const;
-  FlatParts flat_gradients() const;   // sums over the replicas only after reduction
+  FlatParts flat_gradients() const;  // sums over the replicas only after reduction
   Tensor weights_part(std::size_t bucket) const;
   Tensor gradients_part(std::size_t bucket) const;
   // This rank's part of a whole bucket.
@@ -130,15 +131,15 @@ class ParameterStore {
   std::vector<LocalLayout> layouts_;
   std::map<std::string, ParameterId> ids_;
   std::vector<ParameterGroup> groups_;
-  std::vector<char> unwritten_;   // by parameter: the next to add to its gradient is the first
+  std::vector<char> unwritten_;  // by parameter: the next to add to its gradient is the first
   Precision precision_;
   Sharding sharding_;
   ShardMap map_;
-  std::vector<Storage> storage_;   // per bucket
+  std::vector<Storage> storage_;  // per bucket
   int tensor_coordinate_ = 0;
   int pipeline_coordinate_ = 0;
-  int shard_ = 0;       // that this rank owns of each bucket
-  int copy_ = 0;        // this rank's number among the owners of the same shard
+  int shard_ = 0;  // that this rank owns of each bucket
+  int copy_ = 0;   // this rank's number among the owners of the same shard
   int copies_ = 1;
 };
 

@@ -24,7 +24,7 @@ Rows rows_of(const Tensor& piece) {
 void copy_rows(const Execution& execution, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                const Rows& rows) {
   if (execution.device.kind == DeviceKind::cuda) {
-    if (rows.count == 1)   // of any size; a pitch has a limit
+    if (rows.count == 1)  // of any size; a pitch has a limit
       gpu::copy(execution.stream, to, from, rows.bytes);
     else
       gpu::copy_rows(execution.stream, to, to_pitch, from, from_pitch, rows.bytes, rows.count);

@@ -1,5 +1,5 @@
-// The model presets. Sources: the released checkpoints' configurations and index sizes; 13B, 65B and 175B are shapes from
-// memory of arXiv 2307.14995, table 10 (unconfirmed), with glu = 256 * ceil(8/3 hidden / 256).
+// The model presets. Sources: the released checkpoints' configurations and index sizes; 13B, 65B and 175B are shapes
+// from memory of arXiv 2307.14995, table 10 (unconfirmed), with glu = 256 * ceil(8/3 hidden / 256).
 #include "framework/error.h"
 #include "framework/text.h"
 #include "model/model_config.h"
@@ -52,8 +52,9 @@ ModelConfig preset(const std::string& name) {
     return config;
   }
   const std::string nearest = nearest_name(name, preset_names());
-  throw UserError("model.preset", fmt::format("'{}' is unknown", name),
-                  nearest.empty() ? "known presets: " + join(preset_names(), ", ") : fmt::format("did you mean {}?", nearest));
+  throw UserError(
+      "model.preset", fmt::format("'{}' is unknown", name),
+      nearest.empty() ? "known presets: " + join(preset_names(), ", ") : fmt::format("did you mean {}?", nearest));
 }
 
 }  // namespace fulmen

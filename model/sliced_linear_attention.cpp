@@ -19,11 +19,13 @@ Tensor take_pieces(const Execution& execution, const LinearAttentionInputs& inpu
 // The states of all slices: this rank's own is written into its place, then gathered.
 class GatheredStates {
  public:
-  GatheredStates(const ModelContext& context, const LinearAttentionInputs& inputs) : context_(context), slope_(inputs.slope) {
+  GatheredStates(const ModelContext& context, const LinearAttentionInputs& inputs)
+      : context_(context), slope_(inputs.slope) {
     const std::int64_t ranks = context.sequence.ranks->size();
     const std::int64_t keys = inputs.key.size(3) * (inputs.theta ? 2 : 1);
-    states_ = context.execution.scratch->take(accumulation_dtype(inputs.key.dtype()),
-                                              {ranks, inputs.key.size(0), inputs.key.size(2), keys, inputs.value.size(3)});
+    states_ =
+        context.execution.scratch->take(accumulation_dtype(inputs.key.dtype()),
+                                        {ranks, inputs.key.size(0), inputs.key.size(2), keys, inputs.value.size(3)});
   }
 
   Tensor own() const { return states_.select(0, context_.sequence.ranks->rank()); }
@@ -42,8 +44,9 @@ class GatheredStates {
 
   // Once gathered.
   void combine(SliceSide side, const Tensor& reach, const Tensor& out) const {
-    combine_slice_states(context_.execution, {states_, slope_, context_.sequence.bounds, context_.sequence.ranks->rank()}, side,
-                         reach, out);
+    combine_slice_states(context_.execution,
+                         {states_, slope_, context_.sequence.bounds, context_.sequence.ranks->rank()}, side, reach,
+                         out);
   }
 
  private:
@@ -53,8 +56,9 @@ class GatheredStates {
 
 }  // namespace
 
-void sliced_linear_attention_forward(const ModelContext& context, const MicroBatch& micro_batch, LinearAttentionInputs inputs,
-                                     LinearAttentionOutputs outputs, const Tensor& initial_state) {
+void sliced_linear_attention_forward(const ModelContext& context, const MicroBatch& micro_batch,
+                                     LinearAttentionInputs inputs, LinearAttentionOutputs outputs,
+                                     const Tensor& initial_state) {
   const Execution& execution = context.execution;
   const Arena::Frame frame(*execution.scratch);
   const GatheredStates states(context, inputs);
@@ -78,7 +82,8 @@ void sliced_linear_attention_forward(const ModelContext& context, const MicroBat
   linear_attention_add_initial_state(execution, inputs, outputs);
 }
 
-void sliced_linear_attention_again(const ModelContext& context, LinearAttentionInputs inputs, const LinearAttentionOutputs& outputs) {
+void sliced_linear_attention_again(const ModelContext& context, LinearAttentionInputs inputs,
+                                   const LinearAttentionOutputs& outputs) {
   if (!context.sequence.overlap) return linear_attention_forward(context.execution, inputs, outputs);
   const Tensor initial_state = std::exchange(inputs.initial_state, Tensor());
   linear_attention_forward(context.execution, inputs, outputs);
@@ -92,7 +97,8 @@ void sliced_linear_attention_backward(const ModelContext& context, const MicroBa
   const Arena::Frame frame(*execution.scratch);
   const GatheredStates states(context, inputs);
   gradients.piece_gradients = take_pieces(execution, inputs);
-  linear_attention_initial_state_gradient(execution, inputs, gradients.d_output, states.own(), gradients.piece_gradients);
+  linear_attention_initial_state_gradient(execution, inputs, gradients.d_output, states.own(),
+                                          gradients.piece_gradients);
   const Tensor d_final_state = execution.scratch->take(states.own().dtype(), states.own().shape());
   if (!context.sequence.overlap) {
     states.gather();

@@ -20,7 +20,8 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
     const std::vector<std::int64_t>& counts = *layers_per_stage;
     const std::int64_t sum = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
     if (counts.size() != static_cast<std::size_t>(pipeline_stages))
-      throw UserError("parallel.stages", fmt::format("lists {} stages, parallel.pipeline x parallel.chunks is {}", counts.size(), pipeline_stages));
+      throw UserError("parallel.stages", fmt::format("lists {} stages, parallel.pipeline x parallel.chunks is {}",
+                                                     counts.size(), pipeline_stages));
     if (sum != layers || std::ranges::any_of(counts, [](std::int64_t n) { return n < 1; }))
       throw UserError("parallel.stages", fmt::format("the stages hold {} layers, the model has {}", sum, layers),
                       "list at least one layer a stage, adding up to model.layers");
@@ -36,7 +37,8 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
   return ranges;
 }
 
-std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range, int pipeline_stages) {
+std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range,
+                                                int pipeline_stages) {
   std::vector<ParameterDeclaration> list;
   if (range.embedding) list.push_back(declare_embedding(config, pipeline_stages));
   std::ranges::move(declare_layers(config, range.first_layer, range.end_layer), std::back_inserter(list));
@@ -57,7 +59,8 @@ Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelCont
   for (std::int64_t layer = range.first_layer; layer < range.end_layer; ++layer)
     layers_.push_back(make_layer(config, layer, context));
   if (range.head) head_.emplace(config, context);
-  loss_sum_ = OwnedTensor(context.execution.device, DType::fp64, {1}, MemoryKind::activations, *context.execution.ledger);
+  loss_sum_ =
+      OwnedTensor(context.execution.device, DType::fp64, {1}, MemoryKind::activations, *context.execution.ledger);
 }
 
 void Stage::prepare(const BatchShape& shape, int slots) {
@@ -75,7 +78,7 @@ void Stage::prepare_layer(int slot, std::size_t layer) {
   std::vector<StashTensor> sums, others;
   for (std::size_t i = 0; i < layers_[layer].size(); ++i) {
     std::vector<StashTensor> list = layers_[layer][i]->stash(slot, shape_);
-    if (i == 0) list.front().keep = Keep::always;   // what enters the layer
+    if (i == 0) list.front().keep = Keep::always;  // what enters the layer
     for (std::size_t t = 0; t < list.size(); ++t) {
       if (!keeps(recompute_, list[t].keep)) {
         (t == 0 ? sums : others).push_back(list[t]);
@@ -108,7 +111,7 @@ void Stage::restore(int slot, std::size_t layer, const MicroBatch& micro_batch) 
   const Tensor branch = take_activation(*context_.execution.scratch);
   Tensor residual = sublayers.front()->sum(slot);
   for (std::size_t i = 0; i < sublayers.size(); ++i) {
-    const bool last = i + 1 == sublayers.size();   // its output is known: it is the input of what comes after
+    const bool last = i + 1 == sublayers.size();  // its output is known: it is the input of what comes after
     sublayers[i]->forward(slot, micro_batch, residual, i == 0 ? Tensor() : branch, last ? Tensor() : branch);
     residual = sublayers[i]->sum(slot);
   }
@@ -154,8 +157,8 @@ Stage::Kept& Stage::keep(int slot) {
                "a second backward_input of slot {} before its backward_weight", slot);
   auto free = std::ranges::find_if(kept_, [](const auto& kept) { return kept->slot < 0; });
   if (free == kept_.end()) {
-    kept_.push_back(std::make_unique<Kept>(Kept{
-        Arena(context_.execution.device, MemoryKind::activations, *context_.execution.ledger), nullptr, -1}));
+    kept_.push_back(std::make_unique<Kept>(
+        Kept{Arena(context_.execution.device, MemoryKind::activations, *context_.execution.ledger), nullptr, -1}));
     free = kept_.end() - 1;
   }
   (*free)->slot = slot;

@@ -1,4 +1,5 @@
-// A contiguous run of layers on one pipeline rank, with the embedding before the first layer and the head after the last.
+// A contiguous run of layers on one pipeline rank, with the embedding before the first layer and the head after the
+// last.
 #pragma once
 
 #include <memory>
@@ -20,12 +21,13 @@ struct StageRange {
   bool head = true;
 };
 
-// The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (it must add up to the layers), else as even as can be, the
-// earlier ones larger. Throws UserError naming parallel.stages or parallel.pipeline.
+// The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (it must add up to the layers), else
+// as even as can be, the earlier ones larger. Throws UserError naming parallel.stages or parallel.pipeline.
 std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                      const std::optional<std::vector<std::int64_t>>& layers_per_stage);
 
-std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range, int pipeline_stages);
+std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range,
+                                                int pipeline_stages);
 
 class Stage {
  public:
@@ -35,12 +37,13 @@ class Stage {
   // Allocates for up to `slots` micro-batches of this shape in flight.
   void prepare(const BatchShape& shape, int slots);
 
-  // input [rows(), hidden], null where the embedding is; output alike, written for the next stage, null where the head is.
-  // With `gradient` a backward pass will follow.
+  // input [rows(), hidden], null where the embedding is; output alike, written for the next stage, null where the head
+  // is. With `gradient` a backward pass will follow.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient);
 
-  // d_output [rows(), hidden], null where the head is; it must live until the slot's backward_weight. d_input alike, written
-  // for the stage before, null where the embedding is. What the forward pass did not keep is made again layer by layer.
+  // d_output [rows(), hidden], null where the head is; it must live until the slot's backward_weight. d_input alike,
+  // written for the stage before, null where the embedding is. What the forward pass did not keep is made again layer
+  // by layer.
   void backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
   void backward_weight(int slot);
   // Both halves, sublayer by sublayer, in less memory.
@@ -56,7 +59,8 @@ class Stage {
   // The logits of the slot's last forward, without a second pass through the layers: [tokens, vocabulary columns].
   void logits(int slot, const Tensor& out) const;
 
-  // Rows of what enters and leaves the stage, once prepared: all tokens, or this rank's part of them (model/token_split.h).
+  // Rows of what enters and leaves the stage, once prepared: all tokens, or this rank's part of them
+  // (model/token_split.h).
   std::int64_t rows() const { return residual_rows(context_, shape_.tokens()); }
   const StageRange& range() const { return range_; }
   const std::optional<LanguageHead>& head() const { return head_; }
@@ -65,14 +69,14 @@ class Stage {
 
  private:
   using Layer = std::vector<std::unique_ptr<Sublayer>>;
-  struct Kept {              // memory that outlives backward_input, until backward_weight
+  struct Kept {  // memory that outlives backward_input, until backward_weight
     Arena arena;
     std::unique_ptr<Arena::Frame> frame;
-    int slot = -1;           // -1: free
+    int slot = -1;  // -1: free
   };
   Kept& keep(int slot);
   Tensor take_activation(Arena& arena) const;
-  TokenGather gathered_activation(Arena& arena) const;   // whose whole may be asked for
+  TokenGather gathered_activation(Arena& arena) const;  // whose whole may be asked for
   std::int64_t number_of(std::size_t layer) const { return range_.first_layer + static_cast<std::int64_t>(layer); }
   // Gives memory to what is kept of a layer's stash and notes the rest.
   void prepare_layer(int slot, std::size_t layer);
@@ -89,8 +93,8 @@ class Stage {
   std::optional<TokenEmbedding> embedding_;
   std::vector<Layer> layers_;
   std::optional<LanguageHead> head_;
-  std::vector<OwnedTensor> stash_;                                   // what is kept, of all slots and layers
-  std::vector<std::vector<std::vector<StashTensor>>> dropped_;       // what is not, by slot and layer
+  std::vector<OwnedTensor> stash_;                              // what is kept, of all slots and layers
+  std::vector<std::vector<std::vector<StashTensor>>> dropped_;  // what is not, by slot and layer
   OwnedTensor loss_sum_;
   std::vector<std::unique_ptr<Kept>> kept_;
 };

@@ -17,7 +17,8 @@ void add_and_normalize(const ModelContext& context, const Tensor& residual, cons
   residual_norm_forward(context.execution, sum, {}, epsilon, sum, normed, inverse_rms);
 }
 
-void add_weight_gradient(const ModelContext& context, const Execution& execution, ParameterId weight, const Tensor& d_y, const Tensor& x) {
+void add_weight_gradient(const ModelContext& context, const Execution& execution, ParameterId weight, const Tensor& d_y,
+                         const Tensor& x) {
   const bool first = context.parameters->first_accumulation(weight);
   linear_backward_weight(execution, d_y, x, context.parameters->gradient(weight), !first);
 }

@@ -43,8 +43,10 @@ void TokenEmbedding::forward(const MicroBatch& micro_batch, const Tensor& out) c
 
 void TokenEmbedding::backward(const MicroBatch& micro_batch, TokenGather& d_out) const {
   const Tensor whole = context_.parameters->gradient(embedding_), gradient = whole.slice(0, 0, rows_.size());
-  if (context_.parameters->first_accumulation(embedding_)) fill_zero(context_.execution, whole);   // no head on this stage
-  embedding_backward(context_.execution, micro_batch.tokens, micro_batch.order, d_out.whole(), rows_.begin, scale_, gradient);
+  if (context_.parameters->first_accumulation(embedding_))
+    fill_zero(context_.execution, whole);  // no head on this stage
+  embedding_backward(context_.execution, micro_batch.tokens, micro_batch.order, d_out.whole(), rows_.begin, scale_,
+                     gradient);
 }
 
 }  // namespace fulmen

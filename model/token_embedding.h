@@ -1,5 +1,5 @@
-// The embedding at the head of the first stage: x = sqrt(hidden) * E[token], the vocabulary split over the tensor ranks.
-// The same matrix is the output projection of the last stage (tied).
+// The embedding at the head of the first stage: x = sqrt(hidden) * E[token], the vocabulary split over the tensor
+// ranks. The same matrix is the output projection of the last stage (tied).
 #pragma once
 
 #include "model/model_config.h"
@@ -24,7 +24,7 @@ class TokenEmbedding {
  private:
   const ModelContext& context_;
   ParameterId embedding_;
-  IndexRange rows_;      // of the vocabulary, on this rank
+  IndexRange rows_;  // of the vocabulary, on this rank
   double scale_;
 };
 

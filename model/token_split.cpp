@@ -45,7 +45,8 @@ std::int64_t residual_rows(const ModelContext& context, std::int64_t tokens) {
   return (tokens + ranks - 1) / ranks;
 }
 
-TokenGather::TokenGather(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena) : part_(part) {
+TokenGather::TokenGather(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena)
+    : part_(part) {
   if (!context.split_tokens) {
     whole_ = part;
     return;
@@ -55,7 +56,8 @@ TokenGather::TokenGather(const ModelContext& context, const Tensor& part, std::i
   whole_ = padded_.slice(0, 0, tokens);
 }
 
-TokenGather::TokenGather(const ModelContext& context, DType dtype, std::int64_t width, std::int64_t tokens, Arena& arena) {
+TokenGather::TokenGather(const ModelContext& context, DType dtype, std::int64_t width, std::int64_t tokens,
+                         Arena& arena) {
   const std::int64_t rows = residual_rows(context, tokens);
   if (!context.split_tokens) {
     whole_ = part_ = arena.take(dtype, {rows, width});
@@ -86,7 +88,8 @@ const Tensor& TokenGather::whole() {
   return whole_;
 }
 
-void multiply_gathered(const ModelContext& context, const Tensor& part, std::int64_t tokens, const RowsOfProduct& product) {
+void multiply_gathered(const ModelContext& context, const Tensor& part, std::int64_t tokens,
+                       const RowsOfProduct& product) {
   Arena& scratch = *context.execution.scratch;
   if (!context.split_tokens || !context.overlap_tensor) {
     const Arena::Frame frame(scratch);
@@ -94,7 +97,8 @@ void multiply_gathered(const ModelContext& context, const Tensor& part, std::int
     return product(context.execution, {0, tokens}, gather.whole());
   }
   const Arena::Frame frame(scratch);
-  const std::array<Tensor, 2> received = {scratch.take(part.dtype(), part.shape()), scratch.take(part.dtype(), part.shape())};
+  const std::array<Tensor, 2> received = {scratch.take(part.dtype(), part.shape()),
+                                          scratch.take(part.dtype(), part.shape())};
   const int ranks = context.tensor->size(), rank = context.tensor->rank();
   Tensor current = part;
   for (int step = 0; step < ranks; ++step) {
@@ -103,7 +107,8 @@ void multiply_gathered(const ModelContext& context, const Tensor& part, std::int
     if (step + 1 < ranks) pending = pass_on(context, current, next);
     const IndexRange rows = rows_of(part, tokens, (rank - step + ranks) % ranks);
     if (rows.size() > 0)
-      product(pending.complete() ? context.execution : context.beside_communication(), rows, current.slice(0, 0, rows.size()));
+      product(pending.complete() ? context.execution : context.beside_communication(), rows,
+              current.slice(0, 0, rows.size()));
     wait(context, pending);
     current = next;
   }
@@ -155,7 +160,8 @@ void TokenSum::add_up_in_ring(const RowsOfProduct& product, bool beside) {
     const Tensor& sum = last ? part_ : sums[static_cast<std::size_t>(step % 2)];
     const IndexRange rows = rows_of(part_, tokens_, (rank + 2 * ranks - 1 - step) % ranks);
     if (rows.size() > 0)
-      product(beside || step > 0 ? context_.beside_communication() : context_.execution, rows, sum.slice(0, 0, rows.size()));
+      product(beside || step > 0 ? context_.beside_communication() : context_.execution, rows,
+              sum.slice(0, 0, rows.size()));
     if (rows.size() < sum.size(0)) fill_zero(context_.execution, sum.slice(0, rows.size(), sum.size(0)));
     if (step > 0) {
       wait(context_, pending);

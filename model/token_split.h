@@ -1,10 +1,11 @@
-// How the residual stream lies on the tensor ranks: whole on each, or, with parallel.tensor_sequence_split, as equal parts of
-// a micro-batch's tokens (Megatron's sequence parallelism, arXiv 2205.05198). Split, the norms and additions between products
-// work on 1/T of the tokens; the tokens are gathered before a product that the ranks share by columns, and the sums of their
-// partial outputs are scattered. Tokens that the ranks do not divide are filled up with rows that nothing reads.
+// How the residual stream lies on the tensor ranks: whole on each, or, with parallel.tensor_sequence_split, as equal
+// parts of a micro-batch's tokens (Megatron's sequence parallelism, arXiv 2205.05198). Split, the norms and additions
+// between products work on 1/T of the tokens; the tokens are gathered before a product that the ranks share by columns,
+// and the sums of their partial outputs are scattered. Tokens that the ranks do not divide are filled up with rows that
+// nothing reads.
 //
-// With parallel.overlap: tensor, a product and what it waits for go round the ranks in a ring: while one part's rows are
-// multiplied, the next part, or the sum so far of the part before, travels.
+// With parallel.overlap: tensor, a product and what it waits for go round the ranks in a ring: while one part's rows
+// are multiplied, the next part, or the sum so far of the part before, travels.
 #pragma once
 
 #include <functional>
@@ -39,29 +40,31 @@ class TokenGather {
   const Tensor& whole();
 
  private:
-  const ModelContext* context_ = nullptr;   // null: the whole is not wanted, or is the part
-  Tensor part_, padded_, whole_;            // padded_: whole_ and the rows that nothing reads
+  const ModelContext* context_ = nullptr;  // null: the whole is not wanted, or is the part
+  Tensor part_, padded_, whole_;           // padded_: whole_ and the rows that nothing reads
   Pending pending_;
-  bool gathered_ = false;                   // or under way
+  bool gathered_ = false;  // or under way
 };
 
 // Rows [begin, end) of a product, given where they lie.
 using RowsOfProduct = std::function<void(const Execution& execution, IndexRange rows, const Tensor& values)>;
 
-// Calls product(execution, rows, values) for runs of rows that make up all `tokens` of `part` [residual rows, width]; values
-// [rows, width] are the part's rows there, gathered from the ranks. Memory is taken from the scratch arena.
-void multiply_gathered(const ModelContext& context, const Tensor& part, std::int64_t tokens, const RowsOfProduct& product);
+// Calls product(execution, rows, values) for runs of rows that make up all `tokens` of `part` [residual rows, width];
+// values [rows, width] are the part's rows there, gathered from the ranks. Memory is taken from the scratch arena.
+void multiply_gathered(const ModelContext& context, const Tensor& part, std::int64_t tokens,
+                       const RowsOfProduct& product);
 
-// A sum over the tensor ranks of partial results [tokens, width], of which this rank wants `part` [residual rows, width].
+// A sum over the tensor ranks of partial results [tokens, width], of which this rank wants `part` [residual rows,
+// width].
 class TokenSum {
  public:
   // Memory is taken from `arena`.
   TokenSum(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena)
       : context_(context), part_(part), tokens_(tokens), arena_(arena) {}
 
-  // Calls product(execution, rows, values) for runs of rows that make up all tokens, each of which is to write this rank's
-  // share of the sum to values [rows, width], and adds up. With overlap, the sum of a whole stream goes on behind what
-  // follows. `beside`: other communication of the group is under way.
+  // Calls product(execution, rows, values) for runs of rows that make up all tokens, each of which is to write this
+  // rank's share of the sum to values [rows, width], and adds up. With overlap, the sum of a whole stream goes on
+  // behind what follows. `beside`: other communication of the group is under way.
   void add_up(const RowsOfProduct& product, bool beside = false);
   // The same for a share that is written at once, to partial(), and in any order.
   const Tensor& partial();
@@ -76,7 +79,7 @@ class TokenSum {
   Tensor part_;
   std::int64_t tokens_;
   Arena& arena_;
-  Tensor padded_, partial_;   // padded_: partial_ and rows of zeros, where the stream is split
+  Tensor padded_, partial_;  // padded_: partial_ and rows of zeros, where the stream is split
   Pending pending_;
 };
 

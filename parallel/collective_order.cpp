@@ -16,7 +16,7 @@ using Json = nlohmann::json;
 
 // One rank's operations of one kind, under a name that is the same on all ranks that must agree.
 struct OrderLine {
-  std::size_t parties = 0;   // ranks that must have it
+  std::size_t parties = 0;  // ranks that must have it
   CollectiveOrder::Stream stream;
 };
 
@@ -47,7 +47,8 @@ std::vector<std::string> gather(const std::string& text, Communicator& ranks) {
     texts[0] = text;
     for (int rank = 1; rank < ranks.size(); ++rank) {
       std::string& theirs = texts[static_cast<std::size_t>(rank)];
-      transfers.push_back({Transfer::Direction::receive, rank, Tensor(theirs.data(), DType::uint8, {lengths[static_cast<std::size_t>(rank)]})});
+      transfers.push_back({Transfer::Direction::receive, rank,
+                           Tensor(theirs.data(), DType::uint8, {lengths[static_cast<std::size_t>(rank)]})});
     }
   } else {
     transfers.push_back({Transfer::Direction::send, 0, Tensor(own.data(), DType::uint8, {length})});
@@ -60,7 +61,7 @@ struct Report {
   int rank;
   std::uint64_t count, hash, first;
   std::size_t parties;
-  std::vector<std::string> operations;   // only in the second round
+  std::vector<std::string> operations;  // only in the second round
 };
 
 using Reports = std::map<std::string, std::vector<Report>>;
@@ -69,17 +70,20 @@ Reports collect(const std::vector<std::string>& texts) {
   Reports reports;
   for (std::size_t rank = 0; rank < texts.size(); ++rank)
     for (const Json& line : Json::parse(texts[rank]))
-      reports[line[0].get<std::string>()].push_back({static_cast<int>(rank), line[1].get<std::uint64_t>(), line[2].get<std::uint64_t>(),
-                                                     line[3].get<std::uint64_t>(), line[4].get<std::size_t>(),
-                                                     line.size() > 5 ? line[5].get<std::vector<std::string>>() : std::vector<std::string>{}});
+      reports[line[0].get<std::string>()].push_back(
+          {static_cast<int>(rank), line[1].get<std::uint64_t>(), line[2].get<std::uint64_t>(),
+           line[3].get<std::uint64_t>(), line[4].get<std::size_t>(),
+           line.size() > 5 ? line[5].get<std::vector<std::string>>() : std::vector<std::string>{}});
   return reports;
 }
 
 bool agree(const std::vector<Report>& reports) {
   const Report& first = reports.front();
   // A communicator that some have not made yet, and no one has used, is no difference.
-  const bool complete = reports.size() == first.parties || std::ranges::all_of(reports, [](const Report& r) { return r.count == 0; });
-  return complete && std::ranges::all_of(reports, [&](const Report& r) { return r.count == first.count && r.hash == first.hash; });
+  const bool complete =
+      reports.size() == first.parties || std::ranges::all_of(reports, [](const Report& r) { return r.count == 0; });
+  return complete &&
+         std::ranges::all_of(reports, [&](const Report& r) { return r.count == first.count && r.hash == first.hash; });
 }
 
 std::string first_disagreement(const Reports& reports) {
@@ -105,7 +109,8 @@ std::string describe(const std::string& name, const std::vector<Report>& reports
   };
   while (number < last && !differs()) ++number;
   std::string text = fmt::format("the ranks disagree in their operations on {}, from number {} on:", name, number);
-  for (const Report& report : reports) text += fmt::format("\n  rank {}: {}", report.rank, operation_at(report, number));
+  for (const Report& report : reports)
+    text += fmt::format("\n  rank {}: {}", report.rank, operation_at(report, number));
   if (!all_there) text += "\n  the others: nothing at all";
   return text;
 }
@@ -126,8 +131,8 @@ void check_collective_order(FlightRecorder& recorder, Communicator& ranks) {
 
   Json own = Json::array();
   if (const auto line = lines.find(differing); line != lines.end())
-    own.push_back({differing, line->second.stream.count, line->second.stream.hash, line->second.stream.first, line->second.parties,
-                   line->second.stream.operations});
+    own.push_back({differing, line->second.stream.count, line->second.stream.hash, line->second.stream.first,
+                   line->second.parties, line->second.stream.operations});
   const std::vector<std::string> lists = gather(own.dump(), ranks);
   std::string message;
   if (ranks.rank() == 0) message = describe(differing, collect(lists).at(differing));

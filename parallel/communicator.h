@@ -1,5 +1,5 @@
-// Who talks to whom, behind one interface that promises what the weakest transport keeps: no tags, order kept per pair, a
-// stream argument, grouped sends and receives.
+// Who talks to whom, behind one interface that promises what the weakest transport keeps: no tags, order kept per pair,
+// a stream argument, grouped sends and receives.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +19,9 @@ enum class ReduceOp : std::uint8_t { sum, max, min };
 
 // What a group is to be connected for; each includes those before it.
 enum class Connections : std::uint8_t {
-  plain,       // plain collectives
-  started,     // started ones, which go on beside the caller's kernels
-  exchanges,   // exchanges with the ranks before and after
+  plain,      // plain collectives
+  started,    // started ones, which go on beside the caller's kernels
+  exchanges,  // exchanges with the ranks before and after
 };
 
 // A started operation. wait() makes the stream wait for it (on the CPU: the caller). Destroying one waits, except while
@@ -32,7 +32,7 @@ class Pending {
     virtual ~Operation() = default;
     virtual void wait(Stream stream) = 0;
   };
-  Pending() = default;   // already complete
+  Pending() = default;  // already complete
   explicit Pending(std::unique_ptr<Operation> operation) : operation_(std::move(operation)) {}
   Pending(Pending&&) noexcept = default;
   Pending& operator=(Pending&& other);
@@ -48,14 +48,14 @@ class Pending {
 struct Transfer {
   enum class Direction : std::uint8_t { send, receive };
   Direction direction;
-  int peer;        // rank in this communicator
-  Tensor tensor;   // contiguous
+  int peer;       // rank in this communicator
+  Tensor tensor;  // contiguous
 };
 
 // A group of ranks. Every rank calls the same collectives in the same order. Tensors are contiguous; counts above 2^31
 // are cut into pieces. A plain call is complete, in stream order, when it returns; a start_ call returns a Pending and
-// its tensors must stay untouched until that was waited for. Exchanges have an order of their own for each pair of ranks, but on
-// device tensors stand in one order with the started collectives of the group.
+// its tensors must stay untouched until that was waited for. Exchanges have an order of their own for each pair of
+// ranks, but on device tensors stand in one order with the started collectives of the group.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -65,12 +65,13 @@ class Communicator {
   // In place. Over floating types, max and min need not notice a NaN.
   virtual void all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) = 0;
   [[nodiscard]] virtual Pending start_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) = 0;
-  // input holds size() equal parts; output, one part, is their sum (or max, min) for this rank. On all ranks or on none,
-  // output may be this rank's own part of input.
+  // input holds size() equal parts; output, one part, is their sum (or max, min) for this rank. On all ranks or on
+  // none, output may be this rank's own part of input.
   virtual void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) = 0;
-  [[nodiscard]] virtual Pending start_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) = 0;
-  // output holds size() parts of input's size, in rank order. On all ranks or on none, input may be this rank's own part
-  // of output.
+  [[nodiscard]] virtual Pending start_reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op,
+                                                     Stream stream) = 0;
+  // output holds size() parts of input's size, in rank order. On all ranks or on none, input may be this rank's own
+  // part of output.
   virtual void all_gather(const Tensor& input, const Tensor& output, Stream stream) = 0;
   [[nodiscard]] virtual Pending start_all_gather(const Tensor& input, const Tensor& output, Stream stream) = 0;
   virtual void broadcast(const Tensor& tensor, int root, Stream stream) = 0;
@@ -80,29 +81,29 @@ class Communicator {
   [[nodiscard]] virtual Pending start_exchange(std::span<const Transfer> transfers, Stream stream) = 0;
   virtual void barrier() = 0;
 
-  // A communicator of some of this one's ranks, in the order given (its rank i is ranks[i]). Collective over those ranks
-  // only; the caller is one of them.
+  // A communicator of some of this one's ranks, in the order given (its rank i is ranks[i]). Collective over those
+  // ranks only; the caller is one of them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
-  // Makes the connections that operations on device tensors need. Collective. Without it they are made by the first operation,
-  // or the first exchange, which waits on the host for all ranks of the group and on a GPU for the kernels under way: not when
-  // those may wait for other ranks.
+  // Makes the connections that operations on device tensors need. Collective. Without it they are made by the first
+  // operation, or the first exchange, which waits on the host for all ranks of the group and on a GPU for the kernels
+  // under way: not when those may wait for other ranks.
   virtual void connect(Connections connections) { (void)connections; }
 
-  // How many multiprocessors of a GPU its operations may take from the kernels beside them, before the first of them and
-  // before connect(); 0, as without: as many as the transport finds best.
+  // How many multiprocessors of a GPU its operations may take from the kernels beside them, before the first of them
+  // and before connect(); 0, as without: as many as the transport finds best.
   virtual void limit_multiprocessors(int count) { (void)count; }
 
   // What the flight recorder and the profiler call it: "tensor", "data x sequence".
   virtual void set_name(const std::string&) {}
 
-  // Enters started operations that run on a stream of their own into a profiler, those of all subgroups too; null ends it.
-  // Of a transport that has no such streams nothing is entered: its time is the caller's.
+  // Enters started operations that run on a stream of their own into a profiler, those of all subgroups too; null ends
+  // it. Of a transport that has no such streams nothing is entered: its time is the caller's.
   virtual void report_to(Profiler*) {}
 
-  // Ends the kernels that wait on a GPU for other ranks, so that this process can end; nothing works on this communicator
-  // afterwards, and what waits there without a kernel, for copies between GPUs, goes on until the process ends.
-  // Unlike all else, cancel() and abort() may be called from another thread while an operation is under way.
+  // Ends the kernels that wait on a GPU for other ranks, so that this process can end; nothing works on this
+  // communicator afterwards, and what waits there without a kernel, for copies between GPUs, goes on until the process
+  // ends. Unlike all else, cancel() and abort() may be called from another thread while an operation is under way.
   virtual void cancel() {}
   // Ends the job at once, on all ranks, with this exit code. Does not return.
   [[noreturn]] virtual void abort(int exit_code) = 0;

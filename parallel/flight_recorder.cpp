@@ -48,7 +48,8 @@ Json entry_json(const FlightEntry& entry, double start_time) {
   if (!entry.transfers.empty()) {
     Json list = Json::array();
     for (const FlightTransfer& transfer : entry.transfers)
-      list.push_back({{transfer.send ? "to" : "from", transfer.peer}, {"bytes", transfer.bytes}, {"number", transfer.number}});
+      list.push_back(
+          {{transfer.send ? "to" : "from", transfer.peer}, {"bytes", transfer.bytes}, {"number", transfer.number}});
     json["transfers"] = list;
   }
   json["entered"] = microseconds(start_time + entry.entered);
@@ -113,7 +114,8 @@ std::uint64_t FlightRing::enter(FlightEntry entry) {
   const bool ordered = entry.operation != FlightOperation::exchange && entry.operation != FlightOperation::subgroup &&
                        entry.operation != FlightOperation::connect;
   if (ordered) entry.collective = ++collectives_;
-  for (FlightTransfer& transfer : entry.transfers) transfer.number = ++(transfer.send ? sent_ : received_)[transfer.peer];
+  for (FlightTransfer& transfer : entry.transfers)
+    transfer.number = ++(transfer.send ? sent_ : received_)[transfer.peer];
   entry.state = FlightState::waiting;
   entry.entered = entry.blocked_since = now();
   if (check_order_) add_to_order(entry);
@@ -124,7 +126,7 @@ std::uint64_t FlightRing::enter(FlightEntry entry) {
 
 FlightRing::Slot* FlightRing::find(std::uint64_t sequence) {
   Slot& slot = slots_[sequence % capacity];
-  return slot.entry.sequence == sequence ? &slot : nullptr;   // it may have been overwritten
+  return slot.entry.sequence == sequence ? &slot : nullptr;  // it may have been overwritten
 }
 
 void FlightRing::complete(FlightEntry& entry) {
@@ -175,7 +177,7 @@ void FlightRing::look_at(Slot& slot) {
   try {
     if (slot.passed.passed()) complete(slot.entry);
   } catch (const Error&) {
-    slot.entry.state = FlightState::failed;   // the device has failed; the thread of the step will hear of it, too
+    slot.entry.state = FlightState::failed;  // the device has failed; the thread of the step will hear of it, too
   }
 }
 
@@ -195,7 +197,8 @@ FlightRing::Snapshot FlightRing::snapshot() {
   const std::lock_guard lock(mutex_);
   look_at_streams();
   Snapshot snapshot{name_, ranks_, operations_, collectives_, sent_, received_, {}};
-  for (std::uint64_t sequence = operations_ > capacity ? operations_ - capacity + 1 : 1; sequence <= operations_; ++sequence)
+  for (std::uint64_t sequence = operations_ > capacity ? operations_ - capacity + 1 : 1; sequence <= operations_;
+       ++sequence)
     snapshot.entries.push_back(slots_[sequence % capacity].entry);
   return snapshot;
 }
@@ -245,7 +248,8 @@ FlightRecorder::FlightRecorder(int rank, int ranks, bool check_order)
 
 std::shared_ptr<FlightRing> FlightRecorder::add(std::string name, std::vector<int> ranks, Communicator& communicator) {
   const std::lock_guard lock(mutex_);
-  return rings_.emplace_back(std::make_shared<FlightRing>(std::move(name), std::move(ranks), communicator, start_, check_order_));
+  return rings_.emplace_back(
+      std::make_shared<FlightRing>(std::move(name), std::move(ranks), communicator, start_, check_order_));
 }
 
 void FlightRecorder::remove(const FlightRing& ring) {
@@ -272,7 +276,7 @@ double FlightRecorder::blocked_seconds() const {
 }
 
 void FlightRecorder::cancel() {
-  const std::lock_guard lock(mutex_);   // no communicator is destroyed meanwhile
+  const std::lock_guard lock(mutex_);  // no communicator is destroyed meanwhile
   for (const auto& ring : rings_) ring->communicator().cancel();
 }
 
@@ -280,8 +284,14 @@ std::string FlightRecorder::dump(const std::string& reason, const std::string& d
   char host[256] = {};
   gethostname(host, sizeof host - 1);
   const double now = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  Json json = {{"format", "fulmen-flight"}, {"version", 1}, {"rank", rank_}, {"ranks", ranks_},
-               {"host", std::string(host)}, {"pid", getpid()}, {"reason", reason}, {"detail", detail},
+  Json json = {{"format", "fulmen-flight"},
+               {"version", 1},
+               {"rank", rank_},
+               {"ranks", ranks_},
+               {"host", std::string(host)},
+               {"pid", getpid()},
+               {"reason", reason},
+               {"detail", detail},
                {"time", microseconds(start_time_ + now)}};
   Json communicators = Json::array();
   for (const auto& ring : rings()) {
@@ -301,7 +311,8 @@ std::string FlightRecorder::dump(const std::string& reason, const std::string& d
   return json.dump(1) + "\n";
 }
 
-void FlightRecorder::write(const std::filesystem::path& folder, const std::string& reason, const std::string& detail) const {
+void FlightRecorder::write(const std::filesystem::path& folder, const std::string& reason,
+                           const std::string& detail) const {
   write_text_atomically(flight_file(folder, rank_), dump(reason, detail));
 }
 

@@ -1,5 +1,6 @@
-// The flight recorder: for each communicator a ring of its last operations, kept always, and written as one file per rank
-// when a run hangs, fails or is killed. docs/formats.md has the file's format; flight_report.h reads a folder of them.
+// The flight recorder: for each communicator a ring of its last operations, kept always, and written as one file per
+// rank when a run hangs, fails or is killed. docs/formats.md has the file's format; flight_report.h reads a folder of
+// them.
 #pragma once
 
 #include <array>
@@ -19,45 +20,54 @@
 
 namespace fulmen {
 
-enum class FlightOperation : std::uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, exchange, barrier, subgroup, connect };
+enum class FlightOperation : std::uint8_t {
+  all_reduce,
+  reduce_scatter,
+  all_gather,
+  broadcast,
+  exchange,
+  barrier,
+  subgroup,
+  connect
+};
 std::string_view name_of(FlightOperation operation);
 std::string_view name_of(ReduceOp op);
 
-// Where an operation stands. The thread of the step is inside it; or it was started and is not waited for yet; or it lies
-// in a GPU's stream; or it is over; or it threw.
+// Where an operation stands. The thread of the step is inside it; or it was started and is not waited for yet; or it
+// lies in a GPU's stream; or it is over; or it threw.
 enum class FlightState : std::uint8_t { waiting, started, enqueued, done, failed };
 std::string_view name_of(FlightState state);
 
 struct FlightTransfer {
   bool send = false;
-  int peer = 0;              // rank of the job
+  int peer = 0;  // rank of the job
   std::uint64_t bytes = 0;
   std::uint64_t number = 0;  // of the transfers that way between the two ranks on this communicator; from 1
 };
 
 struct FlightEntry {
-  std::uint64_t sequence = 0;     // of all operations of this rank on the communicator; from 1
-  std::uint64_t collective = 0;   // of the collectives, the same on all ranks; 0: an exchange, or making a subgroup
+  std::uint64_t sequence = 0;    // of all operations of this rank on the communicator; from 1
+  std::uint64_t collective = 0;  // of the collectives, the same on all ranks; 0: an exchange, or making a subgroup
   FlightOperation operation = FlightOperation::barrier;
   FlightState state = FlightState::waiting;
   DType dtype = DType::uint8;
   ReduceOp reduce = ReduceOp::sum;
-  int root = -1;                  // of a broadcast: rank of the job
-  std::uint64_t bytes = 0;        // of the largest tensor of a collective, or of all transfers together
+  int root = -1;            // of a broadcast: rank of the job
+  std::uint64_t bytes = 0;  // of the largest tensor of a collective, or of all transfers together
   std::vector<FlightTransfer> transfers;
-  double entered = 0.0, completed = 0.0;   // seconds since the recorder's start; 0: not completed
-  double blocked_since = 0.0;     // since when it keeps the caller, or a stream, waiting
+  double entered = 0.0, completed = 0.0;  // seconds since the recorder's start; 0: not completed
+  double blocked_since = 0.0;             // since when it keeps the caller, or a stream, waiting
 };
 
 // The operations of one communicator since the last comparison of orders, for run.check_collectives.
 struct CollectiveOrder {
   struct Stream {
     std::uint64_t count = 0, hash = 0;
-    std::uint64_t first = 0;               // number of the first of `operations`, less one
-    std::vector<std::string> operations;   // since the last comparison
+    std::uint64_t first = 0;              // number of the first of `operations`, less one
+    std::vector<std::string> operations;  // since the last comparison
   };
   Stream collectives;
-  std::map<std::pair<int, int>, Stream> transfers;   // by sending and receiving rank
+  std::map<std::pair<int, int>, Stream> transfers;  // by sending and receiving rank
 };
 
 // The ring of one communicator. Entries are made by the thread of the step and read by others.
@@ -65,18 +75,18 @@ class FlightRing {
  public:
   static constexpr std::size_t capacity = 256;
 
-  // `ranks` are the members' ranks in the job, in the communicator's order; `communicator` outlives the ring's place in the
-  // recorder. Times count from `start`.
-  FlightRing(std::string name, std::vector<int> ranks, Communicator& communicator, std::chrono::steady_clock::time_point start,
-             bool check_order);
+  // `ranks` are the members' ranks in the job, in the communicator's order; `communicator` outlives the ring's place in
+  // the recorder. Times count from `start`.
+  FlightRing(std::string name, std::vector<int> ranks, Communicator& communicator,
+             std::chrono::steady_clock::time_point start, bool check_order);
 
-  // Begins an operation; the result names it in the calls that follow. Sequence, collective and transfer numbers and times
-  // are filled in.
+  // Begins an operation; the result names it in the calls that follow. Sequence, collective and transfer numbers and
+  // times are filled in.
   std::uint64_t enter(FlightEntry entry);
   // It is over; or, on a GPU, in the stream, and over when the stream gets there.
   void leave(std::uint64_t sequence, Stream stream);
-  void started(std::uint64_t sequence);   // its start_ call has returned
-  void waits(std::uint64_t sequence);     // and now it is waited for
+  void started(std::uint64_t sequence);  // its start_ call has returned
+  void waits(std::uint64_t sequence);    // and now it is waited for
   void fails(std::uint64_t sequence);
 
   void set_name(const std::string& name);
@@ -88,12 +98,13 @@ class FlightRing {
     std::string name;
     std::vector<int> ranks;
     std::uint64_t operations = 0, collectives = 0;
-    std::map<int, std::uint64_t> sent, received;   // transfers so far by peer, begun ones too
-    std::vector<FlightEntry> entries;              // oldest first
+    std::map<int, std::uint64_t> sent, received;  // transfers so far by peer, begun ones too
+    std::vector<FlightEntry> entries;             // oldest first
   };
   // Looks which operations on GPUs are over by now.
   Snapshot snapshot();
-  // When an operation that keeps something waiting began to do so, the earliest of them, and when the last one was completed.
+  // When an operation that keeps something waiting began to do so, the earliest of them, and when the last one was
+  // completed.
   struct Progress {
     std::optional<double> blocked_since;
     double last_completed = 0.0;
@@ -105,7 +116,7 @@ class FlightRing {
  private:
   struct Slot {
     FlightEntry entry;
-    gpu::Event passed;   // made when first needed; of an enqueued operation
+    gpu::Event passed;  // made when first needed; of an enqueued operation
   };
 
   double now() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
@@ -121,7 +132,7 @@ class FlightRing {
   Communicator& communicator_;
   const std::chrono::steady_clock::time_point start_;
   const bool check_order_;
-  std::vector<Slot> slots_;       // by sequence modulo the capacity
+  std::vector<Slot> slots_;  // by sequence modulo the capacity
   std::uint64_t operations_ = 0, collectives_ = 0;
   std::uint64_t first_open_ = 1;  // no operation before this one is enqueued
   std::map<int, std::uint64_t> sent_, received_;
@@ -161,7 +172,7 @@ class FlightRecorder {
   int rank_, ranks_;
   bool check_order_;
   std::chrono::steady_clock::time_point start_;
-  double start_time_;   // the same in seconds since 1970
+  double start_time_;  // the same in seconds since 1970
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<FlightRing>> rings_;
   double creation_seconds_ = 0.0;

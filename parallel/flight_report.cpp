@@ -26,7 +26,7 @@ struct Entry {
   int root = -1;
   double entered = 0.0, completed = 0.0;
   std::vector<FlightTransfer> transfers;
-  std::string text;   // "all_reduce 42, 4096 bytes, fp32, sum"
+  std::string text;  // "all_reduce 42, 4096 bytes, fp32, sum"
 
   bool open() const { return state == "waiting" || state == "enqueued"; }
 };
@@ -73,7 +73,8 @@ Entry parse_entry(const Json& json) {
   if (json.contains("transfers"))
     for (const Json& transfer : json.at("transfers")) {
       const bool send = transfer.contains("to");
-      entry.transfers.push_back({send, transfer.at(send ? "to" : "from").get<int>(), transfer.at("bytes").get<std::uint64_t>(),
+      entry.transfers.push_back({send, transfer.at(send ? "to" : "from").get<int>(),
+                                 transfer.at("bytes").get<std::uint64_t>(),
                                  transfer.at("number").get<std::uint64_t>()});
     }
   entry.text = text_of(json, entry);
@@ -87,7 +88,8 @@ std::map<int, std::uint64_t> parse_counts(const Json& json) {
 }
 
 Record parse_record(const Json& json) {
-  if (json.at("format") != "fulmen-flight" || json.at("version") != 1) throw InternalError("not a flight record of version 1");
+  if (json.at("format") != "fulmen-flight" || json.at("version") != 1)
+    throw InternalError("not a flight record of version 1");
   Record record;
   record.rank = json.at("rank").get<int>();
   record.ranks = json.at("ranks").get<int>();
@@ -124,7 +126,7 @@ std::optional<Record> read_record(const fs::path& path) {
   try {
     return parse_record(*json);
   } catch (const std::exception&) {
-    return std::nullopt;   // as good as missing
+    return std::nullopt;  // as good as missing
   }
 }
 
@@ -150,7 +152,8 @@ class Analysis {
     }
     if (const auto places = read_json(folder / "ranks.json"))
       for (const Json& place : places->value("ranks", Json::array()))
-        places_[place.value("rank", -1)] = fmt::format(" (pid {} on {})", place.value("pid", std::int64_t{0}), place.value("host", ""));
+        places_[place.value("rank", -1)] =
+            fmt::format(" (pid {} on {})", place.value("pid", std::int64_t{0}), place.value("host", ""));
   }
 
   bool empty() const { return records_.empty(); }
@@ -164,7 +167,8 @@ class Analysis {
       // Beside ranks that have ended, who lags behind has only been stopped by them.
       if (!report.blamed.empty()) break;
       for (int rank = 0; rank < ranks_; ++rank)
-        if (const std::string what = (this->*of_rank)(rank); !what.empty()) report.blamed.push_back(blame_of(rank, what));
+        if (const std::string what = (this->*of_rank)(rank); !what.empty())
+          report.blamed.push_back(blame_of(rank, what));
     }
     report.verdict = verdict(report);
     return report;
@@ -173,7 +177,7 @@ class Analysis {
  private:
   struct Wait {
     int rank;
-    std::string text;   // "all_reduce 42, ... on "data""
+    std::string text;  // "all_reduce 42, ... on "data""
     std::set<int> for_ranks;
   };
 
@@ -259,7 +263,8 @@ class Analysis {
         if (entry.collective != 0 && (entry.root < 0 || entry.root == rank)) consider(entry.completed, entry.text);
         for (const FlightTransfer& transfer : entry.transfers)
           if (transfer.peer == rank && !transfer.send)
-            consider(entry.completed, fmt::format("sending transfer {} to rank {}, {} bytes", transfer.number, other, transfer.bytes));
+            consider(entry.completed,
+                     fmt::format("sending transfer {} to rank {}, {} bytes", transfer.number, other, transfer.bytes));
       }
     }
     return last;
@@ -316,12 +321,14 @@ class Analysis {
     for (const FlightBlame& blame : report.blamed) {
       text += fmt::format("{}rank {}{} {}", text.empty() ? "" : "\n", blame.rank, place_of(blame.rank), blame.what);
       const bool own = records_.contains(blame.rank);
-      text += blame.last_operation.empty() ? "\n  nothing is known of its operations"
-                                           : fmt::format("\n  its last {}operation: {}", own ? "" : "known ", blame.last_operation);
+      text += blame.last_operation.empty()
+                  ? "\n  nothing is known of its operations"
+                  : fmt::format("\n  its last {}operation: {}", own ? "" : "known ", blame.last_operation);
     }
     if (!report.blamed.empty()) {
       return text + list_waits([&](const Wait& wait) {
-               return std::ranges::any_of(report.blamed, [&](const FlightBlame& blame) { return wait.for_ranks.contains(blame.rank); });
+               return std::ranges::any_of(
+                   report.blamed, [&](const FlightBlame& blame) { return wait.for_ranks.contains(blame.rank); });
              });
     }
     const bool blocked = std::ranges::any_of(waits_, [](const Wait& wait) { return !wait.for_ranks.empty(); });
@@ -335,14 +342,15 @@ class Analysis {
   std::map<int, Record> records_;
   std::map<int, std::string> places_;
   std::vector<Wait> waits_;
-  std::set<int> inside_;   // ranks that are in an operation
+  std::set<int> inside_;  // ranks that are in an operation
 };
 
 }  // namespace
 
 FlightReport report_flight(const fs::path& folder, const std::vector<int>& certain) {
   Analysis analysis(folder, certain);
-  if (analysis.empty()) throw UserError(folder.string(), "holds no flight record", "give the folder `flight` of a run that was cut short");
+  if (analysis.empty())
+    throw UserError(folder.string(), "holds no flight record", "give the folder `flight` of a run that was cut short");
   return analysis.report();
 }
 

@@ -10,9 +10,9 @@ namespace fulmen {
 
 struct FlightBlame {
   int rank = 0;
-  std::string what;             // "is missing: it left no flight record", "was ended by SIGABRT", "lags behind: ..."
-  // The last operation of the rank, over all communicators and on each of them ("data": "all_reduce 41, 4096 bytes, ...").
-  // For a rank without a record: what others saw it take part in. Empty when nothing is known.
+  std::string what;  // "is missing: it left no flight record", "was ended by SIGABRT", "lags behind: ..."
+  // The last operation of the rank, over all communicators and on each of them ("data": "all_reduce 41, 4096 bytes,
+  // ..."). For a rank without a record: what others saw it take part in. Empty when nothing is known.
   std::string last_operation;
   std::vector<std::pair<std::string, std::string>> on_communicators;
 };
@@ -25,8 +25,8 @@ struct FlightReport {
 };
 
 // Reads the records of a folder (rank-*.json, and ranks.json for the places of those that are missing); what cannot be
-// read counts as missing. `certain`: ranks that are known to have ended, whatever the records say. Throws UserError when
-// there is no record at all.
+// read counts as missing. `certain`: ranks that are known to have ended, whatever the records say. Throws UserError
+// when there is no record at all.
 FlightReport report_flight(const std::filesystem::path& folder, const std::vector<int>& certain = {});
 
 bool holds_flight_records(const std::filesystem::path& folder);

@@ -36,7 +36,8 @@ struct PassTicks {
 
 std::vector<PassTicks> ticks_of(const std::vector<PassCosts>& stages) {
   double longest = 0.0;
-  for (const PassCosts& costs : stages) longest = std::max({longest, costs.forward, costs.backward_input, costs.backward_weight});
+  for (const PassCosts& costs : stages)
+    longest = std::max({longest, costs.forward, costs.backward_input, costs.backward_weight});
   const auto ticks = [&](double cost) { return longest > 0.0 ? std::llround(cost / longest * 1e6) : Ticks{1}; };
   std::vector<PassTicks> list;
   for (const PassCosts& costs : stages)
@@ -46,12 +47,20 @@ std::vector<PassTicks> ticks_of(const std::vector<PassCosts>& stages) {
 
 class ListScheduler {
  public:
-  ListScheduler(const std::vector<ListScheduleRules>& rules, const PipelineShape& shape, const std::vector<PassCosts>& stages)
-      : rules_(rules), ranks_(shape.ranks), micro_batches_(shape.micro_batches), chunks_(shape.chunks), most_stashes_(most_stashes(shape)),
-        ticks_(ticks_of(stages)), states_(at(shape.ranks)), lists_(at(shape.ranks)) {
+  ListScheduler(const std::vector<ListScheduleRules>& rules, const PipelineShape& shape,
+                const std::vector<PassCosts>& stages)
+      : rules_(rules),
+        ranks_(shape.ranks),
+        micro_batches_(shape.micro_batches),
+        chunks_(shape.chunks),
+        most_stashes_(most_stashes(shape)),
+        ticks_(ticks_of(stages)),
+        states_(at(shape.ranks)),
+        lists_(at(shape.ranks)) {
     for (int group = 0; group < micro_batches_; group += ranks_)
       for (int c = 0; c < chunks_; ++c)
-        for (int m = group; m < std::min(micro_batches_, group + ranks_); ++m) forward_order_.push_back({Operation::forward, m, c});
+        for (int m = group; m < std::min(micro_batches_, group + ranks_); ++m)
+          forward_order_.push_back({Operation::forward, m, c});
     for (State& state : states_) state.chunks.resize(at(chunks_));
   }
 
@@ -67,7 +76,8 @@ class ListScheduler {
     }
     for (int rank = 0; rank < ranks_; ++rank) {
       FULMEN_CHECK(states_[at(rank)].weights == micro_batches_ * chunks_,
-                   "no pass is ready on rank {} of {} ranks, {} micro-batches, {} chunks", rank, ranks_, micro_batches_, chunks_);
+                   "no pass is ready on rank {} of {} ranks, {} micro-batches, {} chunks", rank, ranks_, micro_batches_,
+                   chunks_);
       finish(lists_[at(rank)]);
     }
     return std::move(lists_);
@@ -81,13 +91,13 @@ class ListScheduler {
   };
   struct State {
     std::vector<Chunk> chunks;
-    std::size_t next_forward = 0;   // in forward_order_
-    std::deque<Pass> owed;          // weight gradients, in the order in which they fell due
-    int ahead = 0;                  // forward passes whose backward_input is still to come
-    int weights = 0;                // backward_weight passes done
-    Pass pass{};                    // under way, or the last one
-    Ticks end = never;              // of `pass`; never: the rank stands still
-    std::vector<Ticks> transfers;   // when those at the list's end were
+    std::size_t next_forward = 0;  // in forward_order_
+    std::deque<Pass> owed;         // weight gradients, in the order in which they fell due
+    int ahead = 0;                 // forward passes whose backward_input is still to come
+    int weights = 0;               // backward_weight passes done
+    Pass pass{};                   // under way, or the last one
+    Ticks end = never;             // of `pass`; never: the rank stands still
+    std::vector<Ticks> transfers;  // when those at the list's end were
   };
 
   int stages() const { return ranks_ * chunks_; }
@@ -98,7 +108,8 @@ class ListScheduler {
   bool has_room(int rank) const {
     const State& state = states_[at(rank)];
     const int share = chunks_ == 1 ? ranks_ - rank : 2 * (ranks_ - rank - 1) + (chunks_ - 1) * ranks_ + 1;
-    return state.ahead + static_cast<int>(state.owed.size()) < most_stashes_ && (rules_of(rank).far_ahead || state.ahead < share);
+    return state.ahead + static_cast<int>(state.owed.size()) < most_stashes_ &&
+           (rules_of(rank).far_ahead || state.ahead < share);
   }
 
   std::optional<Pass> ready_forward(int rank) const {
@@ -128,7 +139,8 @@ class ListScheduler {
     const State& state = states_[at(rank)];
     if (state.owed.empty()) return std::nullopt;
     if (!rules_of(rank).weights_wait) return state.owed.front();
-    if (!rules_of(rank).joined || state.pass.operation != Operation::backward_input || stage_of(rank, state.pass.chunk) > 0)
+    if (!rules_of(rank).joined || state.pass.operation != Operation::backward_input ||
+        stage_of(rank, state.pass.chunk) > 0)
       return std::nullopt;
     const auto first = std::ranges::find(state.owed, 0, &Pass::chunk);
     return first->micro_batch == state.pass.micro_batch ? std::optional(*first) : std::nullopt;
@@ -202,9 +214,7 @@ class ListScheduler {
         --state.ahead;
         state.owed.push_back({Operation::backward_weight, pass.micro_batch, pass.chunk});
         break;
-      default:
-        state.owed.erase(std::ranges::find(state.owed, pass.chunk, &Pass::chunk));
-        ++state.weights;
+      default: state.owed.erase(std::ranges::find(state.owed, pass.chunk, &Pass::chunk)); ++state.weights;
     }
   }
 
@@ -217,8 +227,10 @@ class ListScheduler {
     if (!target) return;
     const int peer = *target % ranks_, chunk = *target / ranks_;
     const bool forward = state.pass.operation == Operation::forward;
-    add_transfer(rank, {forward ? Operation::send_forward : Operation::send_backward, state.pass.micro_batch, state.pass.chunk, peer});
-    add_transfer(peer, {forward ? Operation::receive_forward : Operation::receive_backward, state.pass.micro_batch, chunk, rank});
+    add_transfer(rank, {forward ? Operation::send_forward : Operation::send_backward, state.pass.micro_batch,
+                        state.pass.chunk, peer});
+    add_transfer(peer, {forward ? Operation::receive_forward : Operation::receive_backward, state.pass.micro_batch,
+                        chunk, rank});
     Chunk& there = states_[at(peer)].chunks[at(chunk)];
     ++(forward ? there.inputs : there.gradients);
     roused_.push_back(peer);
@@ -231,7 +243,8 @@ class ListScheduler {
     std::vector<Ticks>& times = states_[at(rank)].transfers;
     if (!times.empty()) list.back().with_next = true;
     const auto earlier = std::ranges::count_if(times, [&](Ticks time) { return time < now_; });
-    const bool sends = instruction.operation == Operation::send_forward || instruction.operation == Operation::send_backward;
+    const bool sends =
+        instruction.operation == Operation::send_forward || instruction.operation == Operation::send_backward;
     if (sends && earlier > 0) list[list.size() - times.size() + at(static_cast<int>(earlier)) - 1].with_next = false;
     list.push_back(instruction);
     times.push_back(now_);
@@ -245,14 +258,14 @@ class ListScheduler {
 
   const std::vector<ListScheduleRules>& rules_;
   int ranks_, micro_batches_, chunks_, most_stashes_;
-  std::vector<PassTicks> ticks_;   // by stage
+  std::vector<PassTicks> ticks_;  // by stage
   Ticks now_ = 0;
   std::vector<Pass> forward_order_;
   std::vector<State> states_;
   std::vector<InstructionList> lists_;
-  using End = std::pair<Ticks, int>;   // of a rank's pass
+  using End = std::pair<Ticks, int>;  // of a rank's pass
   std::priority_queue<End, std::vector<End>, std::greater<>> ends_;
-  std::vector<int> roused_;   // ranks that ended a pass or received something, since passes were last started
+  std::vector<int> roused_;  // ranks that ended a pass or received something, since passes were last started
 };
 
 }  // namespace
@@ -264,7 +277,8 @@ int most_stashes(const PipelineShape& shape) {
 std::vector<InstructionList> make_list_schedule(const std::vector<ListScheduleRules>& rules, const PipelineShape& shape,
                                                 const std::vector<PassCosts>& stages) {
   FULMEN_CHECK(rules.size() == at(shape.ranks) && stages.size() == at(shape.ranks * shape.chunks),
-               "{} rules and {} stages for {} ranks of {} chunks", rules.size(), stages.size(), shape.ranks, shape.chunks);
+               "{} rules and {} stages for {} ranks of {} chunks", rules.size(), stages.size(), shape.ranks,
+               shape.chunks);
   return ListScheduler(rules, shape, stages).run();
 }
 

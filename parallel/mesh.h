@@ -23,7 +23,7 @@ struct MeshShape {
 
   int size(Axis axis) const;
   int ranks() const { return tensor * sequence * data * pipeline; }
-  std::string describe() const;   // "data 2 x sequence 1 x tensor 2 x pipeline 2"
+  std::string describe() const;  // "data 2 x sequence 1 x tensor 2 x pipeline 2"
   friend bool operator==(const MeshShape&, const MeshShape&) = default;
 };
 
@@ -34,7 +34,7 @@ class Mesh {
 
   const MeshShape& shape() const { return shape_; }
   int size(Axis axis) const { return shape_.size(axis); }
-  int coordinate(Axis axis) const;                       // of this rank
+  int coordinate(Axis axis) const;  // of this rank
   int coordinate_of(int rank, Axis axis) const;
   // The rank that differs from this one only in having `coordinate` along `axis`.
   int rank_at(Axis axis, int coordinate) const;

@@ -87,7 +87,7 @@ class MpiOperation final : public Pending::Operation {
 
  private:
   struct Receive {
-    int peer = -1;   // -1: not a receive
+    int peer = -1;  // -1: not a receive
     MPI_Datatype type = MPI_DATATYPE_NULL;
     int count = 0;
   };
@@ -195,9 +195,8 @@ class MpiCommunicator final : public Communicator {
     }
     copy_own_part(input, output);
     for (int root = 0; root < size_; ++root)
-      in_pieces(output, root * input.elements(), input.elements(), [&](char* data, int count) {
-        check_mpi(MPI_Bcast(data, count, type, root, comm_), "MPI_Bcast");
-      });
+      in_pieces(output, root * input.elements(), input.elements(),
+                [&](char* data, int count) { check_mpi(MPI_Bcast(data, count, type, root, comm_), "MPI_Bcast"); });
   }
 
   Pending start_all_gather(const Tensor& input, const Tensor& output, Stream) override {
@@ -225,9 +224,8 @@ class MpiCommunicator final : public Communicator {
     check_operand(tensor, "broadcast");
     check_root(root, size_);
     const MPI_Datatype type = transport_type(tensor.dtype());
-    in_pieces(tensor, 0, tensor.elements(), [&](char* data, int count) {
-      check_mpi(MPI_Bcast(data, count, type, root, comm_), "MPI_Bcast");
-    });
+    in_pieces(tensor, 0, tensor.elements(),
+              [&](char* data, int count) { check_mpi(MPI_Bcast(data, count, type, root, comm_), "MPI_Bcast"); });
   }
 
   void exchange(std::span<const Transfer> transfers, Stream stream) override {

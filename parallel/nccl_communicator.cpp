@@ -83,7 +83,10 @@ class NcclCommunicator final : public Communicator {
   // where the first operation on device tensors is an exchange, which some ranks may make earlier than others.
   NcclCommunicator(std::unique_ptr<Communicator> host, Device device, std::size_t least_bytes_to_copy,
                    std::shared_ptr<Profiler*> profiler)
-      : host_(std::move(host)), device_(device), least_bytes_to_copy_(least_bytes_to_copy), profiler_(std::move(profiler)) {
+      : host_(std::move(host)),
+        device_(device),
+        least_bytes_to_copy_(least_bytes_to_copy),
+        profiler_(std::move(profiler)) {
     std::vector<int> all(static_cast<std::size_t>(host_->size()));
     std::iota(all.begin(), all.end(), 0);
     rendezvous_ = host_->subgroup(all);
@@ -148,7 +151,8 @@ class NcclCommunicator final : public Communicator {
     if (on_host(input) && on_host(output)) return host_->start_all_gather(input, output, stream);
     check_gather(input, output, stream);
     connect();
-    if (collectives_by_copies_ && input.bytes() >= least_bytes_to_copy_) return start_gather_by_copies(input, output, stream);
+    if (collectives_by_copies_ && input.bytes() >= least_bytes_to_copy_)
+      return start_gather_by_copies(input, output, stream);
     return start(stream, all_gather_name_, [&](Stream own) { run_all_gather(input, output, own); });
   }
 
@@ -207,13 +211,14 @@ class NcclCommunicator final : public Communicator {
   }
   void report_to(Profiler* profiler) override { *profiler_ = profiler; }
 
-  // The kernels that wait for other ranks end, and with them whatever waits for the stream. The handle stays: the thread of
-  // the step may be holding it.
+  // The kernels that wait for other ranks end, and with them whatever waits for the stream. The handle stays: the
+  // thread of the step may be holding it.
   void cancel() override {
     ncclComm_t comm = comm_;
     if (comm == nullptr || cancelled_.exchange(true)) return;
     const ncclResult_t status = ncclCommAbort(comm);
-    if (status != ncclSuccess) std::fprintf(stderr, "aborting an NCCL communicator failed: %s\n", ncclGetErrorString(status));
+    if (status != ncclSuccess)
+      std::fprintf(stderr, "aborting an NCCL communicator failed: %s\n", ncclGetErrorString(status));
   }
 
   void abort(int exit_code) override {
@@ -268,8 +273,8 @@ class NcclCommunicator final : public Communicator {
     rendezvous_->broadcast(Tensor(id.internal, DType::uint8, {NCCL_UNIQUE_ID_BYTES}), 0, {});
     ncclConfig_t configuration = NCCL_CONFIG_INITIALIZER;
     if (multiprocessors_ > 0) {
-      configuration.maxCTAs = multiprocessors_;   // one each
-      configuration.cgaClusterSize = 1;           // wherever they are: the products leave no neighbours free
+      configuration.maxCTAs = multiprocessors_;  // one each
+      configuration.cgaClusterSize = 1;          // wherever they are: the products leave no neighbours free
     }
     ncclComm_t comm = nullptr;
     check_nccl(ncclCommInitRankConfig(&comm, size(), id, rank(), &configuration), "ncclCommInitRankConfig");
@@ -323,9 +328,9 @@ class NcclCommunicator final : public Communicator {
     return copies_->start_exchange(transfers, stream, *profiler_, all_gather_name_.c_str());
   }
 
-  // Where the copy engines do not serve: makes the connections to the ranks before and after this one, both ways. NCCL makes one when it is
-  // first used, and on a GPU that waits for the kernels under way: where one side's first group sends and receives and the
-  // other's only receives, those kernels may be waiting for that very connection.
+  // Where the copy engines do not serve: makes the connections to the ranks before and after this one, both ways. NCCL
+  // makes one when it is first used, and on a GPU that waits for the kernels under way: where one side's first group
+  // sends and receives and the other's only receives, those kernels may be waiting for that very connection.
   void connect_neighbours() {
     const int next = (rank() + 1) % size(), previous = (rank() + size() - 1) % size();
     void* bytes = nullptr;
@@ -407,14 +412,14 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Communicator> host_, rendezvous_;
   Device device_;
   std::size_t least_bytes_to_copy_;
-  std::atomic<ncclComm_t> comm_ = nullptr;   // null until the first operation on device tensors
+  std::atomic<ncclComm_t> comm_ = nullptr;  // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
   bool copies_asked_for_ = false, exchanges_prepared_ = false;
-  bool collectives_by_copies_ = false;   // large started ones, once connect() has said so on all ranks
-  std::unique_ptr<PeerCopies> copies_;   // null: exchanges are NCCL's, too
+  bool collectives_by_copies_ = false;  // large started ones, once connect() has said so on all ranks
+  std::unique_ptr<PeerCopies> copies_;  // null: exchanges are NCCL's, too
   int multiprocessors_ = 0;
-  Stream own_stream_;           // of started operations; null until the first
-  std::shared_ptr<Profiler*> profiler_;   // one for a communicator and all its subgroups
+  Stream own_stream_;                    // of started operations; null until the first
+  std::shared_ptr<Profiler*> profiler_;  // one for a communicator and all its subgroups
   std::string all_reduce_name_ = "all-reduce", reduce_scatter_name_ = "reduce-scatter", all_gather_name_ = "all-gather",
               exchange_name_ = "exchange";
 };
@@ -424,7 +429,8 @@ class NcclCommunicator final : public Communicator {
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, Device device,
                                                      std::size_t least_bytes_to_copy) {
   gpu::require(device);
-  return std::make_unique<NcclCommunicator>(std::move(host), device, least_bytes_to_copy, std::make_shared<Profiler*>(nullptr));
+  return std::make_unique<NcclCommunicator>(std::move(host), device, least_bytes_to_copy,
+                                            std::make_shared<Profiler*>(nullptr));
 }
 
 }  // namespace fulmen

@@ -1,10 +1,10 @@
 // Transfers between GPUs of one host by their copy engines.
 //
-// Each rank has an inbox of a few pieces for every other rank, and two counters for it. A sender waits until its receiver has
-// taken enough pieces, copies the next into the inbox and counts it there; the receiver waits for that, copies it to its place
-// and counts it as taken at the sender. A sum takes a piece from every other rank at once. All this is work in streams: the host
-// waits for nothing but room in them. They hold some hundred pieces; so that no two ranks wait for each other to take what neither
-// has yet asked for, all ways go forward together, a piece each.
+// Each rank has an inbox of a few pieces for every other rank, and two counters for it. A sender waits until its
+// receiver has taken enough pieces, copies the next into the inbox and counts it there; the receiver waits for that,
+// copies it to its place and counts it as taken at the sender. A sum takes a piece from every other rank at once. All
+// this is work in streams: the host waits for nothing but room in them. They hold some hundred pieces; so that no two
+// ranks wait for each other to take what neither has yet asked for, all ways go forward together, a piece each.
 #include "parallel/peer_copies.h"
 
 #include <cuda.h>
@@ -29,7 +29,7 @@ constexpr int most_ranks = most_parts;
 constexpr std::uint32_t pieces_held = 4;
 // Of a GPU, for streams: where two share one, what waits for another rank keeps what that rank waits for.
 constexpr int queues_needed = 32;
-constexpr std::size_t counter_stride = 128;   // bytes: a line of its own for each
+constexpr std::size_t counter_stride = 128;  // bytes: a line of its own for each
 
 // The driver's operations on a word of memory in stream order. The runtime has none.
 struct WordOperations {
@@ -72,7 +72,8 @@ struct Introduction {
 class Inboxes {
  public:
   Inboxes() = default;
-  Inboxes(std::byte* memory, int ranks, std::size_t piece_bytes) : memory_(memory), ranks_(ranks), piece_bytes_(piece_bytes) {}
+  Inboxes(std::byte* memory, int ranks, std::size_t piece_bytes)
+      : memory_(memory), ranks_(ranks), piece_bytes_(piece_bytes) {}
 
   static std::size_t bytes(int ranks, std::size_t piece_bytes) {
     return head(ranks) + static_cast<std::size_t>(ranks) * pieces_held * piece_bytes;
@@ -92,7 +93,8 @@ class Inboxes {
     return (counters + 4095) / 4096 * 4096;
   }
   CUdeviceptr counter(int rank, int which) const {
-    return reinterpret_cast<CUdeviceptr>(memory_ + (2 * static_cast<std::size_t>(rank) + static_cast<std::size_t>(which)) * counter_stride);
+    return reinterpret_cast<CUdeviceptr>(
+        memory_ + (2 * static_cast<std::size_t>(rank) + static_cast<std::size_t>(which)) * counter_stride);
   }
 
   std::byte* memory_ = nullptr;
@@ -120,8 +122,14 @@ class IpcPeerCopies final : public PeerCopies {
  public:
   // `opened[r]`: rank r's memory, one's own included.
   IpcPeerCopies(Communicator& host, std::vector<Inboxes> opened, Device device, std::size_t piece_bytes)
-      : host_(host), rank_(host.rank()), inboxes_(std::move(opened)), device_(device), piece_bytes_(piece_bytes), sums_(gpu::create_urgent_stream(device)),
-        sends_(inboxes_.size()), receives_(inboxes_.size()) {
+      : host_(host),
+        rank_(host.rank()),
+        inboxes_(std::move(opened)),
+        device_(device),
+        piece_bytes_(piece_bytes),
+        sums_(gpu::create_urgent_stream(device)),
+        sends_(inboxes_.size()),
+        receives_(inboxes_.size()) {
     load_kernels();
   }
 
@@ -131,20 +139,23 @@ class IpcPeerCopies final : public PeerCopies {
       for (const Line& line : *lines) finish(line.stream);
     finish(sums_);
     for (std::size_t r = 0; r < inboxes_.size(); ++r)
-      if (static_cast<int>(r) != rank_) report(cudaIpcCloseMemHandle(inboxes_[r].memory()), "closing the memory of another rank");
+      if (static_cast<int>(r) != rank_)
+        report(cudaIpcCloseMemHandle(inboxes_[r].memory()), "closing the memory of another rank");
     host_.barrier();
     gpu::release(device_.index, own().memory());
   }
 
   void abandon() override { abandoned_ = true; }
 
-  Pending start_exchange(std::span<const Transfer> transfers, Stream stream, Profiler* profiler, const char* name) override {
+  Pending start_exchange(std::span<const Transfer> transfers, Stream stream, Profiler* profiler,
+                         const char* name) override {
     std::vector<gpu::Event> done;
     start_transfers(transfers, stream, profiler, name, done);
     return Pending(std::make_unique<Copies>(std::move(done)));
   }
 
-  Pending start_reduce_scatter(const Tensor& input, const Tensor& output, Stream stream, Profiler* profiler, const char* name) override {
+  Pending start_reduce_scatter(const Tensor& input, const Tensor& output, Stream stream, Profiler* profiler,
+                               const char* name) override {
     const Tensor all = input.flatten();
     const std::int64_t part = output.elements();
     std::vector<Tensor> parts;
@@ -158,9 +169,11 @@ class IpcPeerCopies final : public PeerCopies {
   Pending start_all_reduce(const Tensor& tensor, Stream stream, Profiler* profiler, const char* name) override {
     constexpr std::int64_t aligned = 128;
     const Tensor all = tensor.flatten();
-    const std::int64_t count = all.elements(), part = ((count + ranks() - 1) / ranks() + aligned - 1) / aligned * aligned;
+    const std::int64_t count = all.elements(),
+                       part = ((count + ranks() - 1) / ranks() + aligned - 1) / aligned * aligned;
     std::vector<Tensor> parts;
-    for (std::int64_t r = 0; r < ranks(); ++r) parts.push_back(all.slice(0, std::min(r * part, count), std::min((r + 1) * part, count)));
+    for (std::int64_t r = 0; r < ranks(); ++r)
+      parts.push_back(all.slice(0, std::min(r * part, count), std::min((r + 1) * part, count)));
     const Tensor own_part = parts[static_cast<std::size_t>(rank_)];
     std::vector<gpu::Event> done;
     start_sums(parts, own_part, stream, profiler, name, done);
@@ -178,14 +191,14 @@ class IpcPeerCopies final : public PeerCopies {
   // The way to another rank, or from it.
   struct Line {
     Stream stream;
-    std::uint32_t pieces = 0;   // that took it, modulo 2^32
+    std::uint32_t pieces = 0;  // that took it, modulo 2^32
   };
 
-  // Of sums: adds zeros to the inbox in each way. A kernel that is loaded when it is first launched may keep the host until all
-  // streams are done, here those that wait for other ranks, whose hosts would be kept by theirs.
+  // Of sums: adds zeros to the inbox in each way. A kernel that is loaded when it is first launched may keep the host
+  // until all streams are done, here those that wait for other ranks, whose hosts would be kept by theirs.
   void load_kernels() const {
     for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16})
-      for (const std::size_t first : {std::size_t{0}, std::size_t{1}}) {   // in packets, and where they cannot be
+      for (const std::size_t first : {std::size_t{0}, std::size_t{1}}) {  // in packets, and where they cannot be
         const Tensor zeros(own().piece(rank_, 0) + first * size_of(dtype), dtype, {64}, device_);
         sum_parts(execution_of_sums(), std::vector<Tensor>(inboxes_.size(), zeros), zeros);
       }
@@ -226,7 +239,8 @@ class IpcPeerCopies final : public PeerCopies {
   }
   // What the stream did before is to be seen by who sees the value.
   static void count(Stream stream, CUdeviceptr counter, std::uint32_t value) {
-    check_driver(words().write(handle_of(stream), counter, value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
+    check_driver(words().write(handle_of(stream), counter, value, CU_STREAM_WRITE_VALUE_DEFAULT),
+                 "cuStreamWriteValue32");
   }
 
   // Within a GPU a plain copy would be a kernel, which had to wait for the one that fills the GPU.
@@ -236,7 +250,8 @@ class IpcPeerCopies final : public PeerCopies {
     attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
     attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
     std::size_t first = 0;
-    FULMEN_CUDA_CHECK(cudaMemcpyBatchAsync(&to, &from, &bytes, 1, &attributes, &first, 1, static_cast<cudaStream_t>(line.stream.handle)));
+    FULMEN_CUDA_CHECK(cudaMemcpyBatchAsync(&to, &from, &bytes, 1, &attributes, &first, 1,
+                                           static_cast<cudaStream_t>(line.stream.handle)));
 #else
     gpu::copy(line.stream, to, from, bytes);
 #endif
@@ -317,10 +332,11 @@ class IpcPeerCopies final : public PeerCopies {
   }
 
   // parts[r]: of all ranks' sums that of rank r, where this rank's share of it lies. The own one goes to `output`.
-  void start_sums(std::span<const Tensor> parts, const Tensor& output, Stream stream, Profiler* profiler, const char* name,
-                  std::vector<gpu::Event>& done) {
+  void start_sums(std::span<const Tensor> parts, const Tensor& output, Stream stream, Profiler* profiler,
+                  const char* name, std::vector<gpu::Event>& done) {
     std::vector<Transfer> transfers;
-    for (const int peer : others()) transfers.push_back({Transfer::Direction::send, peer, parts[static_cast<std::size_t>(peer)]});
+    for (const int peer : others())
+      transfers.push_back({Transfer::Direction::send, peer, parts[static_cast<std::size_t>(peer)]});
     const std::vector<Way> sends = ways_of(transfers);
     const gpu::Event ready = mark(stream);
     for (const Way& way : sends) ready.wait(way.line->stream);
@@ -366,7 +382,7 @@ class IpcPeerCopies final : public PeerCopies {
   Device device_;
   std::size_t piece_bytes_;
   Stream sums_;
-  std::vector<Line> sends_, receives_;   // by peer
+  std::vector<Line> sends_, receives_;  // by peer
 };
 
 Introduction introduce(std::byte* memory) {
@@ -393,9 +409,11 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device, 
   const Introduction own = introduce(memory);
   std::vector<Introduction> all(static_cast<std::size_t>(ranks));
   const auto bytes = static_cast<std::int64_t>(sizeof(Introduction));
-  host.all_gather(Tensor(const_cast<Introduction*>(&own), DType::uint8, {bytes}), Tensor(all.data(), DType::uint8, {bytes * ranks}), {});
+  host.all_gather(Tensor(const_cast<Introduction*>(&own), DType::uint8, {bytes}),
+                  Tensor(all.data(), DType::uint8, {bytes * ranks}), {});
   const bool queues = std::ranges::all_of(all, [](const Introduction& other) { return other.queues >= queues_needed; });
-  const bool one_host = std::ranges::all_of(all, [&](const Introduction& other) { return std::strcmp(other.host, own.host) == 0; });
+  const bool one_host =
+      std::ranges::all_of(all, [&](const Introduction& other) { return std::strcmp(other.host, own.host) == 0; });
   const bool usable = std::ranges::all_of(all, [](const Introduction& other) { return other.usable != 0; });
 
   std::vector<Inboxes> opened(static_cast<std::size_t>(ranks));
@@ -410,16 +428,20 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device, 
     if (theirs == nullptr) reached = 0;
     opened[static_cast<std::size_t>(other)] = Inboxes(static_cast<std::byte*>(theirs), ranks, piece_bytes);
   }
-  cudaGetLastError();   // a refusal is not a failure of what comes next
+  cudaGetLastError();  // a refusal is not a failure of what comes next
   const bool all_reached = host.all_reduce(reached, ReduceOp::min) != 0;
-  if (one_host && usable && queues && all_reached) return std::make_unique<IpcPeerCopies>(host, std::move(opened), device, piece_bytes);
+  if (one_host && usable && queues && all_reached)
+    return std::make_unique<IpcPeerCopies>(host, std::move(opened), device, piece_bytes);
   for (int other = 0; other < ranks; ++other)
     if (other != rank && opened[static_cast<std::size_t>(other)].memory() != nullptr)
-      report(cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory()), "closing the memory of another rank");
-  host.barrier();   // no one has the memory open that is given back
+      report(cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory()),
+             "closing the memory of another rank");
+  host.barrier();  // no one has the memory open that is given back
   if (memory != nullptr) gpu::release(device.index, memory);
   if (!one_host) return refuse("they are on several hosts");
-  if (!queues) return refuse(fmt::format("CUDA_DEVICE_MAX_CONNECTIONS is below {}, so that streams wait for each other", queues_needed));
+  if (!queues)
+    return refuse(
+        fmt::format("CUDA_DEVICE_MAX_CONNECTIONS is below {}, so that streams wait for each other", queues_needed));
   return refuse(usable ? "a GPU cannot reach the memory of another" : "no memory that processes could share");
 }
 

@@ -173,22 +173,24 @@ std::string_view name_of(ScheduleKind kind) {
 }
 
 ScheduleKind parse_schedule_kind(std::string_view name) {
-  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward, ScheduleKind::interleaved,
-                                  ScheduleKind::zero_bubble})
+  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward,
+                                  ScheduleKind::interleaved, ScheduleKind::zero_bubble})
     if (name == name_of(kind)) return kind;
-  throw UserError("parallel.schedule", fmt::format("'{}' is unknown", name), "use gpipe, 1f1b, interleaved or zero-bubble");
+  throw UserError("parallel.schedule", fmt::format("'{}' is unknown", name),
+                  "use gpipe, 1f1b, interleaved or zero-bubble");
 }
 
 std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int micro_batches, int chunks,
                                            const ScheduleCosts& costs) {
-  FULMEN_CHECK(ranks >= 1 && micro_batches >= 1 && chunks >= 1, "a schedule of {} ranks, {} micro-batches and {} chunks",
-               ranks, micro_batches, chunks);
+  FULMEN_CHECK(ranks >= 1 && micro_batches >= 1 && chunks >= 1,
+               "a schedule of {} ranks, {} micro-batches and {} chunks", ranks, micro_batches, chunks);
   if (chunks > 1 && ranks == 1)
     throw UserError("parallel.chunks", fmt::format("{} model chunks on a single pipeline rank", chunks),
                     "use 1, or more pipeline ranks");
   const bool listed = kind == ScheduleKind::interleaved || kind == ScheduleKind::zero_bubble;
   if (chunks > 1 && !listed)
-    throw UserError("parallel.chunks", fmt::format("the schedule {} runs one model chunk per rank, not {}", name_of(kind), chunks),
+    throw UserError("parallel.chunks",
+                    fmt::format("the schedule {} runs one model chunk per rank, not {}", name_of(kind), chunks),
                     "use 1, or parallel.schedule interleaved or zero-bubble");
   if (!listed) return written_out(kind, ranks, micro_batches);
   const PipelineShape shape{ranks, micro_batches, chunks};

@@ -1,5 +1,5 @@
-// How a parameter lies on the mesh. Declared once with the parameter; synchronisation, the clip norm, checkpoints, import
-// and export all read it.
+// How a parameter lies on the mesh. Declared once with the parameter; synchronisation, the clip norm, checkpoints,
+// import and export all read it.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ enum class AxisPlacement : std::uint8_t {
   replicated,          // equal copies with equal gradients
   replicated_partial,  // equal copies, each rank's gradient a part of the sum
   owned,               // each rank holds something of its own (layers along pipeline; experts along data)
-  shared,              // equal copies on some ranks along the axis, each one's gradient a part of the sum (tied embedding)
+  shared,  // equal copies on some ranks along the axis, each one's gradient a part of the sum (tied embedding)
 };
 
 // A half-open range of indices.
@@ -31,8 +31,8 @@ struct IndexRange {
 // Part `index` of `count` units cut into `parts` contiguous parts whose sizes differ by at most one, the larger first.
 IndexRange partition(std::int64_t count, int parts, int index);
 
-// One named run of rows (or columns) of a fused weight. The fused q|k|v|u matrix has four, each cut by heads; l1|l2 has two,
-// which belong to different logical tensors.
+// One named run of rows (or columns) of a fused weight. The fused q|k|v|u matrix has four, each cut by heads; l1|l2 has
+// two, which belong to different logical tensors.
 struct Segment {
   std::string tensor;              // the logical tensor: its name in checkpoints
   std::int64_t tensor_offset = 0;  // first index of the segment in the logical tensor, along the split dimension

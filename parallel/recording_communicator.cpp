@@ -55,10 +55,12 @@ class RecordingCommunicator final : public Communicator {
   void report_to(Profiler* profiler) override { inner_->report_to(profiler); }
 
   void all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
-    run(reduction(FlightOperation::all_reduce, tensor, op), where(tensor, stream), [&] { inner_->all_reduce(tensor, op, stream); });
+    run(reduction(FlightOperation::all_reduce, tensor, op), where(tensor, stream),
+        [&] { inner_->all_reduce(tensor, op, stream); });
   }
   Pending start_all_reduce(const Tensor& tensor, ReduceOp op, Stream stream) override {
-    return start(reduction(FlightOperation::all_reduce, tensor, op), [&] { return inner_->start_all_reduce(tensor, op, stream); });
+    return start(reduction(FlightOperation::all_reduce, tensor, op),
+                 [&] { return inner_->start_all_reduce(tensor, op, stream); });
   }
 
   void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op, Stream stream) override {
@@ -71,10 +73,12 @@ class RecordingCommunicator final : public Communicator {
   }
 
   void all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
-    run(of_tensor(FlightOperation::all_gather, output), where(output, stream), [&] { inner_->all_gather(input, output, stream); });
+    run(of_tensor(FlightOperation::all_gather, output), where(output, stream),
+        [&] { inner_->all_gather(input, output, stream); });
   }
   Pending start_all_gather(const Tensor& input, const Tensor& output, Stream stream) override {
-    return start(of_tensor(FlightOperation::all_gather, output), [&] { return inner_->start_all_gather(input, output, stream); });
+    return start(of_tensor(FlightOperation::all_gather, output),
+                 [&] { return inner_->start_all_gather(input, output, stream); });
   }
 
   void broadcast(const Tensor& tensor, int root, Stream stream) override {
@@ -105,7 +109,8 @@ class RecordingCommunicator final : public Communicator {
     run(std::move(entry), {}, [&] { made = inner_->subgroup(ranks); });
     std::vector<int> members;
     for (const int rank : ranks) members.push_back(ranks_[static_cast<std::size_t>(rank)]);
-    auto recording = std::make_unique<RecordingCommunicator>(std::move(made), recorder_, "subgroup", std::move(members));
+    auto recording =
+        std::make_unique<RecordingCommunicator>(std::move(made), recorder_, "subgroup", std::move(members));
     recorder_->add_creation_seconds(std::chrono::duration<double>(Clock::now() - begin).count());
     return recording;
   }
@@ -147,8 +152,8 @@ class RecordingCommunicator final : public Communicator {
     for (const Transfer& transfer : transfers) {
       entry.bytes += transfer.tensor.bytes();
       if (0 <= transfer.peer && transfer.peer < size())
-        entry.transfers.push_back({transfer.direction == Transfer::Direction::send, ranks_[static_cast<std::size_t>(transfer.peer)],
-                                   transfer.tensor.bytes(), 0});
+        entry.transfers.push_back({transfer.direction == Transfer::Direction::send,
+                                   ranks_[static_cast<std::size_t>(transfer.peer)], transfer.tensor.bytes(), 0});
     }
     return entry;
   }
@@ -191,13 +196,15 @@ class RecordingCommunicator final : public Communicator {
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_recording_communicator(std::unique_ptr<Communicator> inner, std::shared_ptr<FlightRecorder> recorder,
-                                                          std::string name, std::vector<int> ranks) {
+std::unique_ptr<Communicator> make_recording_communicator(std::unique_ptr<Communicator> inner,
+                                                          std::shared_ptr<FlightRecorder> recorder, std::string name,
+                                                          std::vector<int> ranks) {
   if (ranks.empty()) {
     ranks.resize(static_cast<std::size_t>(inner->size()));
     std::iota(ranks.begin(), ranks.end(), 0);
   }
-  return std::make_unique<RecordingCommunicator>(std::move(inner), std::move(recorder), std::move(name), std::move(ranks));
+  return std::make_unique<RecordingCommunicator>(std::move(inner), std::move(recorder), std::move(name),
+                                                 std::move(ranks));
 }
 
 }  // namespace fulmen

@@ -13,10 +13,9 @@ namespace {
 
 constexpr std::size_t operations = static_cast<std::size_t>(Operation::optimizer_step) + 1;
 // What happens to one micro-batch on one chunk, exactly once each where the stage needs it.
-constexpr std::array micro_batch_operations = {Operation::receive_forward, Operation::forward,
-                                               Operation::send_forward,    Operation::receive_backward,
-                                               Operation::backward_input,  Operation::send_backward,
-                                               Operation::backward_weight};
+constexpr std::array micro_batch_operations = {
+    Operation::receive_forward, Operation::forward,       Operation::send_forward,   Operation::receive_backward,
+    Operation::backward_input,  Operation::send_backward, Operation::backward_weight};
 
 std::size_t index_of(Operation operation) { return static_cast<std::size_t>(operation); }
 
@@ -29,9 +28,8 @@ bool moves_activations(Operation operation) {
 }
 
 bool has_micro_batch(Operation operation) {
-  return operation == Operation::recompute ||
-         std::find(micro_batch_operations.begin(), micro_batch_operations.end(), operation) !=
-             micro_batch_operations.end();
+  return operation == Operation::recompute || std::find(micro_batch_operations.begin(), micro_batch_operations.end(),
+                                                        operation) != micro_batch_operations.end();
 }
 
 struct Dimensions {
@@ -67,13 +65,13 @@ class ListChecker {
  private:
   struct MicroBatch {
     std::array<bool, operations> done{};
-    bool recomputed = false;   // its list has a recompute, so the forward keeps no stash
+    bool recomputed = false;  // its list has a recompute, so the forward keeps no stash
   };
   struct Chunk {
     std::vector<MicroBatch> micro_batches;
-    std::array<int, operations> next{};   // the micro-batch that is due
+    std::array<int, operations> next{};  // the micro-batch that is due
     bool gathers = false, gathered = false, reduced = false;
-    int slots = 0, peak_slots = 0;        // micro-batches between forward and backward_weight
+    int slots = 0, peak_slots = 0;  // micro-batches between forward and backward_weight
   };
 
   [[noreturn]] void refuse(const std::string& what) const {
@@ -242,8 +240,7 @@ class ListChecker {
     for (const Operation operation : micro_batch_operations) {
       const std::string due = still_due(operation);
       if (due.empty()) continue;
-      refuse_end(due + " is missing" +
-                 (operation == Operation::backward_weight ? ": its stash is never freed" : ""));
+      refuse_end(due + " is missing" + (operation == Operation::backward_weight ? ": its stash is never freed" : ""));
     }
     for (std::size_t c = 0; c < chunks_.size(); ++c)
       if (chunks_[c].gathered) refuse_end(fmt::format("release c{} is missing", c));
@@ -298,7 +295,7 @@ class Simulation {
   struct Rank {
     std::size_t position = 0;
     double clock = 0.0;
-    std::vector<Posted> group;   // empty unless it stands at transfers
+    std::vector<Posted> group;  // empty unless it stands at transfers
     double group_end = 0.0;
   };
 
@@ -405,8 +402,8 @@ class Simulation {
   std::deque<int> ready_;
 };
 
-// The same when transfers go on beside passes: a list that passed the simulation above is walked with the times at which
-// what it uses has arrived.
+// The same when transfers go on beside passes: a list that passed the simulation above is walked with the times at
+// which what it uses has arrived.
 class OverlappedTiming {
  public:
   OverlappedTiming(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs)
@@ -434,13 +431,18 @@ class OverlappedTiming {
     const int stage = stage_of(dimensions_, static_cast<int>(rank), instruction.chunk);
     double& clock = clocks_[rank];
     switch (instruction.operation) {
-      case Operation::send_forward: place(activations_, stage + 1, instruction.micro_batch) = clock + costs_.transfer; break;
-      case Operation::send_backward: place(gradients_, stage - 1, instruction.micro_batch) = clock + costs_.transfer; break;
+      case Operation::send_forward:
+        place(activations_, stage + 1, instruction.micro_batch) = clock + costs_.transfer;
+        break;
+      case Operation::send_backward:
+        place(gradients_, stage - 1, instruction.micro_batch) = clock + costs_.transfer;
+        break;
       case Operation::forward:
         if (stage > 0 && !wait(clock, place(activations_, stage, instruction.micro_batch))) return false;
         break;
       case Operation::backward_input:
-        if (stage + 1 < dimensions_.ranks * dimensions_.chunks && !wait(clock, place(gradients_, stage, instruction.micro_batch)))
+        if (stage + 1 < dimensions_.ranks * dimensions_.chunks &&
+            !wait(clock, place(gradients_, stage, instruction.micro_batch)))
           return false;
         break;
       default: break;
@@ -464,7 +466,7 @@ class OverlappedTiming {
   ScheduleCosts costs_;
   std::vector<std::size_t> positions_;
   std::vector<double> clocks_;
-  std::vector<std::vector<double>> activations_, gradients_;   // when they arrive, by receiving stage and micro-batch
+  std::vector<std::vector<double>> activations_, gradients_;  // when they arrive, by receiving stage and micro-batch
 };
 
 double work_of(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs) {
@@ -490,7 +492,8 @@ ScheduleReport check_schedule(const std::vector<InstructionList>& lists, int mic
     ListChecker(dimensions, rank, lists[static_cast<std::size_t>(rank)]).check(report);
   Simulation(dimensions, lists, costs).run(report);
   if (costs.overlap) report.makespan = OverlappedTiming(dimensions, lists, costs).makespan();
-  if (report.makespan > 0.0) report.bubble = 1.0 - work_of(dimensions, lists, costs) / (report.makespan * dimensions.ranks);
+  if (report.makespan > 0.0)
+    report.bubble = 1.0 - work_of(dimensions, lists, costs) / (report.makespan * dimensions.ranks);
   return report;
 }
 

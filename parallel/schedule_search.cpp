@@ -17,7 +17,8 @@ std::vector<ListScheduleRules> rules_to_try(bool weights_wait) {
     for (const bool backward_first : {false, true})
       for (const bool patient : {false, true})
         for (const bool joined : {false, true})
-          if (weights_wait || !(patient || joined)) list.push_back({weights_wait, joined, patient, backward_first, far_ahead});
+          if (weights_wait || !(patient || joined))
+            list.push_back({weights_wait, joined, patient, backward_first, far_ahead});
   return list;
 }
 
@@ -26,7 +27,8 @@ class ScheduleSearch {
   ScheduleSearch(bool weights_wait, const PipelineShape& shape, const ScheduleCosts& costs)
       : weights_wait_(weights_wait), shape_(shape), costs_(costs), rules_(rules_to_try(weights_wait)) {
     if (costs_.stages.empty()) costs_.stages.resize(static_cast<std::size_t>(shape.ranks * shape.chunks));
-    tries_ = std::max(std::int64_t{1}, most_passes / (std::int64_t{3} * shape.ranks * shape.micro_batches * shape.chunks));
+    tries_ =
+        std::max(std::int64_t{1}, most_passes / (std::int64_t{3} * shape.ranks * shape.micro_batches * shape.chunks));
   }
 
   std::vector<InstructionList> find(std::vector<std::vector<InstructionList>> known) {
@@ -42,7 +44,7 @@ class ScheduleSearch {
       improved = false;
       for (std::size_t rank = 0; rank < ranks; ++rank)
         for (const ListScheduleRules& rules : rules_) {
-          if (rank > 0 && rules.joined) continue;   // only the first stage sends nothing between the two
+          if (rank > 0 && rules.joined) continue;  // only the first stage sends nothing between the two
           auto changed = best;
           changed[rank] = rules;
           if (!improves(changed)) continue;
@@ -57,7 +59,7 @@ class ScheduleSearch {
   // Smaller is better.
   struct Score {
     double makespan;
-    int apart;   // weight gradients that do not run as one with their backward_input
+    int apart;  // weight gradients that do not run as one with their backward_input
   };
 
   bool improves(const std::vector<ListScheduleRules>& rules) {
@@ -69,7 +71,7 @@ class ScheduleSearch {
   bool improve(std::vector<InstructionList> lists) {
     if (lists == lists_) return false;
     const Score score{check_schedule(lists, shape_.micro_batches, shape_.chunks, costs_).makespan, apart(lists)};
-    const double margin = best_ ? best_->makespan * 1e-9 : 0.0;   // sums in another order
+    const double margin = best_ ? best_->makespan * 1e-9 : 0.0;  // sums in another order
     if (best_ && !(score.makespan < best_->makespan - margin) &&
         !(score.makespan <= best_->makespan + margin && score.apart < best_->apart))
       return false;
@@ -101,7 +103,8 @@ class ScheduleSearch {
 
 }  // namespace
 
-std::vector<InstructionList> find_list_schedule(bool weights_wait, const PipelineShape& shape, const ScheduleCosts& costs,
+std::vector<InstructionList> find_list_schedule(bool weights_wait, const PipelineShape& shape,
+                                                const ScheduleCosts& costs,
                                                 std::vector<std::vector<InstructionList>> known) {
   return ScheduleSearch(weights_wait, shape, costs).find(std::move(known));
 }

@@ -57,7 +57,8 @@ int shard_count(const LayoutConfig& layout, Mesh& mesh) {
     const std::int64_t least = mesh.world().all_reduce(mine, ReduceOp::min);
     const std::int64_t most = mesh.world().all_reduce(mine, ReduceOp::max);
     if (least != most || least == 0)
-      throw UserError("parallel.zero_group", "node: the nodes hold unequal numbers of the ranks along data and sequence",
+      throw UserError("parallel.zero_group",
+                      "node: the nodes hold unequal numbers of the ranks along data and sequence",
                       "give the number of ranks that shard, or place as many ranks on each node");
     return static_cast<int>(least);
   }

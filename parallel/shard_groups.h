@@ -1,5 +1,5 @@
-// Who shares shards with whom: the replicas (ranks along data and sequence) in groups of neighbours that hold a shard each,
-// and across the groups the ranks that hold the same one.
+// Who shares shards with whom: the replicas (ranks along data and sequence) in groups of neighbours that hold a shard
+// each, and across the groups the ranks that hold the same one.
 #pragma once
 
 #include "parallel/layout.h"
@@ -7,8 +7,8 @@
 
 namespace fulmen {
 
-// How many ranks hold a shard each: 1 without ZeRO, else what parallel.zero_group says. Collective over the mesh. Throws
-// UserError for a number that does not divide the replicas and for nodes that hold unequal numbers of them.
+// How many ranks hold a shard each: 1 without ZeRO, else what parallel.zero_group says. Collective over the mesh.
+// Throws UserError for a number that does not divide the replicas and for nodes that hold unequal numbers of them.
 int shard_count(const LayoutConfig& layout, Mesh& mesh);
 
 // What is wrong with a value of parallel.zero_group (all, node or a number), or "".
@@ -19,8 +19,8 @@ class ShardGroups {
   // `shards` divides the replicas.
   ShardGroups(Mesh& mesh, int shards);
 
-  Communicator& shards() const { return *shards_; }   // of which this rank holds shard number shards().rank()
-  Communicator& copies() const { return *copies_; }   // the holders of this rank's shard
+  Communicator& shards() const { return *shards_; }  // of which this rank holds shard number shards().rank()
+  Communicator& copies() const { return *copies_; }  // the holders of this rank's shard
 
   // This rank's number among the replicas, and how many there are.
   static int replica(const Mesh& mesh);

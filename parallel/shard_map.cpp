@@ -18,16 +18,18 @@ std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1)
 
 std::int64_t aligned(std::int64_t n) { return round_up(n, parameter_alignment); }
 
-// The parameters of one group as buckets that have no place yet: layers from the last to the first, then those of no layer.
+// The parameters of one group as buckets that have no place yet: layers from the last to the first, then those of no
+// layer.
 std::vector<ShardMap::Bucket> fill_buckets(const std::vector<MappedParameter>& parameters, std::size_t group,
                                            std::int64_t smallest) {
   std::map<std::int64_t, std::vector<std::size_t>, std::greater<>> by_layer;
   std::vector<std::size_t> of_no_layer;
   for (std::size_t i = 0; i < parameters.size(); ++i)
-    if (parameters[i].group == group) (parameters[i].layer < 0 ? of_no_layer : by_layer[parameters[i].layer]).push_back(i);
+    if (parameters[i].group == group)
+      (parameters[i].layer < 0 ? of_no_layer : by_layer[parameters[i].layer]).push_back(i);
 
   std::vector<ShardMap::Bucket> buckets;
-  std::int64_t filled = smallest;   // of the last bucket
+  std::int64_t filled = smallest;  // of the last bucket
   for (const auto& [layer, members] : by_layer) {
     if (filled >= smallest) {
       buckets.emplace_back();
@@ -97,13 +99,14 @@ IndexRange ShardMap::owned(std::size_t parameter, int shard) const {
 }
 
 std::string ShardMap::table() const {
-  std::string text = fmt::format("{:>6} {:>5} {:>12} {:>14} {:>12} {:>12} {:>10}\n", "bucket", "group", "layers", "begin",
-                                 "elements", "a part", "parameters");
+  std::string text = fmt::format("{:>6} {:>5} {:>12} {:>14} {:>12} {:>12} {:>10}\n", "bucket", "group", "layers",
+                                 "begin", "elements", "a part", "parameters");
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     const Bucket& bucket = buckets_[b];
-    const std::string layers = bucket.layers.empty()       ? "-"
-                               : bucket.layers.size() == 1 ? std::to_string(bucket.layers[0])
-                                                           : fmt::format("{}..{}", bucket.layers.front(), bucket.layers.back());
+    const std::string layers = bucket.layers.empty() ? "-"
+                               : bucket.layers.size() == 1
+                                   ? std::to_string(bucket.layers[0])
+                                   : fmt::format("{}..{}", bucket.layers.front(), bucket.layers.back());
     text += fmt::format("{:>6} {:>5} {:>12} {:>14} {:>12} {:>12} {:>10}\n", b, bucket.group, layers, bucket.begin,
                         bucket.elements, part_elements(b), bucket.parameters.size());
   }
@@ -119,8 +122,8 @@ std::string ShardMap::yaml(int indent) const {
   }
   text += space + "parameters:\n";
   for (std::size_t i = 0; i < parameters_.size(); ++i)
-    text += fmt::format("{}  {}: {{bucket: {}, offset: {}, elements: {}}}\n", space, parameters_[i].name, places_[i].bucket,
-                        places_[i].offset, parameters_[i].elements);
+    text += fmt::format("{}  {}: {{bucket: {}, offset: {}, elements: {}}}\n", space, parameters_[i].name,
+                        places_[i].bucket, places_[i].offset, parameters_[i].elements);
   return text;
 }
 

@@ -1,5 +1,6 @@
-// How the parameters of one rank lie in flat memory, in which buckets their gradients are reduced, and which part of every
-// bucket each rank of a shard group owns. An immutable value: printed, saved and tested, and read by all who move shards.
+// How the parameters of one rank lie in flat memory, in which buckets their gradients are reduced, and which part of
+// every bucket each rank of a shard group owns. An immutable value: printed, saved and tested, and read by all who move
+// shards.
 #pragma once
 
 #include <cstdint>
@@ -11,35 +12,35 @@
 
 namespace fulmen {
 
-inline constexpr std::int64_t parameter_alignment = 64;   // elements: where parameters and parts begin
+inline constexpr std::int64_t parameter_alignment = 64;  // elements: where parameters and parts begin
 
 // A parameter as the map sees it.
 struct MappedParameter {
   std::string name;
-  std::size_t group = 0;       // parameters of a group share flat memory
-  std::int64_t layer = -1;     // that alone uses it; -1: several places of a stage do
-  std::int64_t elements = 0;   // on this rank
+  std::size_t group = 0;      // parameters of a group share flat memory
+  std::int64_t layer = -1;    // that alone uses it; -1: several places of a stage do
+  std::int64_t elements = 0;  // on this rank
 };
 
 struct ShardMapOptions {
-  int shards = 1;                         // ranks that share every bucket
-  std::int64_t smallest_bucket = 1;       // elements: layers are joined until a bucket has as many; a layer is never cut
+  int shards = 1;                    // ranks that share every bucket
+  std::int64_t smallest_bucket = 1;  // elements: layers are joined until a bucket has as many; a layer is never cut
 };
 
 class ShardMap {
  public:
   struct Place {
     std::size_t bucket = 0;
-    std::int64_t offset = 0;   // in the bucket
+    std::int64_t offset = 0;  // in the bucket
   };
-  // A run of a group's flat memory that is reduced and gathered in one call. Parameters begin at multiples of the alignment;
-  // the end is padded so that the shards divide it into multiples of the alignment.
+  // A run of a group's flat memory that is reduced and gathered in one call. Parameters begin at multiples of the
+  // alignment; the end is padded so that the shards divide it into multiples of the alignment.
   struct Bucket {
     std::size_t group = 0;
-    std::int64_t begin = 0;      // in the group's flat memory
+    std::int64_t begin = 0;  // in the group's flat memory
     std::int64_t elements = 0;
-    std::vector<std::int64_t> layers;      // in the order of backward; empty for a parameter of no single layer
-    std::vector<std::size_t> parameters;   // in the order of their offsets
+    std::vector<std::int64_t> layers;     // in the order of backward; empty for a parameter of no single layer
+    std::vector<std::size_t> parameters;  // in the order of their offsets
   };
 
   ShardMap() = default;
@@ -51,7 +52,7 @@ class ShardMap {
   const std::vector<MappedParameter>& parameters() const { return parameters_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const Place& place(std::size_t parameter) const { return places_[parameter]; }
-  std::int64_t group_elements(std::size_t group) const;   // with padding
+  std::int64_t group_elements(std::size_t group) const;  // with padding
   // The buckets that hold parameters of a layer; none for a layer that is not here.
   const std::vector<std::size_t>& buckets_of(std::int64_t layer) const;
   std::int64_t first_layer() const { return of_layer_.empty() ? -1 : of_layer_.begin()->first; }
@@ -71,7 +72,7 @@ class ShardMap {
   int shards_ = 1;
   std::vector<Bucket> buckets_;
   std::vector<Place> places_;
-  std::map<std::int64_t, std::vector<std::size_t>> of_layer_;   // buckets
+  std::map<std::int64_t, std::vector<std::size_t>> of_layer_;  // buckets
 };
 
 }  // namespace fulmen

@@ -52,7 +52,7 @@ class StagingMemory {
   Device device_;
   char* data_ = nullptr;
   std::size_t bytes_ = 0;
-  gpu::Event copied_back_;   // of the last operation, on whatever stream it was
+  gpu::Event copied_back_;  // of the last operation, on whatever stream it was
 };
 
 // Host images of an operation's tensors, laid out in staging memory one behind the other.
@@ -102,7 +102,7 @@ class Staging {
 
  private:
   struct Image {
-    Tensor tensor;   // on the device
+    Tensor tensor;  // on the device
     std::size_t offset, wide_offset;
     bool widened, copied_in;
   };

@@ -41,7 +41,8 @@ class Golden {
   std::vector<double> values(const std::string& name) const {
     const hdf5::Dataset dataset = file_.dataset(name);
     std::vector<double> data(static_cast<std::size_t>(elements_of(dataset.shape())));
-    dataset.read(std::vector<std::int64_t>(dataset.shape().size(), 0), Tensor(data.data(), DType::fp64, dataset.shape()));
+    dataset.read(std::vector<std::int64_t>(dataset.shape().size(), 0),
+                 Tensor(data.data(), DType::fp64, dataset.shape()));
     return data;
   }
   double scalar(const std::string& name) const { return values(name).at(0); }
@@ -54,7 +55,8 @@ class Golden {
   void load_weights(const ParameterStore& parameters, const Execution& execution) const {
     for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) {
       std::vector<std::byte> host(piece.memory.bytes());
-      file_.dataset("/weights/" + piece.tensor).read(piece.offset, Tensor(host.data(), piece.memory.dtype(), piece.memory.shape()));
+      file_.dataset("/weights/" + piece.tensor)
+          .read(piece.offset, Tensor(host.data(), piece.memory.dtype(), piece.memory.shape()));
       copy_piece_from_host(execution, host.data(), piece.memory);
     }
   }

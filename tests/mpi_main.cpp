@@ -18,7 +18,7 @@ namespace {
 
 fulmen::MpiSession* session = nullptr;
 fulmen::Communicator* world = nullptr;
-std::array<char, 512> watchdog_message;   // ready made: a signal handler may not format
+std::array<char, 512> watchdog_message;  // ready made: a signal handler may not format
 
 constexpr unsigned watchdog_seconds = 100;
 
@@ -30,7 +30,7 @@ unsigned seconds_allowed() {
 
 extern "C" void on_alarm(int) {
   const ssize_t written = write(STDERR_FILENO, watchdog_message.data(), std::strlen(watchdog_message.data()));
-  sleep(written > 0 ? 2 : 3);   // the other ranks' watchdogs speak, too, before the first abort ends the job
+  sleep(written > 0 ? 2 : 3);  // the other ranks' watchdogs speak, too, before the first abort ends the job
   std::abort();
 }
 
@@ -51,14 +51,14 @@ class RankListener final : public testing::EmptyTestEventListener {
   }
 
   void OnTestPartResult(const testing::TestPartResult& result) override {
-    if (!result.failed() || world->rank() == 0) return;   // rank 0 has the usual printer
+    if (!result.failed() || world->rank() == 0) return;  // rank 0 has the usual printer
     std::fprintf(stderr, "[rank %d] %s failed at %s:%d: %s\n", world->rank(), test_.c_str(),
                  result.file_name() != nullptr ? result.file_name() : "-", result.line_number(), result.message());
     std::fflush(stderr);
   }
 
  private:
-  std::string test_;   // asking GoogleTest for it while it reports a failure would deadlock
+  std::string test_;  // asking GoogleTest for it while it reports a failure would deadlock
 };
 
 int run_tests() {

@@ -1,9 +1,10 @@
 // Summing gradients over the ranks that hold parts of them, as the parameters' placements say: bucket by bucket, over
 // shards to their owners, then across the copies of a shard.
 //
-// The order of collectives is a function of the schedule alone, so all ranks of a group have the same. With overlap a bucket
-// is reduced when its last layer is done with the last micro-batch; what remains follows after the schedule, in the order of
-// the shard map. Sharded gradients (ZeRO 2 and 3) are reduced after every micro-batch, with overlap or without.
+// The order of collectives is a function of the schedule alone, so all ranks of a group have the same. With overlap a
+// bucket is reduced when its last layer is done with the last micro-batch; what remains follows after the schedule, in
+// the order of the shard map. Sharded gradients (ZeRO 2 and 3) are reduced after every micro-batch, with overlap or
+// without.
 #pragma once
 
 #include <vector>
@@ -27,7 +28,8 @@ class GradientSync {
   // The hooks of a layer.
   void before_backward_weight(std::int64_t layer);
   void after_backward_weight(std::int64_t layer);
-  // After the schedule: what stages share (the tied embedding) over replicas and stages; then all that is left, waited for.
+  // After the schedule: what stages share (the tied embedding) over replicas and stages; then all that is left, waited
+  // for.
   void reduce_shared();
   void reduce_gradients();
 
@@ -39,15 +41,16 @@ class GradientSync {
   // What of a bucket's reduction is under way.
   enum class Progress : std::uint8_t { none, scattering, summing };
   struct Bucket {
-    int passes = 0;                            // of its layers, until its gradients are whole
-    std::vector<ParameterId> tensor_partial;   // to be summed over tensor first
+    int passes = 0;                           // of its layers, until its gradients are whole
+    std::vector<ParameterId> tensor_partial;  // to be summed over tensor first
     Progress progress = Progress::none;
-    bool accumulated = false;                  // this rank's part holds the sum of a micro-batch at least
+    bool accumulated = false;  // this rank's part holds the sum of a micro-batch at least
     Pending pending;
   };
 
   void start(std::size_t bucket);
-  void finish_scatter(std::size_t bucket);   // adds it where gradients are in slots; starts the sum across copies once they are whole
+  void finish_scatter(
+      std::size_t bucket);  // adds it where gradients are in slots; starts the sum across copies once they are whole
   void finish(std::size_t bucket);
   void wait(Bucket& bucket);
   ProfileScope communication() const;
@@ -58,8 +61,8 @@ class GradientSync {
   Communicator& tensor_;
   bool overlap_;
   std::vector<Bucket> buckets_;
-  std::vector<std::vector<std::size_t>> slots_;   // per group: the bucket that each slot holds, or none
-  std::vector<std::size_t> next_slot_;            // per group
+  std::vector<std::vector<std::size_t>> slots_;  // per group: the bucket that each slot holds, or none
+  std::vector<std::size_t> next_slot_;           // per group
   std::vector<Shared> shared_;
 };
 

@@ -1,5 +1,5 @@
-// The weights that an optimiser updates: the model's own, or a wider copy where the model computes in bf16; of each bucket
-// this rank's part.
+// The weights that an optimiser updates: the model's own, or a wider copy where the model computes in bf16; of each
+// bucket this rank's part.
 #pragma once
 
 #include <vector>
@@ -21,7 +21,7 @@ class MasterWeights {
   void round(const Execution& execution);
 
  private:
-  std::vector<OwnedTensor> copies_;   // per group; null where the weights are wide enough themselves
+  std::vector<OwnedTensor> copies_;  // per group; null where the weights are wide enough themselves
   FlatParts weights_, master_;
 };
 

@@ -20,7 +20,8 @@ std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
     const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
     if (!object.is_object()) continue;
     const auto number = object.find("step");
-    if (number == object.end() || (number->is_number() && number->get<double>() <= static_cast<double>(step))) kept += line + "\n";
+    if (number == object.end() || (number->is_number() && number->get<double>() <= static_cast<double>(step)))
+      kept += line + "\n";
   }
   if (!file.eof()) throw UserError(path.string(), "cannot be read to its end", "check its permissions and the disk");
   return kept;

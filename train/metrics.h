@@ -13,24 +13,25 @@
 namespace fulmen {
 
 struct StepMetrics {
-  std::int64_t step = 0;                  // updates done, so the first is 1
-  std::int64_t tokens = 0;                // consumed since the run's beginning
-  double loss_nats = 0.0;                 // the global mean before the update
-  double gradient_norm = 0.0;             // before clipping
+  std::int64_t step = 0;       // updates done, so the first is 1
+  std::int64_t tokens = 0;     // consumed since the run's beginning
+  double loss_nats = 0.0;      // the global mean before the update
+  double gradient_norm = 0.0;  // before clipping
   double learning_rate = 0.0;
-  double tokens_per_second = 0.0;         // of all ranks together
+  double tokens_per_second = 0.0;  // of all ranks together
   double tokens_per_second_per_rank = 0.0;
   double model_flops_utilisation = 0.0;
   double step_seconds = 0.0;
-  std::map<std::string, double> parts;    // of step_seconds, by name
-  std::optional<double> bubble, predicted_bubble;   // of a pipeline: share of step_seconds that ranks wait for transfers
-  std::uint64_t memory_peak_bytes = 0;    // the largest of any rank
+  std::map<std::string, double> parts;             // of step_seconds, by name
+  std::optional<double> bubble, predicted_bubble;  // of a pipeline: share of step_seconds that ranks wait for transfers
+  std::uint64_t memory_peak_bytes = 0;             // the largest of any rank
 };
 
 // Appends to a file, each line complete. Only rank 0 makes one.
 class MetricsWriter {
  public:
-  // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not writable.
+  // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not
+  // writable.
   MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step);
   void write(const StepMetrics& metrics);
 
@@ -39,9 +40,9 @@ class MetricsWriter {
   std::filesystem::path path_;
 };
 
-// Arithmetic of training per token: 6 x parameters (the tied matrix counts once, as the output projection) plus the linear
-// attention's state, 12 x layers x hidden x head width (update and read-out, 2 x 2 operations an element of the state,
-// times 3 for the backward pass; LRPE layers twice).
+// Arithmetic of training per token: 6 x parameters (the tied matrix counts once, as the output projection) plus the
+// linear attention's state, 12 x layers x hidden x head width (update and read-out, 2 x 2 operations an element of the
+// state, times 3 for the backward pass; LRPE layers twice).
 double training_flops_per_token(const ModelConfig& config);
 
 }  // namespace fulmen

@@ -25,10 +25,10 @@ class MicroBatchBuffers {
   };
   std::byte* staging() { return pinned_ ? pinned_.get() : pageable_.data(); }
 
-  OwnedTensor memory_;                                    // uint8: the arrays of a batch end to end, segments last
-  std::unique_ptr<std::byte, ReleasePinned> pinned_;      // the same on the host, page-locked for a GPU
-  std::vector<std::byte> pageable_;                       // or not, for the CPU
-  gpu::Event copied_;                                     // the staging memory may be written again
+  OwnedTensor memory_;                                // uint8: the arrays of a batch end to end, segments last
+  std::unique_ptr<std::byte, ReleasePinned> pinned_;  // the same on the host, page-locked for a GPU
+  std::vector<std::byte> pageable_;                   // or not, for the CPU
+  gpu::Event copied_;                                 // the staging memory may be written again
   MicroBatch view_;
 };
 

@@ -16,7 +16,8 @@ namespace {
 const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   config.validate();
   if (config.heads % shape.tensor != 0)
-    throw UserError("parallel.tensor", fmt::format("{} tensor ranks do not divide {} heads", shape.tensor, config.heads),
+    throw UserError("parallel.tensor",
+                    fmt::format("{} tensor ranks do not divide {} heads", shape.tensor, config.heads),
                     "choose a number that divides model.heads");
   return config;
 }
@@ -30,12 +31,14 @@ OwnedTensor slice_bounds(std::int64_t sample_length, int ranks, const Execution&
   return tensor;
 }
 
-// On a GPU adding the state afterwards costs more than the gather takes: there it is done where it is asked for by name.
+// On a GPU adding the state afterwards costs more than the gather takes: there it is done where it is asked for by
+// name.
 bool overlap_states(const LayoutConfig& layout, const Execution& execution) {
   return layout.overlaps("sequence") && (execution.device.kind == DeviceKind::cpu || layout.overlap != "auto");
 }
 
-SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, const LayoutConfig& layout, const Execution& execution) {
+SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, const LayoutConfig& layout,
+                               const Execution& execution) {
   if (mesh.size(Axis::sequence) == 1) return {};
   return {&mesh.along(Axis::sequence), bounds, overlap_states(layout, execution)};
 }
@@ -43,7 +46,7 @@ SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, const Layo
 Sharding sharding_of(const LayoutConfig& layout, Mesh& mesh) {
   Sharding sharding;
   sharding.shards = shard_count(layout, mesh);
-  sharding.stage = sharding.shards > 1 ? static_cast<int>(layout.zero) : 0;   // one rank has nothing to share
+  sharding.stage = sharding.shards > 1 ? static_cast<int>(layout.zero) : 0;  // one rank has nothing to share
   sharding.smallest_bucket = layout.bucket_elements;
   sharding.gradient_slots = layout.overlaps("gradients") ? 2 : 1;
   sharding.weight_slots = layout.overlaps("weights") ? 2 : 1;
@@ -62,15 +65,16 @@ std::vector<T> of_this_rank(const std::vector<T>& stages, const Mesh& mesh) {
   return mine;
 }
 
-std::vector<ParameterDeclaration> declare_stages(const ModelConfig& config, const std::vector<StageRange>& ranges, const Mesh& mesh) {
+std::vector<ParameterDeclaration> declare_stages(const ModelConfig& config, const std::vector<StageRange>& ranges,
+                                                 const Mesh& mesh) {
   std::vector<ParameterDeclaration> list;
   for (const StageRange& range : of_this_rank(ranges, mesh))
     std::ranges::move(declare_stage(config, range, mesh.size(Axis::pipeline)), std::back_inserter(list));
   return list;
 }
 
-std::vector<std::unique_ptr<Stage>> make_stages(const ModelConfig& config, const std::vector<StageRange>& ranges, const Mesh& mesh,
-                                                const ModelContext& context, Recompute recompute) {
+std::vector<std::unique_ptr<Stage>> make_stages(const ModelConfig& config, const std::vector<StageRange>& ranges,
+                                                const Mesh& mesh, const ModelContext& context, Recompute recompute) {
   std::vector<std::unique_ptr<Stage>> stages;
   for (const StageRange& range : of_this_rank(ranges, mesh))
     stages.push_back(std::make_unique<Stage>(config, range, context, recompute));
@@ -85,22 +89,27 @@ std::vector<Stage*> pointers_to(const std::vector<std::unique_ptr<Stage>>& stage
 
 }  // namespace
 
-ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution)
+ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh,
+                         const Execution& execution)
     : config_(checked(config, mesh.shape())),
       options_(options),
       mesh_(mesh),
       execution_(execution),
       ranges_(split_stages(config.layers, mesh.size(Axis::pipeline) * chunks_of(options), options.layout.stages)),
-      costs_{stage_costs(config, ranges_, parse_recompute(options.layout.recompute)), 0.0, options.layout.overlaps("pipeline")},
-      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline), options.micro_batches,
-                              chunks_of(options), costs_)),
+      costs_{stage_costs(config, ranges_, parse_recompute(options.layout.recompute)), 0.0,
+             options.layout.overlaps("pipeline")},
+      schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline),
+                              options.micro_batches, chunks_of(options), costs_)),
       report_(check_schedule(schedule_, options.micro_batches, chunks_of(options), costs_)),
       parameters_(declare_stages(config, ranges_, mesh), mesh, options.precision, execution,
                   sharding_of(options.layout, mesh)),
       slice_(sequence_slice(options.micro_batch.length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence))),
       slice_bounds_(slice_bounds(options.micro_batch.length, mesh.size(Axis::sequence), execution)),
-      context_{execution, &mesh.along(Axis::tensor), &parameters_,
-               sequence_slices(mesh, slice_bounds_, options.layout, execution), {},
+      context_{execution,
+               &mesh.along(Axis::tensor),
+               &parameters_,
+               sequence_slices(mesh, slice_bounds_, options.layout, execution),
+               {},
                options.layout.tensor_sequence_split && mesh.size(Axis::tensor) > 1,
                options.layout.overlaps("tensor") && mesh.size(Axis::tensor) > 1,
                static_cast<int>(options.layout.communication_multiprocessors)},
@@ -108,15 +117,19 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution),
       weights_(parameters_, mesh, options.layout.overlaps("weights"), execution),
       executor_(pointers_to(stages_), mesh.along(Axis::pipeline),
-                {{options.micro_batch.batch, slice_.size()}, config.hidden, options.precision.parameters,
-                 report_.peak_slots[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))], options.layout.overlaps("pipeline")},
+                {{options.micro_batch.batch, slice_.size()},
+                 config.hidden,
+                 options.precision.parameters,
+                 report_.peak_slots[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))],
+                 options.layout.overlaps("pipeline")},
                 execution),
       loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
       reduce_timer_(execution.stream),
       update_timer_(execution.stream) {
   // Now, while no one waits for another on a GPU, and in one order on all ranks.
   if (context_.overlap_tensor) context_.tensor->limit_multiprocessors(context_.communication_multiprocessors);
-  context_.tensor->connect(context_.overlap_tensor && context_.split_tokens ? Connections::exchanges : Connections::plain);
+  context_.tensor->connect(context_.overlap_tensor && context_.split_tokens ? Connections::exchanges
+                                                                            : Connections::plain);
   mesh.along(Axis::sequence).connect(Connections::plain);
   mesh.along(Axis::pipeline).connect(Connections::exchanges);
   sync_.connect();
@@ -137,7 +150,8 @@ StepLoss ModelRunner::reduce_loss() {
   Communicator& ranks = mesh_.along({Axis::sequence, Axis::data, Axis::pipeline});
   std::array<double, 3> sums = {0.0, targets_ / mesh_.size(Axis::pipeline), 0.0};
   copy_to_host(execution_, stage().loss_sum(), &sums[0]);
-  sums[2] = executor_.waiting_seconds() / ranks.size();   // the device is done with the step: reading it waits for nothing
+  sums[2] =
+      executor_.waiting_seconds() / ranks.size();  // the device is done with the step: reading it waits for nothing
   ranks.all_reduce(Tensor(sums.data(), DType::fp64, {3}), ReduceOp::sum, Stream{});
   return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1], sums[2]};
 }
@@ -168,7 +182,8 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
     timed(update_timer_, update);
     weights_.weights_changed();
   };
-  executor_.run(schedule_[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))], batches, loss_scale_, true, handlers);
+  executor_.run(schedule_[static_cast<std::size_t>(mesh_.coordinate(Axis::pipeline))], batches, loss_scale_, true,
+                handlers);
   return reduce_loss();
 }
 
@@ -182,14 +197,16 @@ IdealStep ModelRunner::ideal_step() {
     seconds[3 * stage + 1] = costs.backward_input;
     seconds[3 * stage + 2] = costs.backward_weight;
   }
-  pipeline.all_reduce(Tensor(seconds.data(), DType::fp64, {static_cast<std::int64_t>(seconds.size())}), ReduceOp::sum, Stream{});
+  pipeline.all_reduce(Tensor(seconds.data(), DType::fp64, {static_cast<std::int64_t>(seconds.size())}), ReduceOp::sum,
+                      Stream{});
   ScheduleCosts costs;
   costs.overlap = true;
   for (std::size_t stage = 0; stage < ranges_.size(); ++stage)
     costs.stages.push_back({seconds[3 * stage], seconds[3 * stage + 1], seconds[3 * stage + 2]});
   const ScheduleReport report = check_schedule(schedule_, options_.micro_batches, chunks_of(options_), costs);
   // Of a reduction between stages: who came first also waited for the others.
-  const double after = pipeline.all_reduce(reduce_seconds(), ReduceOp::min) + pipeline.all_reduce(update_seconds(), ReduceOp::max);
+  const double after =
+      pipeline.all_reduce(reduce_seconds(), ReduceOp::min) + pipeline.all_reduce(update_seconds(), ReduceOp::max);
   return {report.makespan + after, report.bubble};
 }
 

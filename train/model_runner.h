@@ -20,27 +20,27 @@ namespace fulmen {
 struct ModelRunnerOptions {
   LayoutConfig layout;
   Precision precision;
-  BatchShape micro_batch;   // of whole samples; sequence ranks hold slices of them
+  BatchShape micro_batch;  // of whole samples; sequence ranks hold slices of them
   int micro_batches = 1;   // per step and data rank
 };
 
 // Over the whole global batch, equal on all ranks.
 struct StepLoss {
-  double loss_nats = 0.0;     // mean over the targets that count
+  double loss_nats = 0.0;  // mean over the targets that count
   double targets = 0.0;
-  double waiting_seconds = 0.0;   // of the last pass through the pipeline, for its transfers: the mean of the ranks
+  double waiting_seconds = 0.0;  // of the last pass through the pipeline, for its transfers: the mean of the ranks
 };
 
 // A step of the pipeline as it could be: the passes as long as they were, transfers for nothing.
 struct IdealStep {
-  double seconds = 0.0;   // of the schedule, and of reductions and the update after it
-  double bubble = 0.0;    // idle share of the ranks' time in the schedule
+  double seconds = 0.0;  // of the schedule, and of reductions and the update after it
+  double bubble = 0.0;   // idle share of the ranks' time in the schedule
 };
 
 class ModelRunner {
  public:
-  // Makes the pipeline's schedule and checks it before anything runs. Throws UserError for a layout that does not fit the
-  // model (heads, layers) or the ranks (zero_group).
+  // Makes the pipeline's schedule and checks it before anything runs. Throws UserError for a layout that does not fit
+  // the model (heads, layers) or the ranks (zero_group).
   ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh, const Execution& execution);
   ModelRunner(const ModelRunner&) = delete;
   ModelRunner& operator=(const ModelRunner&) = delete;
@@ -54,17 +54,18 @@ class ModelRunner {
   int micro_batches() const { return options_.micro_batches; }
   const Execution& execution() const { return execution_; }
 
-  // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces them;
-  // then calls update (null for none) and gathers what it changed. Collective.
+  // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces
+  // them; then calls update (null for none) and gathers what it changed. Collective.
   StepLoss accumulate(std::span<const Batch> batches, const std::function<void()>& update);
 
-  // Around a change of this rank's parts of the weights that is not an update (a checkpoint, an initialisation): what still
-  // reads them ends before; after, collectively, the others' parts are gathered.
+  // Around a change of this rank's parts of the weights that is not an update (a checkpoint, an initialisation): what
+  // still reads them ends before; after, collectively, the others' parts are gathered.
   void before_weights_change() { weights_.wait(); }
   void weights_changed() { weights_.weights_changed(); }
 
-  // The sum of losses and of target weights of this data rank's batches, forward only; any number of them, the same on all
-  // ranks of a pipeline, and on all data ranks where ZeRO 3 gathers weights. Call reduce_loss for the mean over all.
+  // The sum of losses and of target weights of this data rank's batches, forward only; any number of them, the same on
+  // all ranks of a pipeline, and on all data ranks where ZeRO 3 gathers weights. Call reduce_loss for the mean over
+  // all.
   void evaluate(std::span<const Batch> batches);
   // Mean loss since the last reset, over all ranks. Collective.
   StepLoss reduce_loss();
@@ -82,21 +83,21 @@ class ModelRunner {
   ModelRunnerOptions options_;
   Mesh& mesh_;
   Execution execution_;
-  std::vector<StageRange> ranges_;        // of the whole model's stages
-  ScheduleCosts costs_;                   // of their passes, estimated: all ranks make the same lists of them
+  std::vector<StageRange> ranges_;  // of the whole model's stages
+  ScheduleCosts costs_;             // of their passes, estimated: all ranks make the same lists of them
   std::vector<InstructionList> schedule_;
   ScheduleReport report_;
-  std::map<int, InstructionList> evaluation_lists_;   // by number of micro-batches
+  std::map<int, InstructionList> evaluation_lists_;  // by number of micro-batches
   ParameterStore parameters_;
-  IndexRange slice_;          // of every sample, that this rank holds
+  IndexRange slice_;  // of every sample, that this rank holds
   OwnedTensor slice_bounds_;
   ModelContext context_;
-  std::vector<std::unique_ptr<Stage>> stages_;   // this rank's model chunks
+  std::vector<std::unique_ptr<Stage>> stages_;  // this rank's model chunks
   GradientSync sync_;
   WeightGather weights_;
   PipelineExecutor executor_;
-  OwnedTensor loss_scale_;    // fp64 [1]
-  double targets_ = 0.0;      // of this data rank, since the last reset
+  OwnedTensor loss_scale_;  // fp64 [1]
+  double targets_ = 0.0;    // of this data rank, since the last reset
   StreamTimer reduce_timer_, update_timer_;
 };
 

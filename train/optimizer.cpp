@@ -69,26 +69,34 @@ Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore&
 void Optimizer::make_runs() {
   const ShardMap& map = parameters_.shard_map();
   const FlatParts gradients = parameters_.flat_gradients();
-  std::vector<std::size_t> order(map.buckets().size());   // as they lie in memory
+  std::vector<std::size_t> order(map.buckets().size());  // as they lie in memory
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::sort(order, {}, [&](std::size_t b) { return std::pair(map.buckets()[b].group, map.buckets()[b].begin); });
+  std::ranges::sort(order, {},
+                    [&](std::size_t b) { return std::pair(map.buckets()[b].group, map.buckets()[b].begin); });
   counted_.resize(clip_groups_.size());
   for (std::size_t g = 0; g < parameters_.groups().size(); ++g)
     std::ranges::copy(parameters_.counted_in(gradients, g), std::back_inserter(counted_[clip_group(g)]));
   for (const std::size_t b : order) {
-    const Run run{map.buckets()[b].group, master_.flat()[b], gradients[b], exp_avg_[b], exp_avg_sq_[b], master_.rounded(b)};
+    const Run run{map.buckets()[b].group, master_.flat()[b], gradients[b], exp_avg_[b],
+                  exp_avg_sq_[b],         master_.rounded(b)};
     Run* const last = runs_.empty() ? nullptr : &runs_.back();
-    if (last && last->group == run.group && follows(last->master, run.master) && follows(last->gradients, run.gradients) &&
-        follows(last->exp_avg, run.exp_avg) && follows(last->exp_avg_sq, run.exp_avg_sq) && follows(last->rounded, run.rounded))
-      *last = {run.group, joined(last->master, run.master), joined(last->gradients, run.gradients),
-               joined(last->exp_avg, run.exp_avg), joined(last->exp_avg_sq, run.exp_avg_sq), joined(last->rounded, run.rounded)};
+    if (last && last->group == run.group && follows(last->master, run.master) &&
+        follows(last->gradients, run.gradients) && follows(last->exp_avg, run.exp_avg) &&
+        follows(last->exp_avg_sq, run.exp_avg_sq) && follows(last->rounded, run.rounded))
+      *last = {run.group,
+               joined(last->master, run.master),
+               joined(last->gradients, run.gradients),
+               joined(last->exp_avg, run.exp_avg),
+               joined(last->exp_avg_sq, run.exp_avg_sq),
+               joined(last->rounded, run.rounded)};
     else
       runs_.push_back(run);
   }
 }
 
 std::size_t Optimizer::clip_group(std::size_t group) const {
-  return static_cast<std::size_t>(std::ranges::find(clip_groups_, parameters_.groups()[group].key.clip_group) - clip_groups_.begin());
+  return static_cast<std::size_t>(std::ranges::find(clip_groups_, parameters_.groups()[group].key.clip_group) -
+                                  clip_groups_.begin());
 }
 
 Tensor Optimizer::scalars(std::size_t clip_group) const {
@@ -99,9 +107,11 @@ void Optimizer::reduce_square_sums() {
   fill_zero(execution_, square_sums_);
   for (std::size_t c = 0; c < counted_.size(); ++c) {
     const auto index = static_cast<std::int64_t>(c);
-    for (const Tensor& run : counted_[c]) add_sum_of_squares(execution_, run, square_sums_.view().slice(0, index, index + 1));
+    for (const Tensor& run : counted_[c])
+      add_sum_of_squares(execution_, run, square_sums_.view().slice(0, index, index + 1));
   }
-  if (shard_groups_.shards().size() > 1) shard_groups_.shards().all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
+  if (shard_groups_.shards().size() > 1)
+    shard_groups_.shards().all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
   if (model_ranks_.size() > 1) model_ranks_.all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
 }
 
@@ -113,8 +123,8 @@ void Optimizer::step(double learning_rate, std::int64_t updates_before) {
   for (std::size_t c = 0; c < clip_groups_.size(); ++c) {
     const auto index = static_cast<std::int64_t>(c);
     copy_to_device(execution_, values.data(), scalars(c));
-    set_clip_scale(execution_, square_sums_.view().slice(0, index, index + 1), clip_, norms_.view().slice(0, index, index + 1),
-                   scalars(c));
+    set_clip_scale(execution_, square_sums_.view().slice(0, index, index + 1), clip_,
+                   norms_.view().slice(0, index, index + 1), scalars(c));
   }
   for (const Run& run : runs_) {
     const ParameterGroupKey& key = parameters_.groups()[run.group].key;
@@ -124,8 +134,8 @@ void Optimizer::step(double learning_rate, std::int64_t updates_before) {
     options.epsilon = config_.epsilon;
     options.weight_decay = key.weight_decay ? config_.weight_decay : 0.0;
     options.learning_rate_scale = key.learning_rate_scale;
-    adamw_update(execution_, run.master, run.gradients, run.exp_avg, run.exp_avg_sq, scalars(clip_group(run.group)), options,
-                 run.rounded);
+    adamw_update(execution_, run.master, run.gradients, run.exp_avg, run.exp_avg_sq, scalars(clip_group(run.group)),
+                 options, run.rounded);
   }
 }
 

@@ -15,11 +15,12 @@ namespace fulmen {
 
 class Optimizer {
  public:
-  Optimizer(const OptimizerConfig& config, double clip, ParameterStore& parameters, Mesh& mesh, const Execution& execution);
+  Optimizer(const OptimizerConfig& config, double clip, ParameterStore& parameters, Mesh& mesh,
+            const Execution& execution);
 
-  // One update from the (already reduced) gradients; `updates_before` counts the updates already done. Collective over the
-  // ranks that hold the model between them. Each clip group is clipped by its own norm. Leaves the norm of the whole gradient
-  // before clipping in gradient_norm().
+  // One update from the (already reduced) gradients; `updates_before` counts the updates already done. Collective over
+  // the ranks that hold the model between them. Each clip group is clipped by its own norm. Leaves the norm of the
+  // whole gradient before clipping in gradient_norm().
   void step(double learning_rate, std::int64_t updates_before);
   // The global norm of the gradient, collectively, without an update.
   double compute_gradient_norm();
@@ -48,16 +49,16 @@ class Optimizer {
   double clip_;
   ParameterStore& parameters_;
   ShardGroups shard_groups_;
-  Communicator& model_ranks_;          // tensor x pipeline: with the shards they hold every parameter once
+  Communicator& model_ranks_;  // tensor x pipeline: with the shards they hold every parameter once
   Execution execution_;
   MasterWeights master_;
-  std::vector<OwnedTensor> moments_;   // first and second of each parameter group
+  std::vector<OwnedTensor> moments_;  // first and second of each parameter group
   FlatParts exp_avg_, exp_avg_sq_;
   std::vector<Run> runs_;
-  std::vector<std::string> clip_groups_;   // of the whole model, in an order that all ranks have
-  std::vector<FlatParts> counted_;         // per clip group: the gradients that this rank adds to its norm
-  OwnedTensor scalars_;                    // fp64 [clip groups, adamw_scalars]
-  OwnedTensor square_sums_, norms_;        // fp64 [clip groups]
+  std::vector<std::string> clip_groups_;  // of the whole model, in an order that all ranks have
+  std::vector<FlatParts> counted_;        // per clip group: the gradients that this rank adds to its norm
+  OwnedTensor scalars_;                   // fp64 [clip groups, adamw_scalars]
+  OwnedTensor square_sums_, norms_;       // fp64 [clip groups]
 };
 
 }  // namespace fulmen

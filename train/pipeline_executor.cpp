@@ -10,7 +10,9 @@ namespace {
 // Groups of transfers under way at once. More would hold more buffers for what is not yet needed.
 constexpr std::size_t most_in_flight = 4;
 
-bool is_send(Operation operation) { return operation == Operation::send_forward || operation == Operation::send_backward; }
+bool is_send(Operation operation) {
+  return operation == Operation::send_forward || operation == Operation::send_backward;
+}
 
 std::size_t end_of_group(const InstructionList& list, std::size_t begin) {
   while (list[begin].with_next) ++begin;
@@ -51,14 +53,15 @@ PipelineExecutor::PipelineExecutor(std::vector<Stage*> stages, Communicator& pip
       chunks_.back().slots.push_back({std::make_unique<MicroBatchBuffers>(options.shape, execution), -1});
   }
   make_buffer_ = [=, rows = stages.front()->rows()] {
-    return OwnedTensor(execution.device, options.activation, {rows, options.hidden},
-                       MemoryKind::communication, *execution.ledger);
+    return OwnedTensor(execution.device, options.activation, {rows, options.hidden}, MemoryKind::communication,
+                       *execution.ledger);
   };
 }
 
 PipelineExecutor::Slot& PipelineExecutor::slot_of(const Instruction& instruction) {
   std::vector<Slot>& slots = chunk_of(instruction).slots;
-  const auto found = std::ranges::find_if(slots, [&](const Slot& slot) { return slot.micro_batch == instruction.micro_batch; });
+  const auto found =
+      std::ranges::find_if(slots, [&](const Slot& slot) { return slot.micro_batch == instruction.micro_batch; });
   FULMEN_CHECK(found != slots.end(), "{}: the micro-batch holds no stash", to_string(instruction));
   return *found;
 }
@@ -80,7 +83,8 @@ void PipelineExecutor::forward(const Instruction& instruction, std::span<const B
   const MicroBatch& micro_batch =
       slot_of(instruction).buffers->fill(batches[static_cast<std::size_t>(m)], loss_scale, execution_);
   const Tensor output = chunk.stage->head() ? Tensor() : outputs_.acquire(instruction, make_buffer_);
-  pass(Timed::forward, instruction, [&] { chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient); });
+  pass(Timed::forward, instruction,
+       [&] { chunk.stage->forward(slot, micro_batch, inputs_.get(m, c), output, gradient); });
   inputs_.release(m, c);
   if (gradient) return;
   if (chunk.stage->head() && on_forward) on_forward(m, slot);
@@ -129,12 +133,13 @@ void PipelineExecutor::transfer(const InstructionList& list, std::size_t begin) 
       in_flight_.pop_front();
     }
   } else if (in_flight_.size() >= most_in_flight) {
-    return;   // what comes next can wait longer than passes may
+    return;  // what comes next can wait longer than passes may
   }
   const auto next = std::find_if(list.begin() + static_cast<std::ptrdiff_t>(end), list.end(),
                                  [](const Instruction& instruction) { return is_transfer(instruction.operation); });
   if (next == list.end()) return;
-  const std::size_t next_begin = static_cast<std::size_t>(next - list.begin()), next_end = end_of_group(list, next_begin);
+  const std::size_t next_begin = static_cast<std::size_t>(next - list.begin()),
+                    next_end = end_of_group(list, next_begin);
   const std::span<const Instruction> group = std::span(list).subspan(next_begin, next_end - next_begin);
   if (std::ranges::any_of(group, [](const Instruction& instruction) { return is_send(instruction.operation); })) return;
   start(group);
@@ -167,17 +172,19 @@ void PipelineExecutor::complete(Started& started) {
   }
   for (const Instruction& instruction : started.group) {
     if (instruction.operation == Operation::send_forward) outputs_.release(instruction.micro_batch, instruction.chunk);
-    if (instruction.operation == Operation::send_backward) d_inputs_.release(instruction.micro_batch, instruction.chunk);
+    if (instruction.operation == Operation::send_backward)
+      d_inputs_.release(instruction.micro_batch, instruction.chunk);
   }
 }
 
 // Waits for the transfer that brings what `user` is about to read, if it is still under way.
 void PipelineExecutor::await(Operation operation, const Instruction& user) {
   const auto brings = [&](const Instruction& instruction) {
-    return instruction.operation == operation && instruction.micro_batch == user.micro_batch && instruction.chunk == user.chunk;
+    return instruction.operation == operation && instruction.micro_batch == user.micro_batch &&
+           instruction.chunk == user.chunk;
   };
-  const auto found =
-      std::ranges::find_if(in_flight_, [&](const Started& started) { return std::ranges::any_of(started.group, brings); });
+  const auto found = std::ranges::find_if(
+      in_flight_, [&](const Started& started) { return std::ranges::any_of(started.group, brings); });
   if (found == in_flight_.end()) return;
   complete(*found);
   in_flight_.erase(found);
@@ -200,7 +207,8 @@ PassCosts PipelineExecutor::pass_seconds(int chunk) {
     PassTimer& timer = timers[static_cast<std::size_t>(kind)];
     return TimedPasses{timer.passes, timer.timer.seconds()};
   };
-  return mean_costs(timed(Timed::forward), timed(Timed::backward_input), timed(Timed::backward_weight), timed(Timed::joined));
+  return mean_costs(timed(Timed::forward), timed(Timed::backward_input), timed(Timed::backward_weight),
+                    timed(Timed::joined));
 }
 
 void PipelineExecutor::pass(Timed kind, const Instruction& instruction, const std::function<void()>& work) {
@@ -233,7 +241,8 @@ void PipelineExecutor::run(const InstructionList& list, std::span<const Batch> b
       case Operation::forward: forward(instruction, batches, loss_scale, gradient); break;
       case Operation::backward_input: {
         const bool with_weights = i + 1 < list.size() && list[i + 1].operation == Operation::backward_weight &&
-                                  list[i + 1].micro_batch == instruction.micro_batch && list[i + 1].chunk == instruction.chunk;
+                                  list[i + 1].micro_batch == instruction.micro_batch &&
+                                  list[i + 1].chunk == instruction.chunk;
         backward_input(instruction, with_weights);
         if (!with_weights) break;
         finish_micro_batch(instruction);

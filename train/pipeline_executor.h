@@ -17,22 +17,22 @@ namespace fulmen {
 // What a list's instructions mean beyond the stages themselves.
 struct StepHandlers {
   std::function<void()> reduce_shared;
-  std::function<void()> reduce_gradients;   // of all chunks: called at the last one's instruction
+  std::function<void()> reduce_gradients;  // of all chunks: called at the last one's instruction
   std::function<void()> optimizer_step;
 };
 
 struct PipelineOptions {
-  BatchShape shape;              // of a micro-batch on this rank
+  BatchShape shape;  // of a micro-batch on this rank
   std::int64_t hidden = 0;
   DType activation = DType::fp32;
-  std::vector<int> slots;        // micro-batches in flight, by chunk
-  bool overlap = false;          // transfers go on beside passes
+  std::vector<int> slots;  // micro-batches in flight, by chunk
+  bool overlap = false;    // transfers go on beside passes
 };
 
 class PipelineExecutor {
  public:
-  // stages[c] is model chunk c of this rank; `pipeline` the communicator along the pipeline axis, in stage order. Prepares
-  // the stages.
+  // stages[c] is model chunk c of this rank; `pipeline` the communicator along the pipeline axis, in stage order.
+  // Prepares the stages.
   PipelineExecutor(std::vector<Stage*> stages, Communicator& pipeline, const PipelineOptions& options,
                    const Execution& execution);
 
@@ -41,7 +41,8 @@ class PipelineExecutor {
   void run(const InstructionList& list, std::span<const Batch> batches, const Tensor& loss_scale, bool gradient,
            const StepHandlers& handlers);
 
-  // Called after each forward of the last stage without gradient, with the micro-batch's number and the slot of its stash.
+  // Called after each forward of the last stage without gradient, with the micro-batch's number and the slot of its
+  // stash.
   std::function<void(int micro_batch, int slot)> on_forward;
 
   // Seconds of the last run that passes waited for transfers: the host's, or on a GPU the stream's.
@@ -72,7 +73,12 @@ class PipelineExecutor {
     std::unique_ptr<MicroBatchBuffers> buffers;
     int micro_batch = -1;
   };
-  enum class Timed : std::uint8_t { forward, backward_input, backward_weight, joined };   // joined: both backward passes as one
+  enum class Timed : std::uint8_t {
+    forward,
+    backward_input,
+    backward_weight,
+    joined
+  };  // joined: both backward passes as one
   static constexpr std::size_t timed_kinds = 4;
   // Passes of one kind on one chunk.
   struct PassTimer {
@@ -82,7 +88,7 @@ class PipelineExecutor {
   struct Chunk {
     Stage* stage;
     std::vector<Slot> slots;
-    std::vector<PassTimer> timers;   // by kind; none: they are not timed
+    std::vector<PassTimer> timers;  // by kind; none: they are not timed
   };
   // A group of transfers that was started.
   struct Started {
@@ -114,7 +120,7 @@ class PipelineExecutor {
   Pool inputs_, outputs_, d_outputs_, d_inputs_;
   std::function<OwnedTensor()> make_buffer_;
   std::deque<Started> in_flight_;
-  std::size_t started_end_ = 0;   // transfers of the list before it are started
+  std::size_t started_end_ = 0;  // transfers of the list before it are started
   StreamTimer waiting_;
 };
 
@@ -124,8 +130,9 @@ struct TimedPasses {
   double seconds = 0.0;
   double mean() const { return count > 0 ? seconds / count : 0.0; }
 };
-// Means by pass, which add up to all that was timed. Where both backward passes of a micro-batch ran joined, as one, what that
-// takes beyond a backward_input alone counts as the weight gradient's; all of it as backward_input's where none ran alone.
+// Means by pass, which add up to all that was timed. Where both backward passes of a micro-batch ran joined, as one,
+// what that takes beyond a backward_input alone counts as the weight gradient's; all of it as backward_input's where
+// none ran alone.
 PassCosts mean_costs(const TimedPasses& forward, const TimedPasses& backward_input, const TimedPasses& backward_weight,
                      const TimedPasses& joined);
 

@@ -28,7 +28,7 @@ class StreamTimer {
   Stream stream_;
   double seconds_ = 0.0;
   std::chrono::steady_clock::time_point start_;
-  std::vector<Span> spans_;       // the first `pending_` are not read yet; the rest are kept for use again
+  std::vector<Span> spans_;  // the first `pending_` are not read yet; the rest are kept for use again
   std::size_t pending_ = 0;
 };
 

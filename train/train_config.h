@@ -24,28 +24,28 @@ struct OptimizerConfig {
 };
 
 struct LearningRateConfig {
-  std::string kind = "cosine";                // constant, linear, cosine, wsd
+  std::string kind = "cosine";  // constant, linear, cosine, wsd
   std::int64_t warmup_steps = 0;
   double minimum = 0.0;
-  std::optional<std::int64_t> decay_steps;    // of wsd; auto: a tenth of the steps
+  std::optional<std::int64_t> decay_steps;  // of wsd; auto: a tenth of the steps
 };
 
 struct TrainConfig {
-  std::int64_t steps = 0;                     // 0 while only `tokens` is given
+  std::int64_t steps = 0;  // 0 while only `tokens` is given
   std::int64_t tokens = 0;
-  std::int64_t global_batch = 0;              // sequences per step
-  std::int64_t micro_batch = 0;               // sequences per micro-batch of a data rank
+  std::int64_t global_batch = 0;  // sequences per step
+  std::int64_t micro_batch = 0;   // sequences per micro-batch of a data rank
   OptimizerConfig optimizer;
   LearningRateConfig schedule;
-  double clip = 1.0;                          // 0: no clipping
+  double clip = 1.0;  // 0: no clipping
 
   // steps, or what `tokens` comes to.
   std::int64_t total_steps(std::int64_t sequence_length) const;
 };
 
 struct CheckpointConfig {
-  std::int64_t every = 500;                   // steps; 0: only at the end
-  std::int64_t keep = 3;                      // newest ones; 0: all
+  std::int64_t every = 500;  // steps; 0: only at the end
+  std::int64_t keep = 3;     // newest ones; 0: all
   bool async = false;
 };
 
@@ -56,7 +56,7 @@ struct RunConfig {
   std::optional<std::int64_t> threads;
   std::int64_t log_every = 1;
   bool deterministic = false;
-  double timeout = 1800.0;                    // seconds that an operation between ranks may take; 0: any
+  double timeout = 1800.0;  // seconds that an operation between ranks may take; 0: any
   bool check_collectives = false;
 };
 

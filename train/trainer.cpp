@@ -101,16 +101,16 @@ class Trainer {
   Execution execution_;
   bool leader_;
   std::filesystem::path folder_, checkpoints_;
-  std::filesystem::path tokenizer_;   // empty for none
-  std::string corpus_;                // its identity
+  std::filesystem::path tokenizer_;  // empty for none
+  std::string corpus_;               // its identity
   std::int64_t steps_;
   ModelRunner runner_;
   Optimizer optimizer_;
   TrainingProgress progress_;
   std::int64_t saved_step_ = -1;
   double flops_per_token_ = 0.0, peak_ = 0.0;
-  double bubbles_ = 0.0;            // measured, the sum over the steps of this process
-  std::int64_t steps_done_ = 0;     // counted with a pipeline only
+  double bubbles_ = 0.0;         // measured, the sum over the steps of this process
+  std::int64_t steps_done_ = 0;  // counted with a pipeline only
   std::vector<Batch> batches_;
 };
 
@@ -128,8 +128,8 @@ void Trainer::set_weights() {
   }
 }
 
-// What this folder holds of later steps is of a branch that this run leaves: as the newest it would be resumed, and these steps'
-// own checkpoints would be pruned as older ones.
+// What this folder holds of later steps is of a branch that this run leaves: as the newest it would be resumed, and
+// these steps' own checkpoints would be pruned as older ones.
 void Trainer::leave_later_steps() {
   if (const auto aside = set_aside_checkpoints_after(checkpoints_, progress_.step))
     log_warning("the checkpoints after step {} are set aside in {}", progress_.step, aside->string());
@@ -137,7 +137,8 @@ void Trainer::leave_later_steps() {
 
 bool Trainer::resumes_own_checkpoint() {
   std::error_code ignored;
-  const bool own = leader_ && std::filesystem::equivalent(std::filesystem::absolute(*options_.resume).parent_path(), checkpoints_, ignored);
+  const bool own = leader_ && std::filesystem::equivalent(std::filesystem::absolute(*options_.resume).parent_path(),
+                                                          checkpoints_, ignored);
   return mesh_.world().all_reduce(static_cast<std::int64_t>(own), ReduceOp::max) != 0;
 }
 
@@ -162,7 +163,8 @@ void Trainer::start(PhaseTimes& start_up) {
   start_up.run(options_.resume ? "loading" : "initialisation", [&] { set_weights(); });
   flops_per_token_ = training_flops_per_token(options_.model);
   start_up.run("measuring the peak", [&] {
-    peak_ = mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
+    peak_ =
+        mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
   });
   const MeshShape& shape = mesh_.shape();
   log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
@@ -171,7 +173,8 @@ void Trainer::start(PhaseTimes& start_up) {
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
   run_agreed(mesh_.world(), [&] { remember_corpus(); });
-  if (progress_.step >= steps_) log_warning("nothing is left to do: the run is at step {} of {}", progress_.step, steps_);
+  if (progress_.step >= steps_)
+    log_warning("nothing is left to do: the run is at step {} of {}", progress_.step, steps_);
   if (leader_) write_header(peak_);
   write_shard_maps();
   log_start_up(start_up, mesh_.world());
@@ -180,7 +183,8 @@ void Trainer::start(PhaseTimes& start_up) {
 // Collective: a map differs between stages, and between tensor ranks whose parts differ.
 void Trainer::write_shard_maps() {
   const ShardMap& map = runner_.parameters().shard_map();
-  log_info("shards: ZeRO {} over {} ranks, {} buckets", runner_.parameters().sharding().stage, map.shards(), map.buckets().size());
+  log_info("shards: ZeRO {} over {} ranks, {} buckets", runner_.parameters().sharding().stage, map.shards(),
+           map.buckets().size());
   Communicator& model_ranks = mesh_.along({Axis::tensor, Axis::pipeline});
   const std::string mine = fmt::format("  - tensor: {}\n    pipeline: {}\n{}", mesh_.coordinate(Axis::tensor),
                                        mesh_.coordinate(Axis::pipeline), map.yaml(4));
@@ -189,7 +193,8 @@ void Trainer::write_shard_maps() {
   if (!leader_) return;
   write_text_atomically(folder_ / "shard_map.yaml",
                         "# Rank r of a shard group owns part r of the `shards` equal parts of every bucket.\n"
-                        "format: fulmen-shard-map\nversion: 1\nmaps:\n" + maps);
+                        "format: fulmen-shard-map\nversion: 1\nmaps:\n" +
+                            maps);
 }
 
 void Trainer::write_header(double peak) {
@@ -202,8 +207,9 @@ void Trainer::write_header(double peak) {
                   "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
                   "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
                   "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
-                  parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_, peak,
-                  peak_matrix_size(execution_.device), peak_matrix_size(execution_.device), peak_matrix_size(execution_.device)));
+                  parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
+                  peak, peak_matrix_size(execution_.device), peak_matrix_size(execution_.device),
+                  peak_matrix_size(execution_.device)));
 }
 
 StepMetrics Trainer::step(BatchLoader& loader) {
@@ -211,13 +217,16 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   batches_.clear();
   for (int m = 0; m < runner_.micro_batches(); ++m) batches_.push_back(loader.next());
   const double data_seconds = seconds_since(start);
-  const double rate = learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, progress_.step, steps_);
+  const double rate =
+      learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, progress_.step, steps_);
   const StepLoss loss = runner_.accumulate(batches_, [&] { optimizer_.step(rate, progress_.step); });
-  const double norm = optimizer_.gradient_norm();   // the device is done with the step: reading the loss has waited for it
+  const double norm =
+      optimizer_.gradient_norm();  // the device is done with the step: reading the loss has waited for it
   if (!std::isfinite(loss.loss_nats) || !std::isfinite(norm))
-    throw DivergedError(fmt::format("step {}: the loss is {} and the gradient's norm {}\n"
-                                    "  -> resume from the last checkpoint with a lower learning rate or more warm-up",
-                                    progress_.step + 1, loss.loss_nats, norm));
+    throw DivergedError(
+        fmt::format("step {}: the loss is {} and the gradient's norm {}\n"
+                    "  -> resume from the last checkpoint with a lower learning rate or more warm-up",
+                    progress_.step + 1, loss.loss_nats, norm));
 
   const std::int64_t step_tokens = options_.train.global_batch * options_.data.sequence_length;
   progress_.step += 1;
@@ -249,7 +258,7 @@ StepMetrics Trainer::step(BatchLoader& loader) {
 }
 
 bool Trainer::asked_to_stop() {
-  std::error_code unreadable;   // is no wish
+  std::error_code unreadable;  // is no wish
   const bool file = leader_ && std::filesystem::exists(folder_ / "STOP", unreadable);
   const std::int64_t wish = stop_signal() != 0 || file ? 1 : 0;
   return mesh_.world().all_reduce(wish, ReduceOp::max) != 0;
@@ -260,8 +269,9 @@ void Trainer::save() {
   const auto start = Clock::now();
   std::vector<std::filesystem::path> extra;
   if (!tokenizer_.empty()) extra.push_back(tokenizer_);
-  const std::filesystem::path saved = save_training_state(checkpoints_, options_.model, options_.configuration, progress_, runner_,
-                                                          optimizer_, extra, mesh_.world(), corpus_);
+  const std::filesystem::path saved =
+      save_training_state(checkpoints_, options_.model, options_.configuration, progress_, runner_, optimizer_, extra,
+                          mesh_.world(), corpus_);
   saved_step_ = progress_.step;
   if (leader_) prune_checkpoints(checkpoints_, options_.checkpoint.keep);
   log_info("checkpoint {} in {:.2f} s", saved.string(), seconds_since(start));
@@ -290,8 +300,10 @@ ExitCode Trainer::run() {
   }
   bar.finish();
   if (steps_done_ > 0)
-    log_info("bubble: {:.1f} % of a step measured (waiting for transfers, the mean over ranks and {} steps), {:.1f} % predicted",
-             100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
+    log_info(
+        "bubble: {:.1f} % of a step measured (waiting for transfers, the mean over ranks and {} steps), {:.1f} % "
+        "predicted",
+        100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
   save();
   // A wish that came with the last step would end the next run after one.
   if (leader_) std::filesystem::remove(folder_ / "STOP");
@@ -318,7 +330,8 @@ BatchLoaderOptions loader_options(const TrainerOptions& options, const Mesh& mes
   loader.micro_batch = options.train.micro_batch;
   loader.data_ranks = mesh.size(Axis::data);
   loader.data_rank = mesh.coordinate(Axis::data);
-  const IndexRange slice = sequence_slice(options.data.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
+  const IndexRange slice =
+      sequence_slice(options.data.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
   loader.slice_begin = slice.begin;
   loader.slice_end = slice.end;
   loader.seed = static_cast<std::uint64_t>(options.run.seed);
@@ -337,16 +350,19 @@ void check_training(const TrainerOptions& options, const MeshShape& shape) {
   const std::int64_t steps = options.train.total_steps(options.data.sequence_length);
   const LearningRateConfig& schedule = options.train.schedule;
   if (schedule.warmup_steps > steps)
-    log_warning("train.schedule.warmup_steps: {} of {} steps, so that the rate never reaches its peak", schedule.warmup_steps, steps);
+    log_warning("train.schedule.warmup_steps: {} of {} steps, so that the rate never reaches its peak",
+                schedule.warmup_steps, steps);
   if (schedule.kind == "wsd" && schedule.decay_steps.value_or(0) > steps)
-    log_warning("train.schedule.decay_steps: {} of {} steps, so that the rate begins below its peak", *schedule.decay_steps, steps);
+    log_warning("train.schedule.decay_steps: {} of {} steps, so that the rate begins below its peak",
+                *schedule.decay_steps, steps);
   if (schedule.minimum > options.train.optimizer.learning_rate)
-    log_warning("train.schedule.min_lr: {} is above the peak, train.optimizer.lr {}", schedule.minimum, options.train.optimizer.learning_rate);
+    log_warning("train.schedule.min_lr: {} is above the peak, train.optimizer.lr {}", schedule.minimum,
+                options.train.optimizer.learning_rate);
   const CorpusManifest manifest = read_corpus_manifest(options.data.path);
   if (manifest.vocabulary > options.model.vocabulary)
     throw UserError("model.vocabulary",
-                    fmt::format("{} is smaller than the corpus's {} ({})", options.model.vocabulary, manifest.vocabulary,
-                                options.data.path),
+                    fmt::format("{} is smaller than the corpus's {} ({})", options.model.vocabulary,
+                                manifest.vocabulary, options.data.path),
                     fmt::format("set it to {} or more", manifest.vocabulary));
 }
 

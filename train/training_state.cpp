@@ -29,8 +29,10 @@ std::filesystem::path save_training_state(const std::filesystem::path& root, con
   const ParameterStore& parameters = runner.parameters();
   const Execution& execution = runner.execution();
   std::vector<TensorPiece> pieces = pieces_to_save(parameters, optimizer.master().flat(), parameters_prefix, execution);
-  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg(), exp_avg_prefix, execution), std::back_inserter(pieces));
-  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix, execution), std::back_inserter(pieces));
+  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg(), exp_avg_prefix, execution),
+                    std::back_inserter(pieces));
+  std::ranges::move(pieces_to_save(parameters, optimizer.exp_avg_sq(), exp_avg_sq_prefix, execution),
+                    std::back_inserter(pieces));
   SaveOptions options;
   options.extra_files = extra_files;
   return save_checkpoint(root, description, pieces, world, options);

@@ -13,9 +13,9 @@
 namespace fulmen {
 
 struct TrainingProgress {
-  std::int64_t step = 0;      // updates done
-  std::int64_t samples = 0;   // consumed
-  std::int64_t tokens = 0;    // consumed
+  std::int64_t step = 0;     // updates done
+  std::int64_t samples = 0;  // consumed
+  std::int64_t tokens = 0;   // consumed
 };
 
 // Saves under root/step-XXXXXXXX: the master weights, whatever the model computes in, and the moments. Collective.

@@ -59,7 +59,8 @@ void WeightGather::gather_into_slot(std::size_t bucket, std::size_t in_use) {
   const std::size_t group = parameters_.shard_map().buckets()[bucket].group;
   std::vector<std::size_t>& slots = slots_[group];
   if (std::ranges::count(slots, bucket) > 0) return;
-  const auto slot = std::ranges::find_if(slots, [&](std::size_t holder) { return holder == no_bucket || holder != in_use; });
+  const auto slot =
+      std::ranges::find_if(slots, [&](std::size_t holder) { return holder == no_bucket || holder != in_use; });
   FULMEN_CHECK(slot != slots.end(), "no slot for the weights of bucket {}", bucket);
   if (*slot != no_bucket) wait(*slot);
   *slot = bucket;
@@ -75,7 +76,8 @@ void WeightGather::use(std::int64_t layer, std::int64_t next) {
     wait(b);
     if (!overlap_ || !parameters_.weights_in_slots(b)) continue;
     for (const std::size_t ahead : map.buckets_of(next))
-      if (map.buckets()[ahead].group == map.buckets()[b].group && parameters_.weights_in_slots(ahead)) gather_into_slot(ahead, b);
+      if (map.buckets()[ahead].group == map.buckets()[b].group && parameters_.weights_in_slots(ahead))
+        gather_into_slot(ahead, b);
   }
 }
 

@@ -1,5 +1,6 @@
-// Gathering sharded weights: after an update (ZeRO 1 and 2) into the flat weights, or (ZeRO 3) a layer at a time into slots,
-// just before it is used. A slot is free again when the next layer but so many takes it: nothing is allocated in a step.
+// Gathering sharded weights: after an update (ZeRO 1 and 2) into the flat weights, or (ZeRO 3) a layer at a time into
+// slots, just before it is used. A slot is free again when the next layer but so many takes it: nothing is allocated in
+// a step.
 //
 // All ranks of a shard group run the same passes over the same layers, so they gather in the same order.
 #pragma once
@@ -17,8 +18,8 @@ class WeightGather {
   // overlap: gathering goes on behind computation, at stage 3 one layer ahead.
   WeightGather(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution);
 
-  // This rank's parts of the weights have changed (an update, a checkpoint): starts gathering what the next forward pass
-  // uses, in its order. Collective.
+  // This rank's parts of the weights have changed (an update, a checkpoint): starts gathering what the next forward
+  // pass uses, in its order. Collective.
   void weights_changed();
   // Before a pass through the stage: what no single layer uses (the embedding) is there.
   void begin_pass();
@@ -42,8 +43,8 @@ class WeightGather {
   Execution execution_;
   ShardGroups groups_;
   bool overlap_;
-  std::vector<Pending> pending_;                   // per bucket
-  std::vector<std::vector<std::size_t>> slots_;    // per group: the bucket that each slot holds, or none
+  std::vector<Pending> pending_;                 // per bucket
+  std::vector<std::vector<std::size_t>> slots_;  // per group: the bucket that each slot holds, or none
 };
 
 }  // namespace fulmen

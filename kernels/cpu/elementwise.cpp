@@ -119,7 +119,8 @@ void add(const Execution&, const Tensor& a, const Tensor& b, const Tensor& out) 
 
 void sum_parts(const Execution&, std::span<const Tensor> parts, const Tensor& out) {
   dispatch_fp32_fp64(out.dtype(), [&]<class T>(T) {
-    parallel_elements(out.elements(), [&](std::int64_t first, std::int64_t last) { sum_parts_range(parts, out.as<T>(), first, last); });
+    parallel_elements(out.elements(),
+                      [&](std::int64_t first, std::int64_t last) { sum_parts_range(parts, out.as<T>(), first, last); });
   });
 }
 
@@ -147,9 +148,8 @@ void copy(const Execution&, const Tensor& from, const Tensor& to) {
 
 void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tensor& total) {
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
-    add_in_blocks(execution, x.elements(), *total.as<double>(), [&](std::int64_t first, std::int64_t count) {
-      return sum_of_squares(x.as<T>() + first, count);
-    });
+    add_in_blocks(execution, x.elements(), *total.as<double>(),
+                  [&](std::int64_t first, std::int64_t count) { return sum_of_squares(x.as<T>() + first, count); });
   });
 }
 

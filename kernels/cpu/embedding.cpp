@@ -20,7 +20,8 @@ FULMEN_VECTORIZED void add_scaled_row(const T* x, G factor, G* sum, std::int64_t
 }
 
 template <class T, class G>
-void scatter(const Tensor& tokens, const Tensor& order, const Tensor& d_out, std::int64_t first, double scale, const Tensor& d_weight) {
+void scatter(const Tensor& tokens, const Tensor& order, const Tensor& d_out, std::int64_t first, double scale,
+             const Tensor& d_weight) {
   // Each thread owns a range of columns and walks the tokens row by row: a row stays in its cache for all its terms.
   constexpr std::int64_t line = 32;
   const std::int64_t width = d_out.size(1), count = d_out.size(0), rows = d_weight.size(0);

@@ -50,7 +50,8 @@ void gemm_fp32(const Tensor& a, const Tensor& b, const Tensor& c, std::int64_t k
   cblas_sgemm(CblasRowMajor, options.transpose_a ? CblasTrans : CblasNoTrans,
               options.transpose_b ? CblasTrans : CblasNoTrans, narrow(c.size(0)), narrow(c.size(1)), narrow(k),
               static_cast<float>(options.alpha), a.as<float>(), narrow(leading_dimension(a)), b.as<float>(),
-              narrow(leading_dimension(b)), options.accumulate ? 1.0f : 0.0f, c.as<float>(), narrow(leading_dimension(c)));
+              narrow(leading_dimension(b)), options.accumulate ? 1.0f : 0.0f, c.as<float>(),
+              narrow(leading_dimension(c)));
 #endif
 }
 

@@ -60,10 +60,10 @@ struct Workspace {
   T *query, *key, *d_query, *d_key, *value, *d_output, *d_value, *key_transposed, *value_transposed;
   T *scores, *d_scores, *adjoint, *adjoint_transposed, *decays;
   T *query_derivative = nullptr, *key_derivative = nullptr, *value_derivative = nullptr;
-  T *activated_query = nullptr, *activated_key = nullptr;   // before LRPE doubles them
+  T *activated_query = nullptr, *activated_key = nullptr;  // before LRPE doubles them
   LrpeScratch<T> tables;
-  std::int64_t padded_bytes;   // to be zeroed before use
-  T* states;                   // transposed, [value_width, key_stride] each
+  std::int64_t padded_bytes;  // to be zeroed before use
+  T* states;                  // transposed, [value_width, key_stride] each
   std::int64_t bytes;
 };
 
@@ -74,12 +74,22 @@ class HeadBackward {
   HeadBackward(const AttentionShape& shape, const LinearAttentionInputs& inputs,
                const LinearAttentionGradients& gradients, const Workspace<T>& work, double* d_theta, std::int64_t row,
                std::int64_t head)
-      : shape_(shape), inputs_(inputs), gradients_(gradients), work_(work), d_theta_(d_theta), row_(row), head_(head),
+      : shape_(shape),
+        inputs_(inputs),
+        gradients_(gradients),
+        work_(work),
+        d_theta_(d_theta),
+        row_(row),
+        head_(head),
         narrow_stride_(inputs.theta ? shape.key_width : shape.key_stride),
         decay_(work.decays, inputs.slope.as<double>()[head]),
-        query_(inputs.query, row, head), key_(inputs.key, row, head), value_(inputs.value, row, head),
-        d_output_(gradients.d_output, row, head), d_query_(gradients.d_query, row, head),
-        d_key_(gradients.d_key, row, head), d_value_(gradients.d_value, row, head) {}
+        query_(inputs.query, row, head),
+        key_(inputs.key, row, head),
+        value_(inputs.value, row, head),
+        d_output_(gradients.d_output, row, head),
+        d_query_(gradients.d_query, row, head),
+        d_key_(gradients.d_key, row, head),
+        d_value_(gradients.d_value, row, head) {}
 
   void run(const std::vector<Chunk>& chunks) {
     recompute_states(chunks);
@@ -97,9 +107,7 @@ class HeadBackward {
 
  private:
   std::int64_t state_elements() const { return shape_.value_width * shape_.key_stride; }
-  std::int64_t state_offset() const {
-    return (row_ * shape_.heads + head_) * shape_.state_width * shape_.value_width;
-  }
+  std::int64_t state_offset() const { return (row_ * shape_.heads + head_) * shape_.state_width * shape_.value_width; }
   bool starts_from_initial_state(const Chunk& chunk) const { return chunk.begin == 0 && inputs_.initial_state; }
 
   // Writes the state at the start of every chunk that has one; leaves state_ at the last of them.
@@ -129,15 +137,14 @@ class HeadBackward {
   // S'^T = decay^m S^T + (diag(decay^(m-1) ... decay^0) V)^T K, behind the state that it follows.
   void append_state(const Chunk& chunk, bool has_state) {
     scale_rows(work_.value, shape_.value_stride, chunk.length, shape_.value_width, decay_.to_end(chunk.length));
-    multiply(SmallProduct<T>{
-        .rows = shape_.value_width,
-        .columns = shape_.key_stride,
-        .plain = {work_.value, 1, shape_.value_stride, work_.key, shape_.key_stride, chunk.length},
-        .carry = has_state ? state_ : nullptr,
-        .carry_row_stride = shape_.key_stride,
-        .carry_scale = decay_.power(chunk.length),
-        .c = state_ + state_elements(),
-        .c_row_stride = shape_.key_stride});
+    multiply(SmallProduct<T>{.rows = shape_.value_width,
+                             .columns = shape_.key_stride,
+                             .plain = {work_.value, 1, shape_.value_stride, work_.key, shape_.key_stride, chunk.length},
+                             .carry = has_state ? state_ : nullptr,
+                             .carry_row_stride = shape_.key_stride,
+                             .carry_scale = decay_.power(chunk.length),
+                             .c = state_ + state_elements(),
+                             .c_row_stride = shape_.key_stride});
     state_ += state_elements();
   }
 
@@ -155,8 +162,7 @@ class HeadBackward {
     load_rows(Activation::none, d_output_.at(chunk.begin), d_output_.stride, chunk.length, shape_.value_width,
               work_.d_output, static_cast<T*>(nullptr), shape_.value_stride);
     transpose(work_.key, shape_.key_stride, chunk.length, shape_.state_width, work_.key_transposed, chunk_tokens);
-    transpose(work_.value, shape_.value_stride, chunk.length, shape_.value_width, work_.value_transposed,
-              chunk_tokens);
+    transpose(work_.value, shape_.value_stride, chunk.length, shape_.value_width, work_.value_transposed, chunk_tokens);
   }
 
   const std::int64_t* positions(const Chunk& chunk) const {
@@ -166,9 +172,8 @@ class HeadBackward {
 
   void load_key(const Chunk& chunk, T* derivative) {
     if (inputs_.theta)
-      lrpe_tables(positions(chunk), inputs_.positions.stride(1),
-                  inputs_.theta.as<double>() + head_ * shape_.key_width, chunk.length, shape_.key_width,
-                  work_.tables.angles, work_.tables.cosines, work_.tables.sines);
+      lrpe_tables(positions(chunk), inputs_.positions.stride(1), inputs_.theta.as<double>() + head_ * shape_.key_width,
+                  chunk.length, shape_.key_width, work_.tables.angles, work_.tables.cosines, work_.tables.sines);
     load_key_like(key_, chunk, work_.key, work_.activated_key, derivative);
   }
 
@@ -181,8 +186,8 @@ class HeadBackward {
     load_rows(inputs_.query_key_activation, rows.at(chunk.begin), rows.stride, chunk.length, shape_.key_width,
               inputs_.theta ? activated : to, derivative, narrow_stride_);
     if (inputs_.theta)
-      lrpe_expand(activated, shape_.key_width, work_.tables.cosines, work_.tables.sines, chunk.length,
-                  shape_.key_width, to, shape_.key_stride);
+      lrpe_expand(activated, shape_.key_width, work_.tables.cosines, work_.tables.sines, chunk.length, shape_.key_width,
+                  to, shape_.key_stride);
   }
 
   // With P = (Q K^T) .* M, dP = (dO V^T) .* M, a = diag(decay^1 ... decay^m) and b = diag(decay^(m-1) ... decay^0):
@@ -193,39 +198,37 @@ class HeadBackward {
     masked_scores(chunk,
                   {work_.d_output, shape_.value_stride, 1, work_.value_transposed, chunk_tokens, shape_.value_width},
                   work_.d_scores);
-    multiply(SmallProduct<T>{
-        .rows = chunk.length,
-        .columns = shape_.key_stride,
-        .scaled = {work_.d_output, shape_.value_stride, 1, state, shape_.key_stride,
-                   state != nullptr ? shape_.value_width : 0},
-        .row_scale = decay_.from_start(),
-        .plain = {work_.d_scores, chunk_tokens, 1, work_.key, shape_.key_stride, chunk.length},
-        .contraction = Contraction::up_to_diagonal,
-        .c = work_.d_query,
-        .c_row_stride = shape_.key_stride});
+    multiply(SmallProduct<T>{.rows = chunk.length,
+                             .columns = shape_.key_stride,
+                             .scaled = {work_.d_output, shape_.value_stride, 1, state, shape_.key_stride,
+                                        state != nullptr ? shape_.value_width : 0},
+                             .row_scale = decay_.from_start(),
+                             .plain = {work_.d_scores, chunk_tokens, 1, work_.key, shape_.key_stride, chunk.length},
+                             .contraction = Contraction::up_to_diagonal,
+                             .c = work_.d_query,
+                             .c_row_stride = shape_.key_stride});
     if (has_adjoint_)
       transpose(work_.adjoint, shape_.value_stride, shape_.state_width, shape_.value_width, work_.adjoint_transposed,
                 shape_.key_stride);
-    multiply(SmallProduct<T>{
-        .rows = chunk.length,
-        .columns = shape_.key_stride,
-        .scaled = {work_.value, shape_.value_stride, 1, work_.adjoint_transposed, shape_.key_stride,
-                   has_adjoint_ ? shape_.value_width : 0},
-        .row_scale = decay_.to_end(chunk.length),
-        .plain = {work_.d_scores, 1, chunk_tokens, work_.query, shape_.key_stride, chunk.length},
-        .contraction = Contraction::from_diagonal,
-        .c = work_.d_key,
-        .c_row_stride = shape_.key_stride});
-    multiply(SmallProduct<T>{
-        .rows = chunk.length,
-        .columns = shape_.value_stride,
-        .scaled = {work_.key, shape_.key_stride, 1, work_.adjoint, shape_.value_stride,
-                   has_adjoint_ ? shape_.state_width : 0},
-        .row_scale = decay_.to_end(chunk.length),
-        .plain = {work_.scores, 1, chunk_tokens, work_.d_output, shape_.value_stride, chunk.length},
-        .contraction = Contraction::from_diagonal,
-        .c = work_.d_value,
-        .c_row_stride = shape_.value_stride});
+    multiply(SmallProduct<T>{.rows = chunk.length,
+                             .columns = shape_.key_stride,
+                             .scaled = {work_.value, shape_.value_stride, 1, work_.adjoint_transposed,
+                                        shape_.key_stride, has_adjoint_ ? shape_.value_width : 0},
+                             .row_scale = decay_.to_end(chunk.length),
+                             .plain = {work_.d_scores, 1, chunk_tokens, work_.query, shape_.key_stride, chunk.length},
+                             .contraction = Contraction::from_diagonal,
+                             .c = work_.d_key,
+                             .c_row_stride = shape_.key_stride});
+    multiply(
+        SmallProduct<T>{.rows = chunk.length,
+                        .columns = shape_.value_stride,
+                        .scaled = {work_.key, shape_.key_stride, 1, work_.adjoint, shape_.value_stride,
+                                   has_adjoint_ ? shape_.state_width : 0},
+                        .row_scale = decay_.to_end(chunk.length),
+                        .plain = {work_.scores, 1, chunk_tokens, work_.d_output, shape_.value_stride, chunk.length},
+                        .contraction = Contraction::from_diagonal,
+                        .c = work_.d_value,
+                        .c_row_stride = shape_.value_stride});
   }
 
   void masked_scores(const Chunk& chunk, const Factors<T>& factors, T* scores) {
@@ -244,8 +247,7 @@ class HeadBackward {
                    d_value_.at(chunk.begin), d_value_.stride, shape_.value_stride);
   }
 
-  void store_key_like(T* gradient, const T* activated, const T* derivative, const Chunk& chunk,
-                      const HeadRows<T>& to) {
+  void store_key_like(T* gradient, const T* activated, const T* derivative, const Chunk& chunk, const HeadRows<T>& to) {
     if (inputs_.theta)
       lrpe_backward(gradient, shape_.key_stride, activated, work_.tables.cosines, work_.tables.sines, positions(chunk),
                     inputs_.positions.stride(1), chunk.length, shape_.key_width, d_theta_);
@@ -256,15 +258,15 @@ class HeadBackward {
   // dS = decay^m dS' + (diag(decay^1 ... decay^m) Q)^T dO
   void advance_adjoint(const Chunk& chunk) {
     scale_rows(work_.d_output, shape_.value_stride, chunk.length, shape_.value_width, decay_.from_start());
-    multiply(SmallProduct<T>{
-        .rows = shape_.state_width,
-        .columns = shape_.value_stride,
-        .plain = {work_.query, 1, shape_.key_stride, work_.d_output, shape_.value_stride, chunk.length},
-        .carry = has_adjoint_ ? work_.adjoint : nullptr,
-        .carry_row_stride = shape_.value_stride,
-        .carry_scale = decay_.power(chunk.length),
-        .c = work_.adjoint,
-        .c_row_stride = shape_.value_stride});
+    multiply(
+        SmallProduct<T>{.rows = shape_.state_width,
+                        .columns = shape_.value_stride,
+                        .plain = {work_.query, 1, shape_.key_stride, work_.d_output, shape_.value_stride, chunk.length},
+                        .carry = has_adjoint_ ? work_.adjoint : nullptr,
+                        .carry_row_stride = shape_.value_stride,
+                        .carry_scale = decay_.power(chunk.length),
+                        .c = work_.adjoint,
+                        .c_row_stride = shape_.value_stride});
     has_adjoint_ = true;
   }
 
@@ -278,12 +280,12 @@ class HeadBackward {
   const LinearAttentionInputs& inputs_;
   const LinearAttentionGradients& gradients_;
   const Workspace<T>& work_;
-  double* d_theta_;   // [key_width], this row's share
+  double* d_theta_;  // [key_width], this row's share
   std::int64_t row_, head_;
-  std::int64_t narrow_stride_;   // of activated queries and keys and of the derivatives
+  std::int64_t narrow_stride_;  // of activated queries and keys and of the derivatives
   DecayTable<T> decay_;
   HeadRows<T> query_, key_, value_, d_output_, d_query_, d_key_, d_value_;
-  T* state_ = nullptr;        // the state at the start of the chunk at hand
+  T* state_ = nullptr;  // the state at the start of the chunk at hand
   bool has_adjoint_ = false;
 };
 

@@ -84,8 +84,8 @@ FULMEN_VECTORIZED void expand_rows(const T* x, std::int64_t x_stride, const T* c
 
 template <class T>
 FULMEN_VECTORIZED void rotate_back(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines,
-                                     const std::int64_t* positions, std::int64_t position_stride, std::int64_t rows,
-                                     std::int64_t width, double* d_theta) {
+                                   const std::int64_t* positions, std::int64_t position_stride, std::int64_t rows,
+                                   std::int64_t width, double* d_theta) {
   for (std::int64_t i = 0; i < rows; ++i) {
     const auto position = static_cast<double>(positions[i * position_stride]);
 #pragma omp simd
@@ -130,10 +130,10 @@ AttentionShape::AttentionShape(const LinearAttentionInputs& inputs)
 }
 
 int attention_threads(const AttentionShape& shape) {
-  constexpr std::int64_t least_products = 1 << 19;   // per thread, some 10 microseconds
+  constexpr std::int64_t least_products = 1 << 19;  // per thread, some 10 microseconds
   const std::int64_t tasks = shape.batch * shape.heads;
-  const std::int64_t per_token = chunk_tokens * (shape.state_width + shape.value_width) +
-                                 2 * shape.state_width * shape.value_width;
+  const std::int64_t per_token =
+      chunk_tokens * (shape.state_width + shape.value_width) + 2 * shape.state_width * shape.value_width;
   const std::int64_t useful = tasks * shape.length * per_token / least_products;
   return static_cast<int>(std::clamp<std::int64_t>(std::min(useful, tasks), 1, omp_get_max_threads()));
 }
@@ -188,8 +188,9 @@ void lrpe_expand(const T* x, std::int64_t x_stride, const T* cosines, const T* s
 }
 
 template <class T>
-void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines, const std::int64_t* positions,
-                   std::int64_t position_stride, std::int64_t rows, std::int64_t width, double* d_theta) {
+void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines,
+                   const std::int64_t* positions, std::int64_t position_stride, std::int64_t rows, std::int64_t width,
+                   double* d_theta) {
   rotate_back(d, d_stride, x, cosines, sines, positions, position_stride, rows, width, d_theta);
 }
 
@@ -215,8 +216,8 @@ template void lrpe_expand(const float*, std::int64_t, const float*, const float*
                           std::int64_t);
 template void lrpe_expand(const double*, std::int64_t, const double*, const double*, std::int64_t, std::int64_t,
                           double*, std::int64_t);
-template void lrpe_backward(float*, std::int64_t, const float*, const float*, const float*, const std::int64_t*, std::int64_t,
-                            std::int64_t, std::int64_t, double*);
+template void lrpe_backward(float*, std::int64_t, const float*, const float*, const float*, const std::int64_t*,
+                            std::int64_t, std::int64_t, std::int64_t, double*);
 template void lrpe_backward(double*, std::int64_t, const double*, const double*, const double*, const std::int64_t*,
                             std::int64_t, std::int64_t, std::int64_t, double*);
 

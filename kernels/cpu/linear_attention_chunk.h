@@ -14,8 +14,8 @@ inline constexpr std::int64_t chunk_tokens = 64;
 
 // Consecutive tokens of one document in one row.
 struct Chunk {
-  std::int64_t begin;       // position in the row
-  std::int64_t length;      // 1 to chunk_tokens
+  std::int64_t begin;   // position in the row
+  std::int64_t length;  // 1 to chunk_tokens
   bool starts_segment;
   bool ends_segment;
 };
@@ -27,9 +27,9 @@ struct AttentionShape {
   explicit AttentionShape(const LinearAttentionInputs& inputs);
 
   std::int64_t batch, length, heads, key_width, value_width;
-  std::int64_t state_width;                    // key_width, doubled by LRPE
+  std::int64_t state_width;  // key_width, doubled by LRPE
   // Row strides of the chunk's matrices: whole vectors.
-  std::int64_t key_stride, value_stride;       // of [tokens, state_width] and of [tokens, value_width]
+  std::int64_t key_stride, value_stride;  // of [tokens, state_width] and of [tokens, value_width]
 };
 
 // How many threads share out the heads of all rows: one where they would wait longer than they work.
@@ -49,8 +49,8 @@ class DecayTable {
   const T* causal() const { return causal_; }                                    // [j - i] = decay^(i - j), j <= i
 
  private:
-  T* powers_;   // decay^0 ... decay^chunk_tokens
-  T* causal_;   // the same backwards, ending in decay^0, then zeros
+  T* powers_;  // decay^0 ... decay^chunk_tokens
+  T* causal_;  // the same backwards, ending in decay^0, then zeros
 };
 
 // Per (batch, head) slices of strided tensors [batch, length, heads, width].
@@ -87,8 +87,9 @@ void lrpe_expand(const T* x, std::int64_t x_stride, const T* cosines, const T* s
 // Undoes LRPE on a gradient d [rows, 2 width] in place: d_x = d_cos cos + d_sin sin in the first half. Adds to d_theta:
 // position * x * (d_sin cos - d_cos sin).
 template <class T>
-void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines, const std::int64_t* positions,
-                   std::int64_t position_stride, std::int64_t rows, std::int64_t width, double* d_theta);
+void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, const T* sines,
+                   const std::int64_t* positions, std::int64_t position_stride, std::int64_t rows, std::int64_t width,
+                   double* d_theta);
 
 // d_theta [heads, key_width] += the rows' shares, in the order of the rows.
 void add_theta_gradients(const AttentionShape& shape, const double* shares, double* d_theta);
@@ -97,7 +98,7 @@ void add_theta_gradients(const AttentionShape& shape, const double* shares, doub
 template <class T>
 struct LrpeScratch {
   double* angles = nullptr;
-  T *cosines = nullptr, *sines = nullptr;   // [chunk_tokens, key_width]
+  T *cosines = nullptr, *sines = nullptr;  // [chunk_tokens, key_width]
 };
 
 // Hands out parts of a block of scratch memory, each aligned to a cache line.

@@ -50,7 +50,7 @@ struct Workspace {
   }
 
   T *query, *key, *key_transposed, *value, *scores, *output, *state, *decays;
-  T* activated = nullptr;   // a query or key before LRPE doubles it
+  T* activated = nullptr;  // a query or key before LRPE doubles it
   LrpeScratch<T> tables;
   std::int64_t bytes;
 };
@@ -61,9 +61,16 @@ class HeadForward {
  public:
   HeadForward(const AttentionShape& shape, const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs,
               const Workspace<T>& work, std::int64_t row, std::int64_t head)
-      : shape_(shape), inputs_(inputs), outputs_(outputs), work_(work), row_(row), head_(head),
+      : shape_(shape),
+        inputs_(inputs),
+        outputs_(outputs),
+        work_(work),
+        row_(row),
+        head_(head),
         decay_(work.decays, inputs.slope.as<double>()[head]),
-        query_(inputs.query, row, head), key_(inputs.key, row, head), value_(inputs.value, row, head),
+        query_(inputs.query, row, head),
+        key_(inputs.key, row, head),
+        value_(inputs.value, row, head),
         output_(outputs.output, row, head) {}
 
   void run(const std::vector<Chunk>& chunks) {
@@ -79,9 +86,7 @@ class HeadForward {
   }
 
  private:
-  std::int64_t state_offset() const {
-    return (row_ * shape_.heads + head_) * shape_.state_width * shape_.value_width;
-  }
+  std::int64_t state_offset() const { return (row_ * shape_.heads + head_) * shape_.state_width * shape_.value_width; }
 
   void start_state(bool row_begins) {
     has_state_ = row_begins && inputs_.initial_state;
@@ -127,16 +132,15 @@ class HeadForward {
         .mask = decay_.causal(),
         .c = work_.scores,
         .c_row_stride = chunk_tokens});
-    multiply(SmallProduct<T>{
-        .rows = chunk.length,
-        .columns = shape_.value_stride,
-        .scaled = {work_.query, shape_.key_stride, 1, work_.state, shape_.value_stride,
-                   has_state_ ? shape_.state_width : 0},
-        .row_scale = decay_.from_start(),
-        .plain = {work_.scores, chunk_tokens, 1, work_.value, shape_.value_stride, chunk.length},
-        .contraction = Contraction::up_to_diagonal,
-        .c = work_.output,
-        .c_row_stride = shape_.value_stride});
+    multiply(SmallProduct<T>{.rows = chunk.length,
+                             .columns = shape_.value_stride,
+                             .scaled = {work_.query, shape_.key_stride, 1, work_.state, shape_.value_stride,
+                                        has_state_ ? shape_.state_width : 0},
+                             .row_scale = decay_.from_start(),
+                             .plain = {work_.scores, chunk_tokens, 1, work_.value, shape_.value_stride, chunk.length},
+                             .contraction = Contraction::up_to_diagonal,
+                             .c = work_.output,
+                             .c_row_stride = shape_.value_stride});
   }
 
   void store(const Chunk& chunk) {
@@ -150,15 +154,14 @@ class HeadForward {
   // S = decay^m S + (diag(decay^(m-1) ... decay^0) K)^T V
   void advance_state(const Chunk& chunk) {
     scale_rows(work_.key, shape_.key_stride, chunk.length, shape_.state_width, decay_.to_end(chunk.length));
-    multiply(SmallProduct<T>{
-        .rows = shape_.state_width,
-        .columns = shape_.value_stride,
-        .plain = {work_.key, 1, shape_.key_stride, work_.value, shape_.value_stride, chunk.length},
-        .carry = has_state_ ? work_.state : nullptr,
-        .carry_row_stride = shape_.value_stride,
-        .carry_scale = decay_.power(chunk.length),
-        .c = work_.state,
-        .c_row_stride = shape_.value_stride});
+    multiply(SmallProduct<T>{.rows = shape_.state_width,
+                             .columns = shape_.value_stride,
+                             .plain = {work_.key, 1, shape_.key_stride, work_.value, shape_.value_stride, chunk.length},
+                             .carry = has_state_ ? work_.state : nullptr,
+                             .carry_row_stride = shape_.value_stride,
+                             .carry_scale = decay_.power(chunk.length),
+                             .c = work_.state,
+                             .c_row_stride = shape_.value_stride});
     has_state_ = true;
   }
 

@@ -1,5 +1,5 @@
-// The states that slices of a sequence pass on: what a slice adds to them, their combination, and what they add to a slice
-// that has been computed without them. Threads share out the heads of all rows, as in the chunk form.
+// The states that slices of a sequence pass on: what a slice adds to them, their combination, and what they add to a
+// slice that has been computed without them. Threads share out the heads of all rows, as in the chunk form.
 #include "kernels/cpu/linear_attention_states.h"
 
 #include <algorithm>
@@ -61,14 +61,15 @@ struct Workspace {
     decays = carver.take(DecayTable<T>::elements());
     activated = carver.take(chunk_tokens * shape.key_width);
     tables.angles = carver.template take<double>(chunk_tokens * shape.key_width);
-    tables.cosines = carver.take(chunk_tokens * shape.key_width), tables.sines = carver.take(chunk_tokens * shape.key_width);
+    tables.cosines = carver.take(chunk_tokens * shape.key_width),
+    tables.sines = carver.take(chunk_tokens * shape.key_width);
     bytes = carver.bytes();
   }
 
-  T *key, *d_key, *key_derivative;         // or a query
-  T *value, *d_value, *value_derivative;   // or an output's gradient; d_value: or what is added to the output
+  T *key, *d_key, *key_derivative;        // or a query
+  T *value, *d_value, *value_derivative;  // or an output's gradient; d_value: or what is added to the output
   T *state, *state_transposed, *decays;
-  T* activated;                            // a key before LRPE doubles it
+  T* activated;  // a key before LRPE doubles it
   LrpeScratch<T> tables;
   std::int64_t bytes;
 };
@@ -90,9 +91,13 @@ Chunks last_segment(const std::vector<Chunk>& chunks) {
 template <class T>
 class HeadStates {
  public:
-  HeadStates(const AttentionShape& shape, const LinearAttentionInputs& inputs, const Workspace<T>& work, std::int64_t row,
-             std::int64_t head)
-      : shape_(shape), inputs_(inputs), work_(work), row_(row), head_(head),
+  HeadStates(const AttentionShape& shape, const LinearAttentionInputs& inputs, const Workspace<T>& work,
+             std::int64_t row, std::int64_t head)
+      : shape_(shape),
+        inputs_(inputs),
+        work_(work),
+        row_(row),
+        head_(head),
         narrow_stride_(inputs.theta ? shape.key_width : shape.key_stride),
         decay_(work.decays, inputs.slope.as<double>()[head]) {}
 
@@ -133,8 +138,8 @@ class HeadStates {
       T* squares = nullptr;
       if (outputs.square_sums)
         squares = outputs.square_sums.as<T>() + (row_ * shape_.length + chunk.begin) * shape_.heads + head_;
-      add_rows(work_.d_value, shape_.value_stride, chunk.length, shape_.value_width, output.at(chunk.begin), output.stride,
-               squares, shape_.heads);
+      add_rows(work_.d_value, shape_.value_stride, chunk.length, shape_.value_width, output.at(chunk.begin),
+               output.stride, squares, shape_.heads);
       decay_state(chunk);
     }
   }
@@ -149,13 +154,13 @@ class HeadStates {
       transpose(work_.state, shape_.value_stride, shape_.state_width, shape_.value_width, work_.state_transposed,
                 shape_.key_stride);
       const T* const weights = decay_.to_end(chunk->length);
-      multiply(SmallProduct<T>{
-          .rows = chunk->length,
-          .columns = shape_.key_stride,
-          .scaled = {work_.value, shape_.value_stride, 1, work_.state_transposed, shape_.key_stride, shape_.value_width},
-          .row_scale = weights,
-          .c = work_.d_key,
-          .c_row_stride = shape_.key_stride});
+      multiply(SmallProduct<T>{.rows = chunk->length,
+                               .columns = shape_.key_stride,
+                               .scaled = {work_.value, shape_.value_stride, 1, work_.state_transposed,
+                                          shape_.key_stride, shape_.value_width},
+                               .row_scale = weights,
+                               .c = work_.d_key,
+                               .c_row_stride = shape_.key_stride});
       multiply(SmallProduct<T>{
           .rows = chunk->length,
           .columns = shape_.value_stride,
@@ -166,8 +171,8 @@ class HeadStates {
       if (inputs_.theta)
         lrpe_backward(work_.d_key, shape_.key_stride, work_.activated, work_.tables.cosines, work_.tables.sines,
                       positions(*chunk), inputs_.positions.stride(1), chunk->length, shape_.key_width, d_theta);
-      add_gradient(work_.d_key, shape_.key_stride, work_.key_derivative, narrow_stride_, chunk->length, shape_.key_width,
-                   d_key.at(chunk->begin), d_key.stride);
+      add_gradient(work_.d_key, shape_.key_stride, work_.key_derivative, narrow_stride_, chunk->length,
+                   shape_.key_width, d_key.at(chunk->begin), d_key.stride);
       add_gradient(work_.d_value, shape_.value_stride, work_.value_derivative, shape_.value_stride, chunk->length,
                    shape_.value_width, d_value.at(chunk->begin), d_value.stride);
       decay_state(*chunk);
@@ -175,9 +180,7 @@ class HeadStates {
   }
 
  private:
-  std::int64_t state_offset() const {
-    return (row_ * shape_.heads + head_) * shape_.state_width * shape_.value_width;
-  }
+  std::int64_t state_offset() const { return (row_ * shape_.heads + head_) * shape_.state_width * shape_.value_width; }
 
   const std::int64_t* positions(const Chunk& chunk) const {
     const Tensor& all = inputs_.positions;
@@ -191,8 +194,8 @@ class HeadStates {
     if (!inputs_.theta) return;
     lrpe_tables(positions(chunk), inputs_.positions.stride(1), inputs_.theta.as<double>() + head_ * shape_.key_width,
                 chunk.length, shape_.key_width, work_.tables.angles, work_.tables.cosines, work_.tables.sines);
-    lrpe_expand(work_.activated, shape_.key_width, work_.tables.cosines, work_.tables.sines, chunk.length, shape_.key_width,
-                work_.key, shape_.key_stride);
+    lrpe_expand(work_.activated, shape_.key_width, work_.tables.cosines, work_.tables.sines, chunk.length,
+                shape_.key_width, work_.key, shape_.key_stride);
   }
 
   void load_value_like(const Tensor& x, Activation activation, const Chunk& chunk, T* derivative) {
@@ -203,15 +206,14 @@ class HeadStates {
 
   void add_to_state(const Chunk& chunk, const T* weights, bool has_state) {
     scale_rows(work_.key, shape_.key_stride, chunk.length, shape_.state_width, weights);
-    multiply(SmallProduct<T>{
-        .rows = shape_.state_width,
-        .columns = shape_.value_stride,
-        .plain = {work_.key, 1, shape_.key_stride, work_.value, shape_.value_stride, chunk.length},
-        .carry = has_state ? work_.state : nullptr,
-        .carry_row_stride = shape_.value_stride,
-        .carry_scale = decay_.power(chunk.length),
-        .c = work_.state,
-        .c_row_stride = shape_.value_stride});
+    multiply(SmallProduct<T>{.rows = shape_.state_width,
+                             .columns = shape_.value_stride,
+                             .plain = {work_.key, 1, shape_.key_stride, work_.value, shape_.value_stride, chunk.length},
+                             .carry = has_state ? work_.state : nullptr,
+                             .carry_row_stride = shape_.value_stride,
+                             .carry_scale = decay_.power(chunk.length),
+                             .c = work_.state,
+                             .c_row_stride = shape_.value_stride});
   }
 
   void decay_state(const Chunk& chunk) {
@@ -220,8 +222,8 @@ class HeadStates {
   }
 
   void load_state(const Tensor& states) {
-    load_rows(Activation::none, states.as<T>() + state_offset(), shape_.value_width, shape_.state_width, shape_.value_width,
-              work_.state, static_cast<T*>(nullptr), shape_.value_stride);
+    load_rows(Activation::none, states.as<T>() + state_offset(), shape_.value_width, shape_.state_width,
+              shape_.value_width, work_.state, static_cast<T*>(nullptr), shape_.value_stride);
   }
 
   void store_state(const Tensor& states) {
@@ -234,7 +236,7 @@ class HeadStates {
   const LinearAttentionInputs& inputs_;
   const Workspace<T>& work_;
   std::int64_t row_, head_;
-  std::int64_t narrow_stride_;   // of activated keys and their derivatives
+  std::int64_t narrow_stride_;  // of activated keys and their derivatives
   DecayTable<T> decay_;
 };
 
@@ -267,7 +269,8 @@ void for_each_head(const Execution& execution, const LinearAttentionInputs& inpu
 
 }  // namespace
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                  const Tensor& final_state) {
   for_each_head(execution, inputs, [&](auto& head, const std::vector<Chunk>& chunks, std::int64_t) {
     head.sum_final_state(last_segment(chunks), final_state);
   });
@@ -297,12 +300,14 @@ void linear_attention_add_final_state_gradient(const Execution& execution, const
     std::fill_n(shares, shape.batch * shape.heads * shape.key_width, 0.0);
   }
   for_each_head(execution, inputs, [&](auto& head, const std::vector<Chunk>& chunks, std::int64_t task) {
-    head.add_final_state_gradient(last_segment(chunks), gradients, shares == nullptr ? nullptr : shares + task * shape.key_width);
+    head.add_final_state_gradient(last_segment(chunks), gradients,
+                                  shares == nullptr ? nullptr : shares + task * shape.key_width);
   });
   if (inputs.theta) add_theta_gradients(shape, shares, gradients.d_theta.as<double>());
 }
 
-void combine_slice_states(const Execution&, const SliceStates& slices, SliceSide side, const Tensor& reach, const Tensor& out) {
+void combine_slice_states(const Execution&, const SliceStates& slices, SliceSide side, const Tensor& reach,
+                          const Tensor& out) {
   const std::int64_t batch = out.size(0), heads = out.size(1), elements = out.size(2) * out.size(3);
   const std::int64_t* const bounds = slices.bounds.as<std::int64_t>();
   const auto count = static_cast<int>(slices.states.size(0));
@@ -314,7 +319,8 @@ void combine_slice_states(const Execution&, const SliceStates& slices, SliceSide
       std::fill_n(sum, elements, T(0));
       const double slope = slices.slope.as<double>()[task % heads];
       for (int i = before ? 0 : slices.slice + 1; i < (before ? slices.slice : count); ++i) {
-        const std::int64_t distance = before ? bounds[slices.slice] - bounds[i + 1] : bounds[i] - bounds[slices.slice + 1];
+        const std::int64_t distance =
+            before ? bounds[slices.slice] - bounds[i + 1] : bounds[i] - bounds[slices.slice + 1];
         if (distance >= reach.as<std::int64_t>()[task / heads]) continue;
         add_scaled(slices.states.as<T>() + (i * batch * heads + task) * elements,
                    static_cast<T>(std::exp(-slope * static_cast<double>(distance))), elements, sum);

@@ -5,7 +5,8 @@
 
 namespace fulmen::cpu {
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state);
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                  const Tensor& final_state);
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
                                              const Tensor& d_output, const Tensor& d_initial_state);
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,

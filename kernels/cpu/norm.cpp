@@ -83,7 +83,8 @@ FULMEN_VECTORIZED T gated_dot_row(const T* d_y, const T* x, const T* gate, std::
   return dot;
 }
 
-// With n = x * inverse_rms: d_x = inverse_rms * (d_y act(gate) - n mean_dot), d_gate = d_y n act'(gate), y = act(gate) n.
+// With n = x * inverse_rms: d_x = inverse_rms * (d_y act(gate) - n mean_dot), d_gate = d_y n act'(gate), y = act(gate)
+// n.
 template <Activation activation, bool again, class T>
 FULMEN_VECTORIZED void gated_norm_gradient_row(const T* d_y, const T* x, const T* gate, T inverse_rms, T mean_dot,
                                                T* d_x, T* d_gate, T* y, std::int64_t width) {
@@ -142,10 +143,14 @@ void residual_norm_backward(const Execution&, const Tensor& d_normed, const Tens
               inverse, inverse * inverse * dot / static_cast<T>(width), row_of<T>(d_sum, row),
               again ? row_of<T>(normed, row) : nullptr, width);
         };
-        if (d_residual && normed) gradient.template operator()<true, true>();
-        else if (d_residual) gradient.template operator()<true, false>();
-        else if (normed) gradient.template operator()<false, true>();
-        else gradient.template operator()<false, false>();
+        if (d_residual && normed)
+          gradient.template operator()<true, true>();
+        else if (d_residual)
+          gradient.template operator()<true, false>();
+        else if (normed)
+          gradient.template operator()<false, true>();
+        else
+          gradient.template operator()<false, false>();
       }
     });
   });
@@ -155,14 +160,14 @@ void sum_rows(const Execution&, const Tensor& values, const Tensor& row_sums) {
   const std::int64_t width = values.size(1);
   dispatch_fp32_fp64(values.dtype(), [&]<class T>(T) {
     parallel_rows(values.size(0), width, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t row = first; row < last; ++row)
-        row_sums.as<T>()[row] = sum_row(row_of<T>(values, row), width);
+      for (std::int64_t row = first; row < last; ++row) row_sums.as<T>()[row] = sum_row(row_of<T>(values, row), width);
     });
   });
 }
 
-void gated_norm_forward(const Execution&, const Tensor& x, const Tensor& square_sums, std::int64_t width, double epsilon,
-                        const Tensor& gate, Activation gate_activation, const Tensor& y, const Tensor& inverse_rms) {
+void gated_norm_forward(const Execution&, const Tensor& x, const Tensor& square_sums, std::int64_t width,
+                        double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
+                        const Tensor& inverse_rms) {
   const std::int64_t local_width = x.size(1);
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     dispatch_activation(gate_activation, [&]<Activation activation>() {
@@ -212,8 +217,10 @@ void gated_norm_backward(const Execution&, const Tensor& d_y, const Tensor& x, c
                                                        row_of<T>(d_x, row), row_of<T>(d_gate, row),
                                                        again ? row_of<T>(y, row) : nullptr, local_width);
           };
-          if (y) gradient.template operator()<true>();
-          else gradient.template operator()<false>();
+          if (y)
+            gradient.template operator()<true>();
+          else
+            gradient.template operator()<false>();
         }
       });
     });

@@ -31,9 +31,8 @@ void parallel_rows(std::int64_t rows, std::int64_t elements_per_row, Body&& body
 template <class Body>
 void parallel_elements(std::int64_t elements, Body&& body) {
   constexpr std::int64_t grain = 64;
-  parallel_rows((elements + grain - 1) / grain, grain, [&](std::int64_t first, std::int64_t last) {
-    body(first * grain, std::min(last * grain, elements));
-  });
+  parallel_rows((elements + grain - 1) / grain, grain,
+                [&](std::int64_t first, std::int64_t last) { body(first * grain, std::min(last * grain, elements)); });
 }
 
 }  // namespace fulmen::cpu

@@ -9,8 +9,8 @@ namespace fulmen::cpu {
 // Which part of the contraction a row i needs, when one factor is a lower triangle with zeros above its diagonal.
 enum class Contraction : std::uint8_t {
   full,
-  up_to_diagonal,     // k <= i: the triangle times a matrix
-  from_diagonal,      // k >= i: the transposed triangle times a matrix
+  up_to_diagonal,  // k <= i: the triangle times a matrix
+  from_diagonal,   // k >= i: the transposed triangle times a matrix
 };
 
 // a [rows, depth] and b [depth, columns]. a may have any strides, so that a transposed factor costs nothing; b has unit
@@ -30,11 +30,11 @@ struct Factors {
 template <class T>
 struct SmallProduct {
   std::int64_t rows = 0, columns = 0;
-  Factors<T> scaled{};                // depth 0 leaves it out
-  const T* row_scale = nullptr;       // [rows]
-  Factors<T> plain{};                 // depth 0 leaves it out
-  Contraction contraction = Contraction::full;   // of `plain`
-  const T* carry = nullptr;           // null leaves it out; may be c
+  Factors<T> scaled{};                          // depth 0 leaves it out
+  const T* row_scale = nullptr;                 // [rows]
+  Factors<T> plain{};                           // depth 0 leaves it out
+  Contraction contraction = Contraction::full;  // of `plain`
+  const T* carry = nullptr;                     // null leaves it out; may be c
   std::int64_t carry_row_stride = 0;
   T carry_scale = 1;
   // Causal mask: element (i, j) is multiplied by mask[j - i], which must be 0 for j > i. Columns far above the diagonal

@@ -11,14 +11,18 @@
 namespace fulmen::cpu {
 
 template <class T>
-FULMEN_INLINE T clamp_below(T x, T low) { return x < low ? low : x; }   // NaN stays NaN
+FULMEN_INLINE T clamp_below(T x, T low) {
+  return x < low ? low : x;
+}  // NaN stays NaN
 template <class T>
-FULMEN_INLINE T clamp_above(T x, T high) { return x > high ? high : x; }
+FULMEN_INLINE T clamp_above(T x, T high) {
+  return x > high ? high : x;
+}
 
 // exp(x) = 2^n exp(r), |r| <= ln(2) / 2, for -88 <= x <= 88.3; zero at the lower end.
 // Coefficients: S. Moshier, Cephes, expf.
 FULMEN_INLINE float exponential_in_range(float x) {
-  constexpr float round_to_integer = 12582912.0f;   // 1.5 * 2^23: adding it leaves n in the low bits
+  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the low bits
   const float shifted = x * 1.44269504088896341f + round_to_integer;
   const float n = shifted - round_to_integer;
   float r = x - n * 0.693359375f;
@@ -36,7 +40,7 @@ FULMEN_INLINE float exponential_in_range(float x) {
 
 // As above for -709.1 <= x <= 709. The Taylor series to r^13 leaves 4e-18.
 FULMEN_INLINE double exponential_in_range(double x) {
-  constexpr double round_to_integer = 6755399441055744.0;   // 1.5 * 2^52
+  constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
   const double shifted = x * 1.4426950408889634074 + round_to_integer;
   const double n = shifted - round_to_integer;
   double r = x - n * 6.93147180369123816490e-01;

@@ -80,10 +80,9 @@ void update(const Execution& execution, const Tensor& parameters, const Tensor& 
   FULMEN_CUDA_CHECK_LAUNCH();
   const Update<T, G, R> operation{pointer_to<T>(parameters), pointer_to<G>(gradients), pointer_to<T>(exp_avg),
                                   pointer_to<T>(exp_avg_sq), pointer_to<R>(rounded),   coefficients};
-  dispatch_length<length>(packets_aligned(length, {parameters, gradients, exp_avg, exp_avg_sq, rounded}),
-                          [&](auto elements) {
-                            launch_pass<elements.value>(execution, operation, 1, parameters.elements());
-                          });
+  dispatch_length<length>(
+      packets_aligned(length, {parameters, gradients, exp_avg, exp_avg_sq, rounded}),
+      [&](auto elements) { launch_pass<elements.value>(execution, operation, 1, parameters.elements()); });
 }
 
 // Scalars [3] as the header has it; a norm that is not a number stays visible in the scale.

@@ -12,7 +12,7 @@ template <class A>
 struct BatchedMatrix {
   const A* data;
   int rows, columns;
-  bool transposed = false;   // enters the product as [columns, rows]
+  bool transposed = false;  // enters the product as [columns, rows]
 
   BatchedMatrix transpose() const { return {data, rows, columns, !transposed}; }
 };

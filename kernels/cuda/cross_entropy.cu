@@ -11,9 +11,9 @@ namespace fulmen::cuda {
 namespace {
 
 constexpr int row_items = 4;
-constexpr int most_row_threads = 256;   // several blocks on a multiprocessor hide each other's first and last accesses
+constexpr int most_row_threads = 256;  // several blocks on a multiprocessor hide each other's first and last accesses
 constexpr int vector_threads = 256;
-constexpr int held_threads = 512;   // at most, of a row that stays on the chip
+constexpr int held_threads = 512;  // at most, of a row that stays on the chip
 
 template <class A>
 __device__ __forceinline__ A minus_infinity() {
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(most_row_threads)
                  Accumulated<T>* maximum, Accumulated<T>* exp_sum, Accumulated<T>* target_logit) {
   using A = Accumulated<T>;
   __shared__ A shared_maxima[most_row_threads / lanes_of_warp], shared_sums[most_row_threads / lanes_of_warp];
-  const std::int64_t row = block_from_the_end();   // and backward from the first on, which is then in the L2 cache
+  const std::int64_t row = block_from_the_end();  // and backward from the first on, which is then in the L2 cache
   const T* const x = logits.at(row, 0);
   const int packets = valid / length, threads = blockDim.x;
   Exponentials<A> own;
@@ -161,8 +161,7 @@ class Largest {
 
 // Two bf16 are compared by one instruction.
 template <int length>
-  requires(length % 2 == 0)
-class Largest<__nv_bfloat16, length> {
+requires(length % 2 == 0) class Largest<__nv_bfloat16, length> {
  public:
   __device__ __forceinline__ void add(const Packet<__nv_bfloat16, length>& packet) {
 #pragma unroll
@@ -172,14 +171,15 @@ class Largest<__nv_bfloat16, length> {
   __device__ __forceinline__ float value() const { return larger(pair_[0], pair_[1]); }
 
  private:
-  Packet<__nv_bfloat16, 2> pair_{0xff80ff80u};   // of minus infinity
+  Packet<__nv_bfloat16, 2> pair_{0xff80ff80u};  // of minus infinity
 };
 
-// A row's packets in a block: a thread's first ones in registers, the others in its own places of shared memory, so that
-// two blocks find room and one computes while the other loads or stores.
+// A row's packets in a block: a thread's first ones in registers, the others in its own places of shared memory, so
+// that two blocks find room and one computes while the other loads or stores.
 template <int length, class T>
 struct HeldRow {
-  static constexpr int of_registers = 8, of_shared = length > 1 ? 8 : 0, most = of_registers + of_shared;   // of a thread
+  static constexpr int of_registers = 8, of_shared = length > 1 ? 8 : 0,
+                       most = of_registers + of_shared;  // of a thread
   Packet<T, length> registers[of_registers];
   Packet<T, length>* shared;
 
@@ -212,15 +212,15 @@ struct HeldRow {
       if (const int packet = threadIdx.x + i * threads; packet < packets) f(registers[i], packet * length);
     }
     if constexpr (of_shared > 0) {
-      asm volatile("cp.async.wait_all;" ::: "memory");   // it reads what it loaded itself
+      asm volatile("cp.async.wait_all;" ::: "memory");  // it reads what it loaded itself
       for (int packet = threadIdx.x + of_registers * threads; packet < packets; packet += threads)
         f(shared[packet - of_registers * threads], packet * length);
     }
   }
 };
 
-// Losses and gradients of rows that stay on the chip in between; null d_logits: losses alone. Padded columns become minus
-// infinity, whose share is 0.
+// Losses and gradients of rows that stay on the chip in between; null d_logits: losses alone. Padded columns become
+// minus infinity, whose share is 0.
 template <int length, class T>
 __global__ void __launch_bounds__(held_threads, 2)
     held_row_kernel(Rows<const T> logits, const std::int32_t* targets, const float* weights, int valid, int columns,
@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(held_threads, 2)
   held.load(x, packets);
   const auto target = static_cast<int>(local_column(targets[row], 0, valid));
   const A factor = with_gradient ? static_cast<A>(*scale * weight) : A(0);
-  const A target_logit = target < 0 ? A(0) : to_accumulated(x[target]);   // before anything is stored, perhaps in its place
+  const A target_logit =
+      target < 0 ? A(0) : to_accumulated(x[target]);  // before anything is stored, perhaps in its place
 
   Largest<T, length> largest;
   held.for_each(packets, [&](Packet<T, length>& packet, int column) {
@@ -264,10 +265,10 @@ __global__ void __launch_bounds__(held_threads, 2)
     for (int j = 0; j < length; ++j) own.sum += exponential(packet[j] - shift);
   });
   A sum = sum_of_row(own.sum, shared_sums);
-  if (own.maximum == minus_infinity<A>()) sum = static_cast<A>(NAN);   // no number above minus infinity
+  if (own.maximum == minus_infinity<A>()) sum = static_cast<A>(NAN);  // no number above minus infinity
   if (threadIdx.x == 0)
-    losses[row] = weight * (log(static_cast<double>(sum)) + static_cast<double>(own.maximum) -
-                            static_cast<double>(target_logit));
+    losses[row] =
+        weight * (log(static_cast<double>(sum)) + static_cast<double>(own.maximum) - static_cast<double>(target_logit));
   if (!with_gradient) return;
   const A ratio = factor / sum;
   held.for_each(packets, [&](Packet<T, length>& packet, int column) {
@@ -365,12 +366,11 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
   dispatch_floating(logits.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
     dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {logits, d_logits}), [&](auto length) {
-      backward_kernel<length.value>
-          <<<static_cast<unsigned>(logits.size(0)), threads_for(logits.size(1) / length.value), 0,
-             stream_of(execution)>>>(read_rows<T>(logits), pointer_to<std::int32_t>(targets),
-                                     pointer_to<float>(weights), first, static_cast<int>(valid),
-                                     static_cast<int>(logits.size(1)), pointer_to<A>(maximum), pointer_to<A>(exp_sum),
-                                     pointer_to<double>(scale), rows_of<T>(d_logits));
+      backward_kernel<length.value><<<static_cast<unsigned>(logits.size(0)), threads_for(logits.size(1) / length.value),
+                                      0, stream_of(execution)>>>(
+          read_rows<T>(logits), pointer_to<std::int32_t>(targets), pointer_to<float>(weights), first,
+          static_cast<int>(valid), static_cast<int>(logits.size(1)), pointer_to<A>(maximum), pointer_to<A>(exp_sum),
+          pointer_to<double>(scale), rows_of<T>(d_logits));
     });
   });
   FULMEN_CUDA_CHECK_LAUNCH();
@@ -393,7 +393,7 @@ bool cross_entropy(const Execution& execution, const Tensor& logits, const Tenso
       FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(Row::shared_bytes(held_threads))));
       FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                             cudaSharedmemCarveoutMaxShared));   // for two blocks
+                                             cudaSharedmemCarveoutMaxShared));  // for two blocks
       kernel<<<static_cast<unsigned>(logits.size(0)), threads, Row::shared_bytes(threads), stream_of(execution)>>>(
           read_rows<T>(logits), pointer_to<std::int32_t>(targets), pointer_to<float>(weights), static_cast<int>(valid),
           static_cast<int>(columns), pointer_to<double>(scale), pointer_to<double>(losses), rows_of<T>(d_logits));

@@ -1,5 +1,6 @@
-// Launches that do not wait for the launch before: on Hopper a kernel's blocks are set up while the kernel before it in the
-// stream still runs (programmatic dependent launch), which hides two or three microseconds where kernels are that short.
+// Launches that do not wait for the launch before: on Hopper a kernel's blocks are set up while the kernel before it in
+// the stream still runs (programmatic dependent launch), which hides two or three microseconds where kernels are that
+// short.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,8 +11,8 @@
 
 namespace fulmen::cuda {
 
-// The first thing that every thread of a kernel launched so does: what the kernels before have written is there afterwards,
-// and what they read may be overwritten.
+// The first thing that every thread of a kernel launched so does: what the kernels before have written is there
+// afterwards, and what they read may be overwritten.
 __device__ __forceinline__ void await_kernel_before() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
@@ -19,13 +20,14 @@ __device__ __forceinline__ void await_kernel_before() {
 }
 
 inline bool launches_early(int device) {
-  static const int major = gpu::properties(device).major;   // of this process's GPUs
+  static const int major = gpu::properties(device).major;  // of this process's GPUs
   return major >= 9;
 }
 
 // kernel<<<grid, threads, 0, stream>>>(arguments...) for a kernel that begins with await_kernel_before().
 template <class... Parameters, class... Arguments>
-void launch_early(const Execution& execution, dim3 grid, int threads, void (*kernel)(Parameters...), const Arguments&... arguments) {
+void launch_early(const Execution& execution, dim3 grid, int threads, void (*kernel)(Parameters...),
+                  const Arguments&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -12,9 +12,9 @@
 
 namespace fulmen::cuda {
 
-inline constexpr int pass_threads = 256;          // of a block, where rows are narrow enough
-inline constexpr int reduction_threads = 512;     // at most, of a row that is reduced
-inline constexpr int reduction_block = 128;       // of a block of rows that are reduced, where they are narrow enough
+inline constexpr int pass_threads = 256;       // of a block, where rows are narrow enough
+inline constexpr int reduction_threads = 512;  // at most, of a row that is reduced
+inline constexpr int reduction_block = 128;    // of a block of rows that are reduced, where they are narrow enough
 inline constexpr int lanes_of_warp = 32;
 
 // Packets that a thread has in flight of each of `tensors` that are read: enough to hide the memory's latency, few
@@ -48,8 +48,9 @@ Rows<T> rows_of(const Tensor& x) {
   return x ? Rows<T>{pointer_to<T>(x), x.stride(0)} : Rows<T>{};
 }
 
-// Blocks start in the order of their numbers, and passes take rows from the last to the first: a product before them has
-// written the last rows last, so that those are still in the L2 cache, and the product after them reads the first first.
+// Blocks start in the order of their numbers, and passes take rows from the last to the first: a product before them
+// has written the last rows last, so that those are still in the L2 cache, and the product after them reads the first
+// first.
 __device__ __forceinline__ unsigned block_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
 
 // How rows are spread: blockDim.x threads over each row, blockDim.y rows in a block of `block_threads` at most.
@@ -114,8 +115,8 @@ void launch_pass(const Execution& execution, const Operation& operation, std::in
   const std::int64_t chunks = divide_up(packets, pass_threads * Operation::items);
   const int threads = round_threads(divide_up(packets, chunks * Operation::items), pass_threads);
   const PassGrid grid = make_grid(threads, rows, chunks, pass_threads);
-  pass_kernel<length><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, width,
-                                                                            static_cast<unsigned>(chunks));
+  pass_kernel<length>
+      <<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, width, static_cast<unsigned>(chunks));
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
@@ -198,16 +199,16 @@ __global__ void __launch_bounds__(reduction_threads)
   }
 }
 
-// A warp for each row that fills its registers: so many rows are under way at once that no thread need load ahead. Others
-// are spread over as many threads as they need.
+// A warp for each row that fills its registers: so many rows are under way at once that no thread need load ahead.
+// Others are spread over as many threads as they need.
 template <int length, class Operation>
 void launch_reduce_rows(const Execution& execution, const Operation& operation, std::int64_t rows, std::int64_t width) {
   FULMEN_CHECK(width < (std::int64_t{1} << 30), "rows of {} columns are too wide", width);
   const auto launch = [&]<int items, bool whole>() {
     const int threads = round_threads(divide_up(width / length, items), reduction_threads);
     const PassGrid grid = make_grid(threads, rows, 1, reduction_block);
-    reduce_rows_kernel<length, items, whole><<<grid.blocks, grid.block, 0, stream_of(execution)>>>(
-        operation, rows, static_cast<int>(width));
+    reduce_rows_kernel<length, items, whole>
+        <<<grid.blocks, grid.block, 0, stream_of(execution)>>>(operation, rows, static_cast<int>(width));
     FULMEN_CUDA_CHECK_LAUNCH();
   };
   if constexpr (length > 1) {

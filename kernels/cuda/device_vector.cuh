@@ -44,8 +44,7 @@ struct alignas(length * sizeof(T) < 16 ? length * sizeof(T) : 16) Packet {
 
 // Two bf16 a register: as single ones the compiler would keep each in a register of its own.
 template <int length>
-  requires(length % 2 == 0)
-struct alignas(length < 8 ? 2 * length : 16) Packet<__nv_bfloat16, length> {
+requires(length % 2 == 0) struct alignas(length < 8 ? 2 * length : 16) Packet<__nv_bfloat16, length> {
   std::uint32_t pairs[length / 2];
 
   __device__ __forceinline__ float operator[](int i) const {
@@ -121,7 +120,7 @@ __device__ __forceinline__ Packet<T, length> make_packet(Value&& value) {
   Packet<T, length> packet;
   if constexpr (std::is_same_v<T, __nv_bfloat16> && length % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < length; i += 2) {   // two are rounded by one instruction
+    for (int i = 0; i < length; i += 2) {  // two are rounded by one instruction
       const auto even = static_cast<float>(value(i)), odd = static_cast<float>(value(i + 1));
       asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packet.pairs[i / 2]) : "f"(odd), "f"(even));
     }

@@ -52,12 +52,12 @@ struct SumParts {
   template <int length>
   __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t, std::int64_t i) const {
     store_packet(out + i, make_packet<T, length>([&](int j) {
-      Accumulated<T> sum = loaded.parts[0][j];
+                   Accumulated<T> sum = loaded.parts[0][j];
 #pragma unroll
-      for (int p = 1; p < most_parts; ++p)
-        if (parts[p] != nullptr) sum += loaded.parts[p][j];
-      return sum;
-    }));
+                   for (int p = 1; p < most_parts; ++p)
+                     if (parts[p] != nullptr) sum += loaded.parts[p][j];
+                   return sum;
+                 }));
   }
 };
 
@@ -190,8 +190,7 @@ constexpr std::int64_t most_sum_blocks = 1056;
 
 // partials[block] = the block's share of the sum of x or of its squares.
 template <bool squares, int length, class T>
-__global__ void __launch_bounds__(sum_threads)
-    partial_sums_kernel(const T* x, std::int64_t count, double* partials) {
+__global__ void __launch_bounds__(sum_threads) partial_sums_kernel(const T* x, std::int64_t count, double* partials) {
   __shared__ double shared[sum_threads / lanes_of_warp];
   const std::int64_t packets = count / length, threads = static_cast<std::int64_t>(gridDim.x) * sum_threads;
   const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * sum_threads + threadIdx.x;
@@ -292,8 +291,8 @@ void copy(const Execution& execution, const Tensor& from, const Tensor& to) {
         // Four elements each: 16 bytes of fp32, 8 of bf16.
         constexpr int length = 4;
         const Copy<From, To> operation{pointer_to<From>(from), pointer_to<To>(to), shape};
-        bool packets = packets_aligned(
-            length, {Tensor(from.data(), from.dtype(), {1}), Tensor(to.data(), to.dtype(), {1})});
+        bool packets =
+            packets_aligned(length, {Tensor(from.data(), from.dtype(), {1}), Tensor(to.data(), to.dtype(), {1})});
         for (int d = 0; d < shape.outer; ++d)
           packets = packets && shape.from_strides[d] % length == 0 && shape.to_strides[d] % length == 0;
         dispatch_length<length>(packets, [&](auto elements) {

@@ -15,7 +15,7 @@ struct GatherRow {
   struct Loaded {
     Packet<T, length> values;
   };
-  const T* source;   // null: zeros
+  const T* source;  // null: zeros
   T* out;
   Accumulated<T> scale;
 
@@ -33,7 +33,7 @@ struct GatherRow {
 
 template <class T>
 struct Gather {
-  static constexpr int items = 2;   // the loads of a row wait for that of its token: all of them then, by one warp
+  static constexpr int items = 2;  // the loads of a row wait for that of its token: all of them then, by one warp
   const std::int32_t* tokens;
   Rows<T> weight, out;
   std::int64_t first, rows;
@@ -46,13 +46,14 @@ struct Gather {
 };
 
 // The gradient. The order of the positions, sorted by token, is cut into windows of a fixed length. A run is what one
-// token has of it. A block adds up the runs that begin in its window, also where they go on a little after its end. Runs
-// that go on for longer are summed window by window, and a second kernel adds these parts: thus a token that fills half of
-// the batch is summed by as many blocks as it has windows. No two threads ever add to one place, nothing depends on timing.
-constexpr int window = 16;   // so that an H200 has several blocks a multiprocessor one after the other
-constexpr int longest = 2 * window;   // that a run may go on after its window in the same block
+// token has of it. A block adds up the runs that begin in its window, also where they go on a little after its end.
+// Runs that go on for longer are summed window by window, and a second kernel adds these parts: thus a token that fills
+// half of the batch is summed by as many blocks as it has windows. No two threads ever add to one place, nothing
+// depends on timing.
+constexpr int window = 16;           // so that an H200 has several blocks a multiprocessor one after the other
+constexpr int longest = 2 * window;  // that a run may go on after its window in the same block
 constexpr int window_threads = 128;
-constexpr int window_batch = 8;   // positions whose loads are in flight together
+constexpr int window_batch = 8;  // positions whose loads are in flight together
 constexpr int gradient_packet = 4;
 constexpr int combine_warps = 8, combine_windows = 16, combine_batch = 8;
 
@@ -63,7 +64,7 @@ struct OrderedTokens {
   const std::int32_t* tokens;
   const std::int32_t* order;
   int count;
-  std::int32_t first, end;   // the tokens of this rank
+  std::int32_t first, end;  // the tokens of this rank
 
   __device__ __forceinline__ std::int32_t at(int place) const {
     if (place < 0) return before_all;
@@ -86,7 +87,7 @@ __device__ __forceinline__ Packet<G, length> updated(const Packet<G, length>& be
 // The tokens of a window and of what lies around it; places count from the window's first.
 struct WindowTokens {
   static_assert(longest % window == 0);
-  static constexpr int before = longest + 1;   // one more, to tell a run that only begins so far ahead
+  static constexpr int before = longest + 1;  // one more, to tell a run that only begins so far ahead
   static constexpr int count = before + window + longest;
   std::int32_t tokens[count];
   std::int32_t positions[window + longest];
@@ -106,8 +107,10 @@ struct WindowTokens {
   __device__ __forceinline__ int first_from(std::int32_t token, int low, int high) const {
     while (low < high) {
       const int middle = low + (high - low) / 2;
-      if (at(middle) < token) low = middle + 1;
-      else high = middle;
+      if (at(middle) < token)
+        low = middle + 1;
+      else
+        high = middle;
     }
     return low;
   }
@@ -116,7 +119,7 @@ struct WindowTokens {
   __device__ __forceinline__ bool is_long(std::int32_t token) const {
     const int begins = first_from(token, -before, window);
     if (begins == -before) return true;
-    const int end = (begins + longest) / window * window + window - longest;   // of its window
+    const int end = (begins + longest) / window * window + window - longest;  // of its window
     return at(end - 1 + longest) == token;
   }
 };
@@ -174,8 +177,8 @@ __global__ void __launch_bounds__(window_threads)
   }
 }
 
-// A block per `combine_windows` windows and 32 packets of columns: adds the parts of each long run that begins in one of
-// them. A warp has every combine_warps-th part, in order, then the sums of the warps are added in order.
+// A block per `combine_windows` windows and 32 packets of columns: adds the parts of each long run that begins in one
+// of them. A warp has every combine_warps-th part, in order, then the sums of the warps are added in order.
 template <int length, class G>
 __global__ void __launch_bounds__(32 * combine_warps)
     combine_kernel(OrderedTokens all, int width, Accumulated<G> scale, const Accumulated<G>* parts, Rows<G> d_weight) {
@@ -190,7 +193,8 @@ __global__ void __launch_bounds__(32 * combine_warps)
   bool found = false;
   if (lane < combine_windows && end < all.count) {
     const std::int32_t token = all.at(end - 1);
-    found = token >= all.first && token < all.end && all.at(end - 1 + longest) == token && all.at(end - window - 1) != token;
+    found = token >= all.first && token < all.end && all.at(end - 1 + longest) == token &&
+            all.at(end - window - 1) != token;
   }
   for (unsigned left = __ballot_sync(0xffffffffu, found); left != 0; left &= left - 1) {
     const int begins = blockIdx.x * combine_windows + __ffs(left) - 1;
@@ -204,14 +208,15 @@ __global__ void __launch_bounds__(32 * combine_warps)
       for (int i = 0; i < combine_batch; ++i) {
         const int at = base + i * combine_warps;
         has[i] = at < windows && (at == begins || all.at(at * window) == token);
-        if (has[i]) loaded[i] = load_packet<length>(parts + (2 * std::int64_t{at} + (at == begins ? 1 : 0)) * width + column);
+        if (has[i])
+          loaded[i] = load_packet<length>(parts + (2 * std::int64_t{at} + (at == begins ? 1 : 0)) * width + column);
       }
 #pragma unroll
       for (int i = 0; i < combine_batch; ++i)
         if (has[i]) accumulate(sum, loaded[i]);
       more = has[combine_batch - 1];
     }
-    __syncthreads();   // the sums before are read no more
+    __syncthreads();  // the sums before are read no more
 #pragma unroll
     for (int j = 0; j < length; ++j) sums[warp][lane][j] = sum[j];
     __syncthreads();
@@ -240,14 +245,14 @@ void add_gradient(const Execution& execution, const Tensor& tokens, const TokenO
     const std::int64_t of_row = width / length.value;
     const int threads = std::max(lanes_of_warp, round_threads(of_row, window_threads));
     const dim3 grid(static_cast<unsigned>(windows), static_cast<unsigned>(divide_up(of_row, threads)));
-    launch_early(
-        execution, grid, threads, window_kernel<length.value, T, G>, all, Rows<const T>{pointer_to<const T>(d_out), d_out.stride(0)}, static_cast<int>(width), static_cast<A>(scale),
-        rows_of<G>(d_weight), pointer_to<A>(parts));
-    if (order.longest_run <= longest) return;   // no run is long
+    launch_early(execution, grid, threads, window_kernel<length.value, T, G>, all,
+                 Rows<const T>{pointer_to<const T>(d_out), d_out.stride(0)}, static_cast<int>(width),
+                 static_cast<A>(scale), rows_of<G>(d_weight), pointer_to<A>(parts));
+    if (order.longest_run <= longest) return;  // no run is long
     const dim3 combine_grid(static_cast<unsigned>(divide_up(windows, combine_windows)),
                             static_cast<unsigned>(divide_up(of_row, lanes_of_warp)));
-    launch_early(execution, combine_grid, lanes_of_warp * combine_warps, combine_kernel<length.value, G>, all, static_cast<int>(width),
-                 static_cast<A>(scale), pointer_to<A>(parts), rows_of<G>(d_weight));
+    launch_early(execution, combine_grid, lanes_of_warp * combine_warps, combine_kernel<length.value, G>, all,
+                 static_cast<int>(width), static_cast<A>(scale), pointer_to<A>(parts), rows_of<G>(d_weight));
   });
 }
 
@@ -256,8 +261,9 @@ void add_gradient(const Execution& execution, const Tensor& tokens, const TokenO
 void embedding_forward(const Execution& execution, const Tensor& tokens, const Tensor& weight, std::int64_t first,
                        double scale, const Tensor& out) {
   dispatch_floating(weight.dtype(), [&]<class T>(T) {
-    const Gather<T> operation{pointer_to<std::int32_t>(tokens), rows_of<T>(weight),      rows_of<T>(out), first,
-                              weight.size(0),                   static_cast<Accumulated<T>>(scale)};
+    const Gather<T> operation{
+        pointer_to<std::int32_t>(tokens),  rows_of<T>(weight), rows_of<T>(out), first, weight.size(0),
+        static_cast<Accumulated<T>>(scale)};
     dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {weight, out}), [&](auto length) {
       launch_pass<length.value>(execution, operation, out.size(0), out.size(1));
     });
@@ -266,7 +272,7 @@ void embedding_forward(const Execution& execution, const Tensor& tokens, const T
 
 void embedding_backward(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
                         std::int64_t first, double scale, const Tensor& d_weight) {
-  if (d_weight.size(0) == 0) return;   // all tokens are other ranks'
+  if (d_weight.size(0) == 0) return;  // all tokens are other ranks'
   FULMEN_CHECK(tokens.elements() < (std::int64_t{1} << 30) && first + d_weight.size(0) < after_all &&
                    d_weight.size(1) < (std::int64_t{1} << 20),
                "{} tokens, d_weight {} from row {}", tokens.elements(), d_weight.describe(), first);

@@ -35,7 +35,7 @@ struct Backward {
   struct Loaded {
     Packet<T, length> d_y, a, b;
   };
-  Rows<T> d_y, a, b, d_a, d_b, y;   // y may be none
+  Rows<T> d_y, a, b, d_a, d_b, y;  // y may be none
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {

@@ -1,5 +1,5 @@
-// Matrix products on a GPU, at any stride and alignment: bf16 with sums in fp32, fp64, and true fp32, with sums in fp64 where
-// the card's tensor cores make that as fast.
+// Matrix products on a GPU, at any stride and alignment: bf16 with sums in fp32, fp64, and true fp32, with sums in fp64
+// where the card's tensor cores make that as fast.
 #include "kernels/cuda/gemm.h"
 
 #include <algorithm>
@@ -43,14 +43,15 @@ Tensor widened(const Execution& execution, const Tensor& x, bool transposed, Ran
   return wide;
 }
 
-// fp32 factors, their products and c's old elements added in fp64 and rounded once. What is widened at a time is no larger
-// than this squared, whatever the matrices.
+// fp32 factors, their products and c's old elements added in fp64 and rounded once. What is widened at a time is no
+// larger than this squared, whatever the matrices.
 constexpr std::int64_t widened_extent = 4096;
 
 void gemm_in_double_precision(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c,
                               const GemmOptions& options, std::int64_t k) {
   const auto for_each_range = [](std::int64_t extent, auto&& f) {
-    for (std::int64_t begin = 0; begin < extent; begin += widened_extent) f(Range{begin, std::min(extent, begin + widened_extent)});
+    for (std::int64_t begin = 0; begin < extent; begin += widened_extent)
+      f(Range{begin, std::min(extent, begin + widened_extent)});
   };
   for_each_range(c.size(0), [&](Range rows) {
     for_each_range(c.size(1), [&](Range columns) {
@@ -71,7 +72,7 @@ void gemm_in_double_precision(const Execution& execution, const Tensor& a, const
   });
 }
 
-}   // namespace
+}  // namespace
 
 void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c, const GemmOptions& options) {
   const std::int64_t k = options.transpose_a ? a.size(0) : a.size(1);
@@ -113,4 +114,4 @@ void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Te
   gemm_plan(execution, kind, operands, workspace).run(execution, operands, workspace);
 }
 
-}   // namespace fulmen::cuda
+}  // namespace fulmen::cuda

@@ -99,7 +99,7 @@ bool is_captured(Stream stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-}   // namespace
+}  // namespace
 
 double GemmKind::operations() const {
   return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
@@ -185,7 +185,7 @@ void GemmPlan::choose(const Execution& execution, const GemmOperands& operands, 
     const auto once = [&] {
       return launch(execution, operands, sum, proposed[i].algo, workspace) == CUBLAS_STATUS_SUCCESS;
     };
-    if (!once()) return std::numeric_limits<double>::infinity();   // warm: its first use loads it
+    if (!once()) return std::numeric_limits<double>::infinity();  // warm: its first use loads it
     start.record(execution.stream);
     bool launched = true;
     for (int repeat = 0; repeat < repeats; ++repeat) launched = once() && launched;
@@ -202,7 +202,7 @@ void GemmPlan::choose(const Execution& execution, const GemmOperands& operands, 
   }
   std::ranges::stable_sort(order, {}, [&](std::size_t i) { return seconds[i]; });
   order.resize(std::min(order.size(), finalists));
-  std::ranges::sort(order);   // as cuBLASLt ranks them again
+  std::ranges::sort(order);  // as cuBLASLt ranks them again
   for (const std::size_t i : order) seconds[i] = std::numeric_limits<double>::infinity();
   for (int round = 0; round < 3; ++round)
     for (const std::size_t i : order) seconds[i] = std::min(seconds[i], measure(i, large ? 3 : 20));
@@ -225,7 +225,7 @@ bool GemmPlan::choose_as(const GemmPlan& other) {
 const GemmPlan& gemm_plan(const Execution& execution, const GemmKind& kind, const GemmOperands& operands,
                           void* workspace) {
   static std::mutex mutex;
-  static auto& plans = *new std::map<GemmKind, GemmPlan>;   // never destroyed, as the handles
+  static auto& plans = *new std::map<GemmKind, GemmPlan>;  // never destroyed, as the handles
   const std::lock_guard lock(mutex);
   const auto known = plans.find(kind);
   if (known != plans.end()) return known->second;
@@ -235,13 +235,14 @@ const GemmPlan& gemm_plan(const Execution& execution, const GemmKind& kind, cons
   writing.accumulate = false;
   try {
     const auto alone = plans.find(writing);
-    const bool follows = kind.accumulate && !kind.deterministic && alone != plans.end() && plan.choose_as(alone->second);
+    const bool follows =
+        kind.accumulate && !kind.deterministic && alone != plans.end() && plan.choose_as(alone->second);
     if (!follows) plan.choose(execution, operands, workspace);
   } catch (...) {
-    plans.erase(kind);   // the next use must choose, too
+    plans.erase(kind);  // the next use must choose, too
     throw;
   }
   return plan;
 }
 
-}   // namespace fulmen::cuda
+}  // namespace fulmen::cuda

@@ -22,13 +22,13 @@ struct GemmKind {
   DType in = DType::fp32, out = DType::fp32;
   std::int64_t m = 0, n = 0, k = 0;
   bool transpose_a = false, transpose_b = false, accumulate = false, deterministic = false;
-  int multiprocessors_left = 0;   // that the algorithm does without
+  int multiprocessors_left = 0;  // that the algorithm does without
   std::int64_t a_stride = 0, b_stride = 0, c_stride = 0;
   std::uint32_t a_alignment = 0, b_alignment = 0, c_alignment = 0;
 
   std::strong_ordering operator<=>(const GemmKind&) const = default;
   double operations() const;
-  std::string describe() const;   // for messages
+  std::string describe() const;  // for messages
 };
 
 struct GemmOperands {
@@ -68,4 +68,4 @@ class GemmPlan {
 const GemmPlan& gemm_plan(const Execution& execution, const GemmKind& kind, const GemmOperands& operands,
                           void* workspace);
 
-}   // namespace fulmen::cuda
+}  // namespace fulmen::cuda

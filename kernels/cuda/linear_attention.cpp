@@ -13,7 +13,8 @@ namespace {
 
 // The plain path makes all states in one pass with the rest; who was told to keep some cannot be served by it.
 void check_nothing_is_kept(const Tensor& piece_states) {
-  FULMEN_CHECK(piece_states.is_null(), "states of pieces are kept, but the tensors' strides or addresses keep the path that has them away");
+  FULMEN_CHECK(piece_states.is_null(),
+               "states of pieces are kept, but the tensors' strides or addresses keep the path that has them away");
 }
 
 }  // namespace
@@ -46,10 +47,11 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   linear_attention_backward_plain(execution, inputs, gradients);
 }
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
-                                  const Tensor& piece_states) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                  const Tensor& final_state, const Tensor& piece_states) {
 #ifdef FULMEN_HOPPER
-  if (hopper::takes_states(inputs)) return hopper::linear_attention_final_state(execution, inputs, final_state, piece_states);
+  if (hopper::takes_states(inputs))
+    return hopper::linear_attention_final_state(execution, inputs, final_state, piece_states);
 #endif
   check_nothing_is_kept(piece_states);
   linear_attention_final_state_plain(execution, inputs, final_state);
@@ -60,7 +62,8 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
                                              const Tensor& piece_gradients) {
 #ifdef FULMEN_HOPPER
   if (hopper::takes_state_gradients(inputs, d_output))
-    return hopper::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state, piece_gradients);
+    return hopper::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state,
+                                                           piece_gradients);
 #endif
   check_nothing_is_kept(piece_gradients);
   linear_attention_initial_state_gradient_plain(execution, inputs, d_output, d_initial_state);

@@ -35,8 +35,8 @@ struct Rotation {
     return static_cast<double>(positions_data[row * row_stride + token * token_stride]);
   }
 
-  const double* theta_data = nullptr;             // [heads, key width]
-  const std::int64_t* positions_data = nullptr;   // [batch, length]
+  const double* theta_data = nullptr;            // [heads, key width]
+  const std::int64_t* positions_data = nullptr;  // [batch, length]
   std::int64_t row_stride = 0, token_stride = 0;
 };
 

@@ -111,8 +111,7 @@ __global__ void load_value_kernel(AttentionTiles tiles, HeadsView<const T> x, Ac
 // A warp has a token, so that its squares are summed in a fixed order.
 template <class T>
 __global__ void store_output_kernel(AttentionTiles tiles, const Accumulated<T>* from_state,
-                                    const Accumulated<T>* from_tile, HeadsView<T> output,
-                                    Accumulated<T>* square_sums) {
+                                    const Accumulated<T>* from_tile, HeadsView<T> output, Accumulated<T>* square_sums) {
   using A = Accumulated<T>;
   __shared__ A weights[tile_tokens];
   const TilePlace place = place_of(tiles, blockIdx.x);
@@ -215,7 +214,7 @@ __global__ void store_query_key_gradients_kernel(AttentionTiles tiles, const Acc
   theta_shares[(tiles.first_sequence * tiles.chunks + blockIdx.x) * tiles.key_width + j] = sum;
 }
 
-constexpr int theta_threads = 32;   // that share out the shares of one element
+constexpr int theta_threads = 32;  // that share out the shares of one element
 
 __global__ void add_theta_gradients_kernel(AttentionTiles tiles, const double* theta_shares, double* d_theta) {
   __shared__ double sums[theta_threads][block_columns];

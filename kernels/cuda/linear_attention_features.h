@@ -14,10 +14,10 @@ inline constexpr int tile_tokens = 64;
 struct AttentionTiles {
   std::int64_t batch, length, heads;
   int key_width, state_width, value_width;
-  std::int64_t chunks;                        // tiles of a sequence
-  std::int64_t first_sequence, sequences;     // row * heads + head
-  const double* slope;                        // [heads]
-  const std::int64_t* document_begins;        // [batch * length], as document_begins writes it
+  std::int64_t chunks;                     // tiles of a sequence
+  std::int64_t first_sequence, sequences;  // row * heads + head
+  const double* slope;                     // [heads]
+  const std::int64_t* document_begins;     // [batch * length], as document_begins writes it
 
   std::int64_t count() const { return sequences * chunks; }
 };
@@ -33,8 +33,8 @@ void load_query_key(const Execution& execution, const AttentionTiles& tiles, con
 
 // Weights of a tile's tokens.
 enum class TokenWeight : std::uint8_t {
-  from_start,   // of the state before the tile in what the token reads: decay^(t + 1), 0 past the start of a document
-  to_end,       // of the token in the state after the tile: decay^(last - t), 0 before the document of the last token
+  from_start,  // of the state before the tile in what the token reads: decay^(t + 1), 0 past the start of a document
+  to_end,      // of the token in the state after the tile: decay^(last - t), 0 before the document of the last token
 };
 
 // rows [tiles, tile_tokens, value_width] = activation(x), weighted = the same times each token's weight.

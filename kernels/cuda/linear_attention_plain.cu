@@ -22,7 +22,7 @@ constexpr int scores_per_tile = tile_tokens * tile_tokens;
 template <class A>
 __global__ void mask_scores_kernel(AttentionTiles tiles, A* scores) {
   __shared__ A powers[tile_tokens];
-  __shared__ int begins[tile_tokens];   // the first token of the tile that each token sees
+  __shared__ int begins[tile_tokens];  // the first token of the tile that each token sees
   const TilePlace place = place_of(tiles, blockIdx.x);
   if (threadIdx.x < tile_tokens) {
     const int t = static_cast<int>(threadIdx.x);
@@ -53,7 +53,7 @@ __global__ void scan_states_kernel(AttentionTiles tiles, std::int64_t elements, 
   const A whole_tile = decay_power<A>(slope, tile_tokens);
   A carry = from != nullptr ? from[outside] : A(0);
   A* const own = states + sequence * tiles.chunks * elements + element;
-  constexpr int ahead = 8;   // independent loads in flight
+  constexpr int ahead = 8;  // independent loads in flight
   for (std::int64_t i = 0; i < tiles.chunks; i += ahead) {
     A added[ahead];
 #pragma unroll
@@ -151,7 +151,7 @@ void forward(const Execution& execution, AttentionTiles tiles, const LinearAtten
   Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
   A *const query = matrices.take(keys), *const key = matrices.take(keys);
   A *const value = matrices.take(values), *const weighted_value = matrices.take(values);
-  A *const output = matrices.take(values), *const from_state = weighted_value;   // the latter needed no more by then
+  A *const output = matrices.take(values), *const from_state = weighted_value;  // the latter needed no more by then
   A *const scores = matrices.take(scores_per_tile), *const states = matrices.take(state);
 
   const BatchedMatrix<A> q{query, tile_tokens, tiles.state_width}, k{key, tile_tokens, tiles.state_width};
@@ -243,7 +243,8 @@ void final_state(const Execution& execution, const AttentionTiles& tiles, const 
   const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
   Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
   A *const query = matrices.take(keys), *const key = matrices.take(keys);
-  A *const value = matrices.take(values), *const weighted_value = matrices.take(values), *const states = matrices.take(state);
+  A *const value = matrices.take(values), *const weighted_value = matrices.take(values),
+           *const states = matrices.take(state);
   const BatchedMatrix<A> k{key, tile_tokens, tiles.state_width}, b_v{weighted_value, tile_tokens, tiles.value_width};
   const BatchedProducts products(execution);
   for_each_group(tiles, most, [&](const AttentionTiles& group) {
@@ -256,8 +257,8 @@ void final_state(const Execution& execution, const AttentionTiles& tiles, const 
 
 // As backward, the adjoints alone.
 template <class A>
-void initial_state_gradient(const Execution& execution, const AttentionTiles& tiles, const LinearAttentionInputs& inputs,
-                            const Tensor& d_output, const Tensor& to) {
+void initial_state_gradient(const Execution& execution, const AttentionTiles& tiles,
+                            const LinearAttentionInputs& inputs, const Tensor& d_output, const Tensor& to) {
   const std::int64_t keys = std::int64_t{tile_tokens} * tiles.state_width;
   const std::int64_t values = std::int64_t{tile_tokens} * tiles.value_width;
   const std::int64_t state = std::int64_t{tiles.state_width} * tiles.value_width;
@@ -265,7 +266,8 @@ void initial_state_gradient(const Execution& execution, const AttentionTiles& ti
   const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
   Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
   A *const query = matrices.take(keys), *const key = matrices.take(keys);
-  A *const rows = matrices.take(values), *const weighted = matrices.take(values), *const adjoints = matrices.take(state);
+  A *const rows = matrices.take(values), *const weighted = matrices.take(values),
+           *const adjoints = matrices.take(state);
   const BatchedMatrix<A> q{query, tile_tokens, tiles.state_width}, a_d_o{weighted, tile_tokens, tiles.value_width};
   const BatchedProducts products(execution);
   for_each_group(tiles, most, [&](const AttentionTiles& group) {
@@ -293,7 +295,8 @@ void add_initial_state(const Execution& execution, const AttentionTiles& tiles, 
   const std::int64_t most = sequences_per_group(tiles, per_tile * static_cast<std::int64_t>(sizeof(A)));
   Matrices<A> matrices(execution, most * tiles.chunks, per_tile);
   A *const query = matrices.take(keys), *const key = matrices.take(keys);
-  A *const output = matrices.take(values), *const from_state = matrices.take(values), *const states = matrices.take(state);
+  A *const output = matrices.take(values), *const from_state = matrices.take(values),
+           *const states = matrices.take(state);
   const BatchedMatrix<A> q{query, tile_tokens, tiles.state_width}, s{states, tiles.state_width, tiles.value_width};
   const BatchedProducts products(execution);
   for_each_group(tiles, most, [&](const AttentionTiles& group) {
@@ -320,7 +323,7 @@ void final_state_gradients(const Execution& execution, const AttentionTiles& til
   A *const value = matrices.take(values), *const weighted_value = matrices.take(values);
   A *const from_state = matrices.take(values), *const from_tile = matrices.take(values);
   A* const adjoints = matrices.take(state);
-  A* const d_query = query;   // of no query, once the features have been read
+  A* const d_query = query;  // of no query, once the features have been read
   double* theta_shares = nullptr;
   if (inputs.theta)
     theta_shares = execution.scratch->take(DType::fp64, {tiles.batch * tiles.heads, tiles.chunks, tiles.key_width})
@@ -339,7 +342,8 @@ void final_state_gradients(const Execution& execution, const AttentionTiles& til
     set_zero(execution, from_tile, count * values);
     set_zero(execution, d_query, count * keys);
     store_value_gradient<A>(execution, group, from_state, from_tile, inputs, gradients.d_value);
-    store_query_key_gradients<A>(execution, group, d_query, d_key, inputs, gradients.d_query, gradients.d_key, theta_shares);
+    store_query_key_gradients<A>(execution, group, d_query, d_key, inputs, gradients.d_query, gradients.d_key,
+                                 theta_shares);
   });
   if (inputs.theta) add_theta_gradients(execution, tiles, theta_shares, gradients.d_theta.as<double>());
 }
@@ -349,8 +353,7 @@ template <class F>
 void run_on_tiles(const Execution& execution, const LinearAttentionInputs& inputs, F&& f) {
   Arena::Frame frame(*execution.scratch);
   AttentionTiles tiles = describe_tiles(inputs);
-  auto* const begins =
-      execution.scratch->take(DType::int64, {tiles.batch * tiles.length}).as<std::int64_t>();
+  auto* const begins = execution.scratch->take(DType::int64, {tiles.batch * tiles.length}).as<std::int64_t>();
   document_begins(execution, inputs.segments, tiles.batch, tiles.length, begins);
   tiles.document_begins = begins;
   dispatch_fp32_fp64(accumulation_dtype(inputs.query.dtype()), [&]<class A>(A) { f(A{}, tiles); });
@@ -370,10 +373,12 @@ void linear_attention_backward_plain(const Execution& execution, const LinearAtt
                [&]<class A>(A, const AttentionTiles& tiles) { backward<A>(execution, tiles, inputs, gradients); });
 }
 
-void linear_attention_final_state_plain(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& to) {
+void linear_attention_final_state_plain(const Execution& execution, const LinearAttentionInputs& inputs,
+                                        const Tensor& to) {
   LinearAttentionInputs keys = inputs;
-  keys.query = inputs.key;   // in place of a query that is not read
-  run_on_tiles(execution, keys, [&]<class A>(A, const AttentionTiles& tiles) { final_state<A>(execution, tiles, keys, to); });
+  keys.query = inputs.key;  // in place of a query that is not read
+  run_on_tiles(execution, keys,
+               [&]<class A>(A, const AttentionTiles& tiles) { final_state<A>(execution, tiles, keys, to); });
 }
 
 void linear_attention_initial_state_gradient_plain(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -387,8 +392,9 @@ void linear_attention_initial_state_gradient_plain(const Execution& execution, c
 
 void linear_attention_add_initial_state_plain(const Execution& execution, const LinearAttentionInputs& inputs,
                                               const LinearAttentionOutputs& outputs) {
-  run_on_tiles(execution, inputs,
-               [&]<class A>(A, const AttentionTiles& tiles) { add_initial_state<A>(execution, tiles, inputs, outputs); });
+  run_on_tiles(execution, inputs, [&]<class A>(A, const AttentionTiles& tiles) {
+    add_initial_state<A>(execution, tiles, inputs, outputs);
+  });
 }
 
 void linear_attention_final_state_gradients_plain(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -397,7 +403,7 @@ void linear_attention_final_state_gradients_plain(const Execution& execution, co
   LinearAttentionInputs keys = inputs;
   keys.query = inputs.key;
   LinearAttentionGradients all = gradients;
-  all.d_query = execution.scratch->take(inputs.key.dtype(), inputs.key.shape());   // zero, and used no further
+  all.d_query = execution.scratch->take(inputs.key.dtype(), inputs.key.shape());  // zero, and used no further
   run_on_tiles(execution, keys,
                [&]<class A>(A, const AttentionTiles& tiles) { final_state_gradients<A>(execution, tiles, keys, all); });
 }

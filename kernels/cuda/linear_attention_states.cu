@@ -1,5 +1,5 @@
-// Sums of the states that slices of a sequence pass on, and of what they add to gradients. What slices compute of them is in
-// linear_attention_plain.cu.
+// Sums of the states that slices of a sequence pass on, and of what they add to gradients. What slices compute of them
+// is in linear_attention_plain.cu.
 #include "kernels/cuda/linear_attention_states.h"
 
 #include "framework/cuda_check.h"
@@ -16,9 +16,9 @@ cudaStream_t stream_of(const Execution& execution) { return static_cast<cudaStre
 // A thread per element of out; slices in their order, so that the sum has one.
 template <class A>
 __global__ void __launch_bounds__(threads)
-combine_states_kernel(const A* states, const double* slope, const std::int64_t* bounds, int first, int end, int slice,
-                      bool before, const std::int64_t* reach, std::int64_t heads, std::int64_t elements,
-                      std::int64_t total, A* out) {
+    combine_states_kernel(const A* states, const double* slope, const std::int64_t* bounds, int first, int end,
+                          int slice, bool before, const std::int64_t* reach, std::int64_t heads, std::int64_t elements,
+                          std::int64_t total, A* out) {
   const std::int64_t i = std::int64_t{blockIdx.x} * threads + threadIdx.x;
   if (i >= total) return;
   const std::int64_t row_head = i / elements;
@@ -36,8 +36,8 @@ combine_states_kernel(const A* states, const double* slope, const std::int64_t* 
 // A warp per token and head.
 template <class T, class A>
 __global__ void __launch_bounds__(threads)
-add_heads_kernel(HeadsView<const T> from, HeadsView<T> to, std::int64_t length, std::int64_t heads, int width,
-                 std::int64_t total, A* square_sums) {
+    add_heads_kernel(HeadsView<const T> from, HeadsView<T> to, std::int64_t length, std::int64_t heads, int width,
+                     std::int64_t total, A* square_sums) {
   const std::int64_t i = (std::int64_t{blockIdx.x} * threads + threadIdx.x) / 32;
   if (i >= total) return;
   const std::int64_t head = i % heads, token = i / heads % length, row = i / (heads * length);
@@ -69,9 +69,9 @@ void combine_slice_states(const Execution& execution, const SliceStates& slices,
   const auto count = static_cast<int>(slices.states.size(0));
   dispatch_fp32_fp64(out.dtype(), [&]<class A>(A) {
     combine_states_kernel<A><<<blocks_of(out.elements()), threads, 0, stream_of(execution)>>>(
-        slices.states.as<A>(), slices.slope.as<double>(), slices.bounds.as<std::int64_t>(), before ? 0 : slices.slice + 1,
-        before ? slices.slice : count, slices.slice, before, reach.as<std::int64_t>(), out.size(1),
-        out.size(2) * out.size(3), out.elements(), out.as<A>());
+        slices.states.as<A>(), slices.slope.as<double>(), slices.bounds.as<std::int64_t>(),
+        before ? 0 : slices.slice + 1, before ? slices.slice : count, slices.slice, before, reach.as<std::int64_t>(),
+        out.size(1), out.size(2) * out.size(3), out.elements(), out.as<A>());
     FULMEN_CUDA_CHECK_LAUNCH();
   });
 }

@@ -13,16 +13,16 @@
 namespace fulmen::cuda {
 namespace {
 
-constexpr int step_threads = 256;   // with rows_in_flight each, they have half a head of width 128 on its way at once
-constexpr int staged_keys = 1024;   // keys and queries held in shared memory at a time
-constexpr int rows_in_flight = 8;   // state vectors that a thread loads before it uses the first
-constexpr int least_bytes = 64;     // of a row of the state in one block: what memory transfers at once
+constexpr int step_threads = 256;  // with rows_in_flight each, they have half a head of width 128 on its way at once
+constexpr int staged_keys = 1024;  // keys and queries held in shared memory at a time
+constexpr int rows_in_flight = 8;  // state vectors that a thread loads before it uses the first
+constexpr int least_bytes = 64;    // of a row of the state in one block: what memory transfers at once
 
 struct StepShape {
   std::int64_t heads;
   int key_width, state_width, value_width;
-  int vectors;             // of a row of the state
-  int vectors_per_block;   // of it in one block: at most step_threads
+  int vectors;            // of a row of the state
+  int vectors_per_block;  // of it in one block: at most step_threads
 };
 
 // Feature i of an activated query or key: turned by LRPE where there is one.
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(step_threads, 4)
                 Accumulated<T>* state, HeadsView<T> output, Accumulated<T>* square_sums) {
   await_kernel_before();
   using A = Accumulated<T>;
-  using Elements = Packet<A, size>;   // 16 bytes, or a single element
+  using Elements = Packet<A, size>;  // 16 bytes, or a single element
   __shared__ A queries[staged_keys], keys[staged_keys];
   __shared__ Elements sums[step_threads];
   const std::int64_t task = blockIdx.x, row = task / shape.heads, head = task % shape.heads;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(step_threads, 4)
       }
     };
     load(group);
-    if (stage > 0) __syncthreads();   // the queries and keys before are read no more
+    if (stage > 0) __syncthreads();  // the queries and keys before are read no more
     for (int i = threadIdx.x; i < staged; i += step_threads) {
       const int j = (stage + i) % shape.key_width;
       write_features(shape, rotation, row, head, stage + i,
@@ -189,14 +189,15 @@ void step(const Execution& execution, const LinearAttentionInputs& inputs, const
   A* parts = square_sums;
   if (square_sums != nullptr && blocks > 1)
     parts = execution.scratch->take(dtype_of<A>, {tasks, blocks}).template as<A>();
-  launch_early(
-      execution, dim3(static_cast<unsigned>(tasks), static_cast<unsigned>(blocks)), step_threads, step_kernel<T, size>, shape, HeadsView<const T>(inputs.query), HeadsView<const T>(inputs.key), HeadsView<const T>(inputs.value),
-      inputs.query_key_activation, inputs.value_activation, Rotation(inputs.theta, inputs.positions),
-      inputs.slope.as<double>(), state.as<A>(), HeadsView<T>(outputs.output), parts);
+  launch_early(execution, dim3(static_cast<unsigned>(tasks), static_cast<unsigned>(blocks)), step_threads,
+               step_kernel<T, size>, shape, HeadsView<const T>(inputs.query), HeadsView<const T>(inputs.key),
+               HeadsView<const T>(inputs.value), inputs.query_key_activation, inputs.value_activation,
+               Rotation(inputs.theta, inputs.positions), inputs.slope.as<double>(), state.as<A>(),
+               HeadsView<T>(outputs.output), parts);
   if (parts == square_sums) return;
   constexpr int threads = 128;
   add_parts_kernel<<<static_cast<unsigned>((tasks + threads - 1) / threads), threads, 0, stream>>>(parts, tasks, blocks,
-                                                                                                 square_sums);
+                                                                                                   square_sums);
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 

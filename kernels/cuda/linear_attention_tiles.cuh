@@ -8,8 +8,8 @@ namespace fulmen::cuda {
 
 struct TilePlace {
   std::int64_t row, head;
-  std::int64_t first;   // position of its first token in the row
-  int tokens;           // 1 to tile_tokens
+  std::int64_t first;  // position of its first token in the row
+  int tokens;          // 1 to tile_tokens
 
   __device__ void move_to(const AttentionTiles& tiles, std::int64_t chunk) {
     first = chunk * tile_tokens;

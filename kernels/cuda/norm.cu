@@ -78,9 +78,9 @@ struct ResidualNormBackward {
     Packet<T, length> d_normed, sum, d_residual;
   };
   struct Row {
-    Sum inverse, coefficient;   // the factors of d_normed and of `sum` in the gradient
+    Sum inverse, coefficient;  // the factors of d_normed and of `sum` in the gradient
   };
-  Rows<T> d_normed, sum, d_residual, d_sum, normed;   // d_residual and normed may be none
+  Rows<T> d_normed, sum, d_residual, d_sum, normed;  // d_residual and normed may be none
   const Sum* inverse_rms;
   Sum width;
 
@@ -167,7 +167,7 @@ struct GatedNorm {
   };
   Rows<T> x, gate, y;
   Rows<Sum> square_sums;
-  int parts;   // of the squares' sum
+  int parts;  // of the squares' sum
   Sum* inverse_rms;
   Sum width, epsilon;
 
@@ -244,9 +244,9 @@ struct GatedNormBackward {
     Packet<T, length> d_y, x, gate;
   };
   struct Row {
-    Sum inverse, dot;   // dot: divided by the width once combined
+    Sum inverse, dot;  // dot: divided by the width once combined
   };
-  Rows<T> d_y, x, gate, d_x, d_gate, y;   // y may be none
+  Rows<T> d_y, x, gate, d_x, d_gate, y;  // y may be none
   const Sum* inverse_rms;
   const Sum* dot;
   Sum width;
@@ -299,14 +299,12 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
   const std::int64_t tokens = residual.size(0), width = residual.size(1);
   dispatch_floating(residual.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
-    const ResidualNormForward<T> operation{rows_of<T>(residual), rows_of<T>(branch), rows_of<T>(sum),
-                                           rows_of<T>(normed), pointer_to<A>(inverse_rms), static_cast<A>(width),
+    const ResidualNormForward<T> operation{rows_of<T>(residual),   rows_of<T>(branch),         rows_of<T>(sum),
+                                           rows_of<T>(normed),     pointer_to<A>(inverse_rms), static_cast<A>(width),
                                            static_cast<A>(epsilon)};
-    const bool packets =
-        width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {residual, branch, sum, normed});
-    dispatch_length<row_packet<T>>(packets, [&](auto length) {
-      launch_reduce_rows<length.value>(execution, operation, tokens, width);
-    });
+    const bool packets = width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {residual, branch, sum, normed});
+    dispatch_length<row_packet<T>>(
+        packets, [&](auto length) { launch_reduce_rows<length.value>(execution, operation, tokens, width); });
   });
 }
 
@@ -316,14 +314,13 @@ void residual_norm_backward(const Execution& execution, const Tensor& d_normed, 
   const std::int64_t tokens = sum.size(0), width = sum.size(1);
   dispatch_floating(sum.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
-    const ResidualNormBackward<T> operation{rows_of<T>(d_normed), rows_of<T>(sum), rows_of<T>(d_residual),
+    const ResidualNormBackward<T> operation{rows_of<T>(d_normed), rows_of<T>(sum),    rows_of<T>(d_residual),
                                             rows_of<T>(d_sum),    rows_of<T>(normed), pointer_to<A>(inverse_rms),
                                             static_cast<A>(width)};
     const bool packets =
         width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_normed, sum, d_residual, d_sum, normed});
-    dispatch_length<row_packet<T>>(packets, [&](auto length) {
-      launch_reduce_rows<length.value>(execution, operation, tokens, width);
-    });
+    dispatch_length<row_packet<T>>(
+        packets, [&](auto length) { launch_reduce_rows<length.value>(execution, operation, tokens, width); });
   });
 }
 
@@ -332,9 +329,8 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
   dispatch_floating(values.dtype(), [&]<class T>(T) {
     const SumRows<T> operation{rows_of<T>(values), pointer_to<T>(row_sums)};
     const bool packets = width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {values});
-    dispatch_length<row_packet<T>>(packets, [&](auto length) {
-      launch_reduce_rows<length.value>(execution, operation, values.size(0), width);
-    });
+    dispatch_length<row_packet<T>>(
+        packets, [&](auto length) { launch_reduce_rows<length.value>(execution, operation, values.size(0), width); });
   });
 }
 
@@ -384,15 +380,10 @@ void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Te
   dispatch_floating(x.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
     dispatch_activation(gate_activation, [&]<Activation activation>() {
-      const GatedNormBackward<T, activation> operation{rows_of<T>(d_y),
-                                                       rows_of<T>(x),
-                                                       rows_of<T>(gate),
-                                                       rows_of<T>(d_x),
-                                                       rows_of<T>(d_gate),
-                                                       rows_of<T>(y),
-                                                       pointer_to<A>(inverse_rms),
-                                                       dot ? pointer_to<A>(dot) : nullptr,
-                                                       static_cast<A>(width)};
+      const GatedNormBackward<T, activation> operation{
+          rows_of<T>(d_y),      rows_of<T>(x), rows_of<T>(gate),           rows_of<T>(d_x),
+          rows_of<T>(d_gate),   rows_of<T>(y), pointer_to<A>(inverse_rms), dot ? pointer_to<A>(dot) : nullptr,
+          static_cast<A>(width)};
       const bool packets =
           local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_y, x, gate, d_x, d_gate, y});
       dispatch_length<row_packet<T>>(packets, [&](auto length) {

@@ -21,7 +21,7 @@ __global__ void widen_kernel(const float* __restrict__ narrow, double* __restric
   }
 }
 
-}   // namespace
+}  // namespace
 
 void widen(const Execution& execution, const Tensor& narrow, bool accumulate, const Tensor& wide) {
   const std::int64_t elements = narrow.elements();
@@ -34,4 +34,4 @@ void widen(const Execution& execution, const Tensor& narrow, bool accumulate, co
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
-}   // namespace fulmen::cuda
+}  // namespace fulmen::cuda

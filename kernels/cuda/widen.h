@@ -9,4 +9,4 @@ namespace fulmen::cuda {
 // stride.
 void widen(const Execution& execution, const Tensor& narrow, bool accumulate, const Tensor& wide);
 
-}   // namespace fulmen::cuda
+}  // namespace fulmen::cuda

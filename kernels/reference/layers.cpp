@@ -47,8 +47,8 @@ Values simple_rms_norm_backward(const Values& x, const Values& d_y, std::int64_t
     const double r = 1.0 / std::sqrt(mean_square(&x[row], width) + epsilon);
     for (std::int64_t i = 0; i < width; ++i)
       for (std::int64_t j = 0; j < width; ++j)
-        d_x[row + j] += d_y[row + i] * ((i == j ? r : 0.0) -
-                                        x[row + i] * x[row + j] * r * r * r / static_cast<double>(width));
+        d_x[row + j] +=
+            d_y[row + i] * ((i == j ? r : 0.0) - x[row + i] * x[row + j] * r * r * r / static_cast<double>(width));
   }
   return d_x;
 }

@@ -8,12 +8,12 @@
 namespace fulmen::reference {
 namespace {
 
-using Matrix = std::vector<std::vector<double>>;   // [token][feature]
+using Matrix = std::vector<std::vector<double>>;  // [token][feature]
 
 // One head of one row, features as they enter the products.
 struct Head {
   Matrix query, key, value;
-  std::vector<std::int64_t> document;   // of each token
+  std::vector<std::int64_t> document;  // of each token
 };
 
 class Problem {

@@ -20,9 +20,9 @@ namespace fulmen::testing_checkpoint {
 
 namespace fs = std::filesystem;
 
-using testing_support::TemporaryFolder;
 using testing_support::expect_mentions;
 using testing_support::message_of;
+using testing_support::TemporaryFolder;
 
 struct Logical {
   std::string name;

@@ -51,7 +51,7 @@ TEST(CheckpointRanks, SavedByAnyNumberOfRanksReadByAll) {
   const SharedFolder root(world);
   for (int ranks = 1; ranks <= world.size(); ++ranks) {
     std::vector<int> members(static_cast<std::size_t>(ranks));
-    std::iota(members.rbegin(), members.rend(), 0);   // in reverse: rank numbers need not be the world's
+    std::iota(members.rbegin(), members.rend(), 0);  // in reverse: rank numbers need not be the world's
     std::unique_ptr<Communicator> group;
     if (world.rank() < ranks) group = world.subgroup(members);
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
@@ -141,7 +141,7 @@ TEST(CheckpointRanks, ADiskFullOnOneRankFailsAllAndLeavesTheOlderValid) {
   save_split(root.path(), 1, world, 11);
   for (int failing = 0; failing < world.size(); ++failing) {
     for (const rlim_t bytes : {rlim_t{0}, rlim_t{100}, rlim_t{3000}}) {
-      for (const std::int64_t step : {1, 2}) {   // over the valid one, and beside it
+      for (const std::int64_t step : {1, 2}) {  // over the valid one, and beside it
         std::unique_ptr<FileSizeLimit> limit;
         if (world.rank() == failing) limit = std::make_unique<FileSizeLimit>(bytes);
         const std::string message = shared_message<UserError>(world, [&] { save_split(root.path(), step, world, 12); });
@@ -154,7 +154,7 @@ TEST(CheckpointRanks, ADiskFullOnOneRankFailsAllAndLeavesTheOlderValid) {
   Generator generator(5);
   expect_content(CheckpointReader(root.path() / "step-00000001"), some_tensors(), 11, generator);
   world.barrier();
-  save_split(root.path(), 2, world, 13);   // with room again, the same process goes on
+  save_split(root.path(), 2, world, 13);  // with room again, the same process goes on
   expect_content(CheckpointReader(root.path() / "step-00000002"), some_tensors(), 13, generator);
 }
 
@@ -168,7 +168,7 @@ TEST(CheckpointRanks, ASmallDiskFills) {
     mounted = ::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=64k") == 0;
   }
   if (world.all_reduce(mounted, ReduceOp::max) == 0) GTEST_SKIP() << "no permission to mount a small disk";
-  for (const std::int64_t rows : {8, 15, 1000}) {   // fits, fits but for the files' own structure, does not fit
+  for (const std::int64_t rows : {8, 15, 1000}) {  // fits, fits but for the files' own structure, does not fit
     const Logical logical{"parameters/x", DType::fp32, {rows * world.size(), 256}};
     OwnedPiece part(logical, {{rows * world.rank(), 0}, {rows, 256}}, DType::fp32, 0);
     part.fill(1);

@@ -65,7 +65,7 @@ TEST(Checkpoint, AMovedFolderReadsFromAnyWorkingFolder) {
 TEST(Checkpoint, ParametersThatAreNaNAreReadAsSuch) {
   const TemporaryFolder root;
   const Logical logical{"parameters/x", DType::fp32, {5, 3}};
-  OwnedPiece poisoned(logical, whole(logical.shape), DType::fp32, 0);   // never filled
+  OwnedPiece poisoned(logical, whole(logical.shape), DType::fp32, 0);  // never filled
   const fs::path folder = save_checkpoint(root.path(), {}, {poisoned.piece()}, *make_self_communicator());
   OwnedPiece read(logical, {{1, 0}, {2, 3}}, DType::fp64, 0);
   read.piece().memory.as<double>()[0] = 1.0;
@@ -129,7 +129,7 @@ TEST(Checkpoint, AShardOfAnotherCheckpointIsFound) {
   const TemporaryFolder root;
   const fs::path one = save_alone(root.path(), 1, 5), two = save_alone(root.path(), 2, 5);
   Generator generator(1);
-  const auto pieces = dealt_pieces(some_tensors(), 0, 1, 6, 77);   // the same split, other values: the same size
+  const auto pieces = dealt_pieces(some_tensors(), 0, 1, 6, 77);  // the same split, other values: the same size
   save_checkpoint(two, a_description(2), views(pieces), *make_self_communicator(),
                   {.exact_folder = true, .extra_files = {}});
   fs::copy_file(two / "shard-00000.h5", one / "shard-00000.h5", fs::copy_options::overwrite_existing);
@@ -169,7 +169,7 @@ TEST(Checkpoint, LeftoversOfAnEarlierAttemptGo) {
   const TemporaryFolder root;
   fs::create_directories(root.path() / "step-00000007.partial");
   write_text_atomically(root.path() / "step-00000007.partial" / "shard-00009.h5", "half");
-  fs::create_directories(root.path() / "step-00000007");   // a folder without a manifest does not exist
+  fs::create_directories(root.path() / "step-00000007");  // a folder without a manifest does not exist
   write_text_atomically(root.path() / "step-00000007" / "shard-00009.h5", "half");
   const fs::path folder = save_alone(root.path(), 7, 2);
   EXPECT_EQ(entries_of(folder), (std::vector<std::string>{"manifest.yaml", "parameters.h5", "shard-00000.h5"}));
@@ -199,7 +199,7 @@ TEST(Checkpoint, ExactFolderAndExtraFiles) {
   ASSERT_TRUE(reader.tokenizer_file());
   EXPECT_EQ(read_text(*reader.tokenizer_file()), "a tokenizer");
   reader.verify(*make_self_communicator());
-  save_alone(folder, 0, 3, options);   // over itself
+  save_alone(folder, 0, 3, options);  // over itself
   Generator generator(1);
   expect_content(CheckpointReader(folder), some_tensors(), 3, generator);
 

@@ -32,7 +32,7 @@ TEST(PieceMap, RandomSplitsCoverAndTheirDamagesDoNot) {
     EXPECT_NE(coverage_problem(holed), "");
     doubled.push_back(pieces[victim]);
     EXPECT_NE(coverage_problem(doubled), "");
-    moved[victim].offset[0] += 1;   // outside, or over a neighbour
+    moved[victim].offset[0] += 1;  // outside, or over a neighbour
     EXPECT_NE(coverage_problem(moved), "");
   }
 }
@@ -69,7 +69,7 @@ TEST(PieceMap, TextRoundTrip) {
 }
 
 TEST(PieceMap, ThousandsOfPiecesAreQuick) {
-  std::vector<Box> boxes;   // 8 tensor ranks, each with its columns cut into 1000 ranges of rows
+  std::vector<Box> boxes;  // 8 tensor ranks, each with its columns cut into 1000 ranges of rows
   for (std::int64_t column = 0; column < 8; ++column) {
     for (std::int64_t row = 0; row < 1000; ++row) boxes.push_back({{row * 64, column * 1536}, {64, 1536}});
   }

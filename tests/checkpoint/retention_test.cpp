@@ -28,7 +28,7 @@ TEST(Retention, BrokenOnesAreSkippedAndNamed) {
   const fs::path cut = save_alone(root.path(), 3, 1);
   fs::resize_file(cut / "shard-00000.h5", 10);
   fs::create_directories(root.path() / "logs");
-  fs::rename(save_alone(root.path(), 4, 1), root.path() / "step-00000004.partial");   // killed just before its rename
+  fs::rename(save_alone(root.path(), 4, 1), root.path() / "step-00000004.partial");  // killed just before its rename
   std::vector<std::string> skipped;
   EXPECT_EQ(newest_checkpoint(root.path(), &skipped), good);
   ASSERT_EQ(skipped.size(), 2U);
@@ -47,9 +47,9 @@ TEST(Retention, PruningKeepsTheNewestAndRemovesLeftovers) {
   const TemporaryFolder root, other;
   for (const std::int64_t step : {10, 20, 30, 40}) save_alone(root.path(), step, 1);
   fs::create_directories(root.path() / "step-00000050.partial");
-  fs::create_directories(root.path() / "step-00000060");                         // invalid: left for a person to see
-  fs::copy(root.path() / "step-00000010", root.path() / "step-00000010-best");   // a person's copy
-  fs::copy(root.path() / "step-00000010", root.path() / "step-00000040.replaced");   // a replacement that was cut short
+  fs::create_directories(root.path() / "step-00000060");                            // invalid: left for a person to see
+  fs::copy(root.path() / "step-00000010", root.path() / "step-00000010-best");      // a person's copy
+  fs::copy(root.path() / "step-00000010", root.path() / "step-00000040.replaced");  // a replacement that was cut short
   fs::create_directories(root.path() / "logs.partial");
   const fs::path linked = save_alone(other.path(), 5, 1);
   fs::create_directory_symlink(linked, root.path() / "step-00000005");

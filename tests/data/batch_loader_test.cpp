@@ -136,7 +136,8 @@ TEST_F(Loader, SlicesMakeTheWholeSample) {
           }
           const auto starts = [&](std::int64_t t) {
             const std::int64_t token = samples[static_cast<std::size_t>(row)] * length + t;
-            return t == 0 || t == length || (reset && std::binary_search(plain.starts.begin(), plain.starts.end(), token));
+            return t == 0 || t == length ||
+                   (reset && std::binary_search(plain.starts.begin(), plain.starts.end(), token));
           };
           std::int64_t before = 0, after = 0;
           while (!starts(begin - before)) ++before;
@@ -171,7 +172,7 @@ TEST_F(Loader, FollowsTheSamplingOrder) {
     BatchLoader loader(folder_.path(), given);
     const std::int64_t samples = CorpusReader(folder_.path()).samples(50);
     const SamplingOrder order(samples, seed_, shuffle);
-    for (std::int64_t place = 0; place < 3 * samples;) {   // into the third epoch
+    for (std::int64_t place = 0; place < 3 * samples;) {  // into the third epoch
       const Batch batch = loader.next();
       ASSERT_EQ(batch.batch, 2);
       expect_order(batch);
@@ -222,7 +223,7 @@ TEST_F(Loader, ResumesAtASample) {
   given.data_ranks = 2;
   given.data_rank = 1;
   BatchLoader whole(folder_.path(), given);
-  for (int m = 0; m < 2 * 7; ++m) whole.next();   // two micro-batches a step
+  for (int m = 0; m < 2 * 7; ++m) whole.next();  // two micro-batches a step
   given.first_sample = 7 * 8;
   BatchLoader resumed(folder_.path(), given);
   for (int m = 0; m < 10; ++m) {

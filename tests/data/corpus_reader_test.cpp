@@ -191,7 +191,7 @@ TEST_F(Reader, FlippedBit) {
 
 TEST_F(Reader, ChecksumIsOfTheStoredBytes) {
   for (const std::int64_t vocabulary : {300LL, 70'000LL}) {
-    const auto documents = random_documents(20'000, 100, vocabulary);   // several buffers of the writer
+    const auto documents = random_documents(20'000, 100, vocabulary);  // several buffers of the writer
     const fs::path folder = folder_ / std::to_string(vocabulary);
     const CorpusManifest written = write_corpus(folder, documents, vocabulary, 1'000'000'000);
     const PlainCorpus plain(documents);

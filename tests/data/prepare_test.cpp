@@ -200,7 +200,7 @@ TEST_F(Prepare, RefusesAndLeavesNothing) {
   given = options(TokenizerKind::sentencepiece);
   given.vocabulary = 8000;
   expect_refused(given, {"8000", "too large for this text", "--vocabulary"});
-  fs::create_directories(given.output);   // an empty folder that was there stays
+  fs::create_directories(given.output);  // an empty folder that was there stays
   expect_refused(given, {"8000"});
   EXPECT_TRUE(fs::is_empty(given.output));
   write_file(given.output / "precious", "keep me");

@@ -54,7 +54,7 @@ TEST_F(Tokenizers, SentencePieceKeepsEveryCharacter) {
                                  std::string("a\0b", 3),
                                  "\xef\xbb\xbfmark",
                                  std::string(200'000, 'x')};
-  std::string lines;   // longer than what is encoded at once
+  std::string lines;  // longer than what is encoded at once
   for (const std::string& sentence : sentences_) lines += sentence + (random_in(0, 5) == 0 ? "\n\n" : "\n");
   texts.push_back(lines);
   for (const std::string& text : texts) EXPECT_EQ(tokenizer->decode(tokenizer->encode(text)), text);

@@ -148,7 +148,7 @@ TEST(Configuration, IntegersAndNumbersInAllTheirForms) {
 }
 
 TEST(Configuration, WrongTypesNameFileLineAndKey) {
-  const std::string start = least;   // four lines
+  const std::string start = least;  // four lines
   expect_refused(start + "  steps: many\n", {"a.yaml:5", "train.steps", "expects an integer", "'many'"});
   expect_refused(start + "  steps:\n    a: 1\n", {"a.yaml:5", "train.steps", "expects an integer", "a section"});
   expect_refused(start + "  steps:\n", {"a.yaml:5", "train.steps", "has no value"});

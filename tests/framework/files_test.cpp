@@ -65,7 +65,7 @@ TEST(Files, FreeBytesOfAPlaceThatIsNotThereYet) {
 }
 
 TEST(Hash, KnownAnswersAndPieces) {
-  EXPECT_EQ(Hasher().digest(), "2d06800538d394c2");   // XXH3 of nothing, seed 0
+  EXPECT_EQ(Hasher().digest(), "2d06800538d394c2");  // XXH3 of nothing, seed 0
   std::string text(3'000'001, '\0');
   for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 31 + i / 7);
   Hasher whole, pieces;

@@ -154,7 +154,7 @@ TEST_F(Hdf5, AppendGrowsInPieces) {
       EXPECT_EQ(tokens.shape(), Shape{static_cast<std::int64_t>(written.size())});
     }
   }
-  const Dataset tokens = File::open(path).dataset("/tokens");   // the file stays open while a dataset of it is
+  const Dataset tokens = File::open(path).dataset("/tokens");  // the file stays open while a dataset of it is
   ASSERT_EQ(tokens.shape(), Shape{335});
   std::vector<std::int32_t> read(335, -1);
   tokens.read({0}, Tensor(read.data(), DType::int32, {335}));

@@ -21,7 +21,7 @@ TEST(Memory, LedgerFollowsBuffers) {
     {
       Buffer first(Device::cpu(), 500, MemoryKind::workspace, ledger);
       const Buffer moved = std::move(first);
-      EXPECT_EQ(first.data(), nullptr);   // NOLINT: what is left after the move is the point
+      EXPECT_EQ(first.data(), nullptr);  // NOLINT: what is left after the move is the point
       EXPECT_EQ(ledger.current(MemoryKind::workspace), 500u);
       EXPECT_EQ(ledger.current_total(), 1500u);
     }
@@ -34,8 +34,8 @@ TEST(Memory, LedgerFollowsBuffers) {
   }
   EXPECT_EQ(ledger.current_total(), 0u);
   EXPECT_EQ(ledger.peak_total(), 1500u);
-  for (const char* name : {"weights", "gradients", "optimizer", "activations", "workspace", "communication", "data",
-                           "total"}) {
+  for (const char* name :
+       {"weights", "gradients", "optimizer", "activations", "workspace", "communication", "data", "total"}) {
     EXPECT_NE(ledger.breakdown().find(name), std::string::npos) << name;
   }
   EXPECT_THROW(ledger.remove(MemoryKind::data, 1), InternalError);
@@ -45,7 +45,7 @@ TEST(Memory, BuffersAreZeroedAndAligned) {
   MemoryLedger ledger;
   for (const std::size_t bytes : {std::size_t{1}, std::size_t{257}, (std::size_t{1} << 20) - 1, std::size_t{1} << 20,
                                   (std::size_t{3} << 20) + 5}) {
-    for (int round = 0; round < 2; ++round) {   // the second may get memory that the first has dirtied
+    for (int round = 0; round < 2; ++round) {  // the second may get memory that the first has dirtied
       const Buffer buffer(Device::cpu(), bytes, MemoryKind::data, ledger);
       auto* data = static_cast<unsigned char*>(buffer.data());
       EXPECT_EQ(reinterpret_cast<std::uintptr_t>(data) % 256, 0u);
@@ -114,7 +114,7 @@ TEST(Arena, FramesGiveBackInStackOrder) {
     const Arena::Frame frame(arena);
     first = arena.take(DType::uint8, {10}).data();
     EXPECT_NE(first, kept.data());
-    arena.take(DType::uint8, {20 << 20});   // a block of its own
+    arena.take(DType::uint8, {20 << 20});  // a block of its own
   }
   EXPECT_EQ(arena.take(DType::uint8, {10}).data(), first);
   EXPECT_EQ(arena.blocks(), 2u);

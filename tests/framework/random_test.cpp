@@ -30,7 +30,7 @@ TEST(RandomStream, PureFunctionOfSeedNameAndIndex) {
     seen.insert(other_name.bits(i));
   }
   EXPECT_EQ(seen.size(), 3000u);
-  const std::uint64_t far = (std::uint64_t{1} << 40) + 3;   // beyond 32 bits of the counter
+  const std::uint64_t far = (std::uint64_t{1} << 40) + 3;  // beyond 32 bits of the counter
   EXPECT_NE(a.bits(far), a.bits(3));
 }
 
@@ -63,7 +63,7 @@ TEST(RandomStream, NormalHasItsMoments) {
     fourth += x * x * x * x + y * y * y * y;
     neighbours += x * y;
   }
-  EXPECT_NEAR(sum / n, 0.0, 0.01);          // 6 standard errors
+  EXPECT_NEAR(sum / n, 0.0, 0.01);  // 6 standard errors
   EXPECT_NEAR(squares / n, 1.0, 0.015);
   EXPECT_NEAR(fourth / n, 3.0, 0.1);
   EXPECT_NEAR(2 * neighbours / n, 0.0, 0.015);

@@ -127,7 +127,8 @@ TEST_F(Signals, TerminationIsToldFromOtherStops) {
         wait_for_signal();
         if (told_to_terminate()) std::exit(2);
         kill(getpid(), SIGTERM);
-        for (int i = 0; i < 1000 && !told_to_terminate(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        for (int i = 0; i < 1000 && !told_to_terminate(); ++i)
+          std::this_thread::sleep_for(std::chrono::milliseconds(10));
         std::exit(told_to_terminate() && stop_signal() == SIGUSR1 ? 0 : 3);
       },
       ::testing::ExitedWithCode(0), "");

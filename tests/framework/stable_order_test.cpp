@@ -45,9 +45,7 @@ TEST(StableOrder, EqualsTheLibrarys) {
   }
 }
 
-TEST(StableOrder, RefusesNegativeKeys) {
-  EXPECT_THROW(stable_order(std::vector<std::int32_t>{1, -1}), InternalError);
-}
+TEST(StableOrder, RefusesNegativeKeys) { EXPECT_THROW(stable_order(std::vector<std::int32_t>{1, -1}), InternalError); }
 
 }  // namespace
 }  // namespace fulmen

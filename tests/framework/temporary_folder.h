@@ -1,4 +1,5 @@
-// A fresh folder for one test, removed afterwards. Without one (nullptr) it owns nothing: for ranks that only hear of it.
+// A fresh folder for one test, removed afterwards. Without one (nullptr) it owns nothing: for ranks that only hear of
+// it.
 #pragma once
 
 #include <stdlib.h>

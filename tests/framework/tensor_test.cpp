@@ -56,7 +56,7 @@ TEST(Tensor, SliceReachesTheRightElements) {
   EXPECT_TRUE(rows.is_contiguous());
   EXPECT_EQ(rows.as<double>(), values.data() + 6);
   EXPECT_EQ(t.slice(0, 2, 2).elements(), 0);
-  EXPECT_TRUE(columns.slice(0, 1, 2).is_contiguous());   // one row of it
+  EXPECT_TRUE(columns.slice(0, 1, 2).is_contiguous());  // one row of it
   EXPECT_THROW(t.slice(1, 2, 7), InternalError);
   EXPECT_THROW(t.slice(1, 3, 2), InternalError);
   EXPECT_THROW(t.slice(1, -1, 2), InternalError);
@@ -85,7 +85,7 @@ TEST(Tensor, ReshapeNeedsContiguousMemoryAndEqualCounts) {
 
 TEST(Tensor, SplitDimensionWorksOnStridedViews) {
   auto values = counting(3 * 10);
-  const Tensor strided = Tensor(values.data(), DType::fp64, {3, 10}).slice(1, 2, 8);   // [3, 6], stride 10
+  const Tensor strided = Tensor(values.data(), DType::fp64, {3, 10}).slice(1, 2, 8);  // [3, 6], stride 10
   const Tensor heads = strided.split_dimension(-1, 2);
   EXPECT_EQ(heads.shape(), (Shape{3, 3, 2}));
   EXPECT_EQ(elements(heads), elements(strided));

@@ -11,10 +11,8 @@ namespace {
 
 TEST(Timeline, TellsHiddenFromExposedCommunication) {
   const std::vector<ProfileInterval> intervals = {
-      {"product", 0, false, 1.0, 3.0},
-      {"norm", 0, false, 3.0, 4.0},
-      {"reduce", 1, true, 2.0, 5.5},    // hidden until 4
-      {"gather", 2, true, 5.0, 6.0},    // exposed, the first half with the other
+      {"product", 0, false, 1.0, 3.0}, {"norm", 0, false, 3.0, 4.0}, {"reduce", 1, true, 2.0, 5.5},  // hidden until 4
+      {"gather", 2, true, 5.0, 6.0},  // exposed, the first half with the other
       {"product", 0, false, 7.0, 8.0},
   };
   const TimelineSummary all = summarize_timeline(intervals, 0.0, 10.0);
@@ -26,7 +24,8 @@ TEST(Timeline, TellsHiddenFromExposedCommunication) {
 }
 
 TEST(Timeline, CountsOnlyWhatLiesInsideTheSpan) {
-  const std::vector<ProfileInterval> intervals = {{"a", 0, false, 0.0, 2.0}, {"b", 0, false, 1.0, 1.5}, {"c", 1, true, 5.0, 9.0}};
+  const std::vector<ProfileInterval> intervals = {
+      {"a", 0, false, 0.0, 2.0}, {"b", 0, false, 1.0, 1.5}, {"c", 1, true, 5.0, 9.0}};
   const TimelineSummary part = summarize_timeline(intervals, 1.0, 6.0);
   EXPECT_DOUBLE_EQ(part.compute, 1.0);
   EXPECT_DOUBLE_EQ(part.exposed_communication, 1.0);
@@ -59,7 +58,8 @@ TEST(Timeline, ScopesOfTheProfilerBecomeIntervalsAndEntries) {
 }
 
 TEST(Timeline, TheTraceHoldsEveryRanksIntervals) {
-  const std::vector<ProfileInterval> intervals = {{"product", 0, false, 0.001, 0.003}, {"reduce", 1, true, 0.002, 0.004}};
+  const std::vector<ProfileInterval> intervals = {{"product", 0, false, 0.001, 0.003},
+                                                  {"reduce", 1, true, 0.002, 0.004}};
   const std::vector<std::string> events = {chrome_trace_events(intervals, 0), chrome_trace_events(intervals, 1)};
   const nlohmann::json trace = nlohmann::json::parse(chrome_trace(events));
   int drawn = 0;

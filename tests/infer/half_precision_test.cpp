@@ -44,12 +44,12 @@ TEST(HalfPrecision, KnownValues) {
   EXPECT_EQ(fp16_to_float(0x0001), 0x1p-24F);
   EXPECT_EQ(fp16_to_float(0xfbff), -65504.0F);
   EXPECT_EQ(bf16_to_float(0x3f80), 1.0F);
-  EXPECT_EQ(to_bf16(1.0F + 0x1p-8F), 0x3f80);           // a tie, to even
-  EXPECT_EQ(to_bf16(1.0 + 0x1p-8 + 0x1p-40), 0x3f81);   // no tie, though it is one after rounding to fp32
+  EXPECT_EQ(to_bf16(1.0F + 0x1p-8F), 0x3f80);          // a tie, to even
+  EXPECT_EQ(to_bf16(1.0 + 0x1p-8 + 0x1p-40), 0x3f81);  // no tie, though it is one after rounding to fp32
   EXPECT_EQ(to_fp16(65520.0F), 0x7c00);
   EXPECT_EQ(to_fp16(-1e300), 0xfc00);
   EXPECT_EQ(to_bf16(1e300), 0x7f80);
-  EXPECT_EQ(to_fp16(0x1p-25), 0x0000);   // a tie with zero
+  EXPECT_EQ(to_fp16(0x1p-25), 0x0000);  // a tie with zero
   EXPECT_EQ(to_fp16(0x1.8p-25), 0x0001);
   EXPECT_EQ(to_bf16(std::numeric_limits<double>::denorm_min()), 0x0000);
 }

@@ -51,13 +51,13 @@ TEST(SafetensorsFolder, OneFile) {
   EXPECT_TRUE(fs::exists(folder.path() / "deep" / "model" / "model.safetensors"));
   EXPECT_FALSE(fs::exists(folder.path() / "deep" / "model" / "model.safetensors.index.json"));
   expect_model(folder.path() / "deep" / "model");
-  write_model(folder.path() / "deep" / "model", 1 << 20);   // over itself
+  write_model(folder.path() / "deep" / "model", 1 << 20);  // over itself
   expect_model(folder.path() / "deep" / "model");
 }
 
 TEST(SafetensorsFolder, SeveralFilesWithAnIndex) {
   const TemporaryFolder folder;
-  write_model(folder.path(), 200);   // 160, 48 + 48, 160 bytes
+  write_model(folder.path(), 200);  // 160, 48 + 48, 160 bytes
   EXPECT_TRUE(fs::exists(folder.path() / "model-00001-of-00003.safetensors"));
   EXPECT_TRUE(fs::exists(folder.path() / "model-00003-of-00003.safetensors"));
   expect_model(folder.path());

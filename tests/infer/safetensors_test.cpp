@@ -47,14 +47,13 @@ Tensor view(std::vector<T>& values, const Shape& shape) {
 // Written by the Python package safetensors 0.8.0 with numpy: {"a.i64": [1, -2], "scalar": 7.0, "b.f32": [[0, .25, .5],
 // [.75, 1, 1.25]], "empty": shape (0, 3), "c.f16": [1.5, -.25, 65504], "u8": [1, 2, 255]}, metadata {"format": "pt"}.
 std::string reference_file() {
-  std::string header =
-      R"({"__metadata__":{"format":"pt"},"a.i64":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},)"
-      R"("scalar":{"dtype":"F64","shape":[],"data_offsets":[16,24]},)"
-      R"("b.f32":{"dtype":"F32","shape":[2,3],"data_offsets":[24,48]},)"
-      R"("empty":{"dtype":"F32","shape":[0,3],"data_offsets":[48,48]},)"
-      R"("c.f16":{"dtype":"F16","shape":[3],"data_offsets":[48,54]},)"
-      R"("u8":{"dtype":"U8","shape":[3],"data_offsets":[54,57]}})"
-      "       ";
+  std::string header = R"({"__metadata__":{"format":"pt"},"a.i64":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},)"
+                       R"("scalar":{"dtype":"F64","shape":[],"data_offsets":[16,24]},)"
+                       R"("b.f32":{"dtype":"F32","shape":[2,3],"data_offsets":[24,48]},)"
+                       R"("empty":{"dtype":"F32","shape":[0,3],"data_offsets":[48,48]},)"
+                       R"("c.f16":{"dtype":"F16","shape":[3],"data_offsets":[48,54]},)"
+                       R"("u8":{"dtype":"U8","shape":[3],"data_offsets":[54,57]}})"
+                       "       ";
   const std::string hex =
       "0100000000000000feffffffffffffff0000000000001c40000000000000803e0000003f0000403f0000803f0000a03f003e00b4ff7b0102"
       "ff";
@@ -157,7 +156,7 @@ void expect_part(const SafetensorsReader& reader, const SafetensorsTensor& tenso
   for (const std::int64_t extent : tensor.shape) {
     offset.push_back(pick(generator, 0, extent - 1));
     shape.push_back(pick(generator, 1, extent - offset.back()));
-    if (pick(generator, 0, 2) == 0) offset.back() = 0, shape.back() = extent;   // whole dimensions make longer runs
+    if (pick(generator, 0, 2) == 0) offset.back() = 0, shape.back() = extent;  // whole dimensions make longer runs
   }
   Window<T> window(shape, pick(generator, 0, 2));
   reader.read(tensor.name, offset, window.tensor);
@@ -188,8 +187,7 @@ TEST(Safetensors, RoundTripThroughRandomHyperslabs) {
       write_part<float>(writer, tensor, {}, {}, 0);
       continue;
     }
-    const std::int64_t extent = tensor.shape[0],
-                       cut = pick(generator, 1, extent - 1);   // in two parts, the later first
+    const std::int64_t extent = tensor.shape[0], cut = pick(generator, 1, extent - 1);  // in two parts, the later first
     Shape shape = tensor.shape;
     std::vector<std::int64_t> offset(shape.size(), 0);
     offset[0] = cut, shape[0] = extent - cut;
@@ -297,21 +295,15 @@ TEST(Safetensors, PlacesThatDoNotFit) {
       {"too large"});
   expect_mentions(refusal_of_header(R"({"x": {"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}})"),
                   {"too large"});
-  expect_mentions(
-      refusal_of_header(
-          R"({"x":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},)"
-          R"("y":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
-      {"x and y overlap"});
-  expect_mentions(
-      refusal_of_header(
-          R"({"x":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
-          R"("y":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
-      {"bytes 3 to 4", "no tensor"});
-  expect_mentions(
-      refusal_of_header(
-          R"({"x":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},)"
-          R"("x":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})"),
-      {"'x'", "twice"});
+  expect_mentions(refusal_of_header(R"({"x":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},)"
+                                    R"("y":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
+                  {"x and y overlap"});
+  expect_mentions(refusal_of_header(R"({"x":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
+                                    R"("y":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
+                  {"bytes 3 to 4", "no tensor"});
+  expect_mentions(refusal_of_header(R"({"x":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},)"
+                                    R"("x":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})"),
+                  {"'x'", "twice"});
   expect_mentions(refusal_of_header(R"({"x":{"dtype":"U8","dtype":"I8","shape":[8],"data_offsets":[0,8]}})"),
                   {"'dtype'", "twice"});
 }

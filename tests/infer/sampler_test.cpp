@@ -159,7 +159,7 @@ TEST(Sampler, LogitsThatAreNoNumbersDiverge) {
     }
     std::vector<float> impossible(20, -INFINITY);
     EXPECT_THROW(static_cast<void>(sampler.sample(view(impossible), 0)), DivergedError);
-    impossible[13] = -1e30F;   // the one that is left
+    impossible[13] = -1e30F;  // the one that is left
     for (int i = 0; i < 20; ++i) EXPECT_EQ(sampler.sample(view(impossible), i), 13);
   }
 }

@@ -25,8 +25,8 @@ TEST(Adamw, EqualsTheOracle) {
       for (const double scale : {1.0, 0.25}) {
         Random random(++stream);
         Host host;
-        const AdamwOptions options{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1,
-                                   .learning_rate_scale = scale};
+        const AdamwOptions options{
+            .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1, .learning_rate_scale = scale};
         Values parameters = testing::rounded(random.normals(count), dtype), exp_avg(count, 0.0), exp_avg_sq(count, 0.0);
         const Tensor ps = host.tensor(dtype, {count}, parameters);
         const Tensor ms = host.tensor(dtype, {count}, exp_avg), vs = host.tensor(dtype, {count}, exp_avg_sq);
@@ -78,9 +78,10 @@ TEST(Adamw, RefusesUnequalLengths) {
 // changes.
 TEST(Adamw, SlicesOfAnyAlignment) {
   struct DTypes {
-    DType parameters, gradients, rounded;   // rounded as the parameters: no copy
+    DType parameters, gradients, rounded;  // rounded as the parameters: no copy
   };
-  std::vector<DTypes> dtypes = {{DType::fp64, DType::fp64, DType::fp64}, {DType::fp32, DType::fp32, DType::fp32},
+  std::vector<DTypes> dtypes = {{DType::fp64, DType::fp64, DType::fp64},
+                                {DType::fp32, DType::fp32, DType::fp32},
                                 {DType::fp32, DType::fp64, DType::fp32}};
   if (testing::on_gpu()) {
     dtypes.push_back({DType::fp32, DType::fp32, DType::bf16});

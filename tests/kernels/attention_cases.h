@@ -11,14 +11,14 @@ namespace fulmen::testing {
 
 // Where q, k and v lie.
 enum class Layout : std::uint8_t {
-  separate,   // each contiguous
-  ragged,     // slices of one [tokens, ...] buffer whose rows are no multiple of anything
-  aligned,    // slices of one buffer; where the widths are multiples of 8, so are rows and slices
+  separate,  // each contiguous
+  ragged,    // slices of one [tokens, ...] buffer whose rows are no multiple of anything
+  aligned,   // slices of one buffer; where the widths are multiples of 8, so are rows and slices
 };
 
 struct AttentionCase {
   std::int64_t batch = 1, length = 1, heads = 1, key_width = 1, value_width = 1;
-  double slope = 0.1;              // of the first head; the others' are spread below it
+  double slope = 0.1;  // of the first head; the others' are spread below it
   bool lrpe = false;
   bool initial_state = false;
   bool documents = false;
@@ -27,11 +27,11 @@ struct AttentionCase {
   Activation value_activation = Activation::none;
 
   std::string describe() const {
-    return fmt::format("batch {} length {} heads {} key {} value {} slope {} lrpe {} initial {} documents {} layout {} "
-                       "activations {} {}",
-                       batch, length, heads, key_width, value_width, slope, lrpe, initial_state, documents,
-                       static_cast<int>(layout), static_cast<int>(query_key_activation),
-                       static_cast<int>(value_activation));
+    return fmt::format(
+        "batch {} length {} heads {} key {} value {} slope {} lrpe {} initial {} documents {} layout {} "
+        "activations {} {}",
+        batch, length, heads, key_width, value_width, slope, lrpe, initial_state, documents, static_cast<int>(layout),
+        static_cast<int>(query_key_activation), static_cast<int>(value_activation));
   }
 };
 
@@ -71,8 +71,8 @@ inline reference::LinearAttentionProblem random_problem(const AttentionCase& c, 
   }
   p.segments = random_segments(c.batch, c.length, c.documents, random);
   if (c.initial_state)
-    p.initial_state = rounded(random.normals(c.batch * c.heads * p.state_width() * c.value_width),
-                              accumulation_dtype(dtype));
+    p.initial_state =
+        rounded(random.normals(c.batch * c.heads * p.state_width() * c.value_width), accumulation_dtype(dtype));
   return p;
 }
 

@@ -28,8 +28,16 @@ class HeadRecurrence {
  public:
   HeadRecurrence(const reference::LinearAttentionProblem& p, const Upstream& upstream, std::int64_t row,
                  std::int64_t head, Recurrence& all, Values& d_theta, Values& theta_squares)
-      : p_(p), upstream_(upstream), row_(row), head_(head), keys_(p.state_width()), values_(p.value_width),
-        decay_(std::exp(-p.slope[head])), all_(all), d_theta_(d_theta), theta_squares_(theta_squares) {
+      : p_(p),
+        upstream_(upstream),
+        row_(row),
+        head_(head),
+        keys_(p.state_width()),
+        values_(p.value_width),
+        decay_(std::exp(-p.slope[head])),
+        all_(all),
+        d_theta_(d_theta),
+        theta_squares_(theta_squares) {
     query_ = features(p.query), key_ = features(p.key);
     for (std::int64_t t = 0; t < p.length; ++t) {
       for (std::int64_t j = 0; j < values_; ++j) {
@@ -119,8 +127,7 @@ class HeadRecurrence {
       }
       for (std::int64_t j = 0; j < values_; ++j) {
         const std::int64_t i = at(t, values_, j);
-        all_.derivatives.d_value[i] =
-            d_value[j] * reference::activation_derivative(p_.value_activation, p_.value[i]);
+        all_.derivatives.d_value[i] = d_value[j] * reference::activation_derivative(p_.value_activation, p_.value[i]);
       }
     }
     for (std::int64_t i = 0; i < keys_ * values_; ++i)
@@ -154,7 +161,7 @@ class HeadRecurrence {
   std::int64_t row_, head_, keys_, values_;
   double decay_;
   Recurrence& all_;
-  Values &d_theta_, &theta_squares_;   // [key width], of this row and head
+  Values &d_theta_, &theta_squares_;  // [key width], of this row and head
   Values query_, key_, value_, d_output_, d_query_;
   std::vector<bool> starts_;
 };

@@ -35,13 +35,13 @@ struct Result {
 // All of it in one call.
 Result whole_cross_entropy(const Problem& p, DType dtype, std::int64_t padding, double scale, bool in_place) {
   Host host;
-  const Tensor logits = host.poisoned_strided(dtype, p.tokens, p.vocabulary + padding, 2);   // padded columns stay NaN
+  const Tensor logits = host.poisoned_strided(dtype, p.tokens, p.vocabulary + padding, 2);  // padded columns stay NaN
   testing::write(logits.slice(1, 0, p.vocabulary), p.logits);
   const Tensor d_logits = in_place ? logits : host.poisoned_strided(dtype, p.tokens, p.vocabulary + padding, 3);
   const Tensor losses = host.poisoned(DType::fp64, {p.tokens});
   cross_entropy(host.execution, logits, host.integers<std::int32_t>({p.tokens}, p.targets),
-                host.integers<float>({p.tokens}, p.weights), p.vocabulary, host.tensor(DType::fp64, {1}, {scale}), losses,
-                d_logits);
+                host.integers<float>({p.tokens}, p.weights), p.vocabulary, host.tensor(DType::fp64, {1}, {scale}),
+                losses, d_logits);
   for (const double padded : testing::read(d_logits.slice(1, p.vocabulary, p.vocabulary + padding)))
     EXPECT_EQ(padded, 0.0) << "padding";
   return {testing::read(losses), testing::read(d_logits.slice(1, 0, p.vocabulary))};
@@ -62,7 +62,7 @@ Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_
   for (int rank = 0; rank < ranks; ++rank) {
     first.push_back(std::min(p.vocabulary, rank * local));
     valid.push_back(std::min(local, p.vocabulary - first[rank]));
-    logits.push_back(host.poisoned_strided(dtype, p.tokens, local, 2));   // padded columns stay NaN
+    logits.push_back(host.poisoned_strided(dtype, p.tokens, local, 2));  // padded columns stay NaN
     for (std::int64_t t = 0; t < p.tokens && valid[rank] > 0; ++t) {
       const auto row = p.logits.begin() + t * p.vocabulary + first[rank];
       testing::write(logits[rank].slice(0, t, t + 1).slice(1, 0, valid[rank]), Values(row, row + valid[rank]));
@@ -85,8 +85,8 @@ Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_
   }
   const Tensor global_sum = host.tensor(wide, {p.tokens}, exp_sum);
   const Tensor losses = host.poisoned(DType::fp64, {p.tokens});
-  cross_entropy_losses(host.execution, global_maximum, global_sum, host.tensor(wide, {p.tokens}, target_logit),
-                       weights, losses);
+  cross_entropy_losses(host.execution, global_maximum, global_sum, host.tensor(wide, {p.tokens}, target_logit), weights,
+                       losses);
   Result result{testing::read(losses), Values(p.logits.size(), std::nan(""))};
   for (int rank = 0; rank < ranks; ++rank) {
     const Tensor d_logits = in_place ? logits[rank] : host.poisoned_strided(dtype, p.tokens, local, 3);
@@ -104,7 +104,7 @@ Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_
 TEST(CrossEntropy, EqualsTheOracleHoweverItIsSplit) {
   std::uint64_t stream = 90000;
   for (const std::int64_t vocabulary : {1, 2, 17, 64, 300}) {
-    for (const int ranks : {1, 2, 3, 8}) {   // 1: whole, in one call
+    for (const int ranks : {1, 2, 3, 8}) {  // 1: whole, in one call
       for (const DType dtype : testing::test_dtypes()) {
         Random random(++stream);
         const Problem p = random_problem(random.integer(1, 30), vocabulary, dtype, 3.0, random);

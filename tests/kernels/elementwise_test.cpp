@@ -62,7 +62,8 @@ void expect_sum_of_parts(std::int64_t size, DType dtype, int count, std::uint64_
   std::vector<Tensor> parts;
   for (int p = 0; p < count; ++p) {
     const Values values = testing::rounded(random.normals(size), dtype);
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = p == 0 ? static_cast<Sum>(values[i]) : sum[i] + static_cast<Sum>(values[i]);
+    for (std::size_t i = 0; i < sum.size(); ++i)
+      sum[i] = p == 0 ? static_cast<Sum>(values[i]) : sum[i] + static_cast<Sum>(values[i]);
     parts.push_back(host.tensor(dtype, {size}, values));
   }
   const Values expected = testing::rounded(Values(sum.begin(), sum.end()), dtype);
@@ -276,7 +277,11 @@ TEST(Elementwise, CopyOfFiveDimensions) {
         const Values values = testing::rounded(random.normals(2 * 3 * 2 * 3 * width), narrower(from, to));
         const auto sliced = [&](DType dtype) {
           return host.poisoned(dtype, {3, 4, 3, 5, width + 8})
-              .slice(0, 1, 3).slice(1, 0, 3).slice(2, 1, 3).slice(3, 1, 4).slice(4, 8, 8 + width);
+              .slice(0, 1, 3)
+              .slice(1, 0, 3)
+              .slice(2, 1, 3)
+              .slice(3, 1, 4)
+              .slice(4, 8, 8 + width);
         };
         const Tensor source = sliced(from), target = sliced(to);
         testing::write(source, values);

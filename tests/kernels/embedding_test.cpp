@@ -25,7 +25,8 @@ std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabul
 
 TokenOrder order_of(const std::vector<std::int32_t>& tokens, Host& host) {
   const StableOrder order = stable_order(tokens);
-  return {host.integers<std::int32_t>({static_cast<std::int64_t>(tokens.size())}, order.places), order.distinct, order.longest_run};
+  return {host.integers<std::int32_t>({static_cast<std::int64_t>(tokens.size())}, order.places), order.distinct,
+          order.longest_run};
 }
 
 TEST(Embedding, EqualsTheOracleWhenSplit) {
@@ -50,7 +51,8 @@ TEST(Embedding, EqualsTheOracleWhenSplit) {
         for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
         for (const DType gradient_dtype : {accumulation_dtype(dtype), DType::fp64}) {
           const Tensor d_weight = host.tensor(gradient_dtype, {rows, width}, before);
-          embedding_backward(host.execution, ids, order, host.strided(dtype, count, width, 2, d_out), first, 8.0, d_weight);
+          embedding_backward(host.execution, ids, order, host.strided(dtype, count, width, 2, d_out), first, 8.0,
+                             d_weight);
           testing::expect_close(d_weight, expected, testing::tolerance_of(accumulation_dtype(dtype)), "d_weight");
         }
       }
@@ -114,8 +116,8 @@ std::vector<DType> gradient_dtypes(DType dtype) {
 void check_backward(DType dtype, const std::vector<std::int32_t>& tokens, std::int64_t width, std::int64_t offset,
                     std::int64_t first, std::int64_t rows, Random& random) {
   const auto count = static_cast<std::int64_t>(tokens.size());
-  SCOPED_TRACE(fmt::format("{}, {} tokens, rows [{}, {}), width {} at {}", name_of(dtype), count, first, first + rows, width,
-                           offset));
+  SCOPED_TRACE(fmt::format("{}, {} tokens, rows [{}, {}), width {} at {}", name_of(dtype), count, first, first + rows,
+                           width, offset));
   // How large the sum of the longest run may become on its way: its rounding stays even if the terms then cancel.
   std::map<std::int32_t, std::int64_t> runs;
   std::int64_t longest = 0;
@@ -168,8 +170,8 @@ TEST(Embedding, BackwardOfRunsOfEveryLength) {
   }
 }
 
-// A run of each length at each place among single tokens: a GPU cuts the order into windows of 16, and a run that goes on
-// for 32 after its window is summed in parts.
+// A run of each length at each place among single tokens: a GPU cuts the order into windows of 16, and a run that goes
+// on for 32 after its window is summed in parts.
 TEST(Embedding, BackwardOfOneRunAtEveryPlace) {
   Random random(106000);
   const DType dtype = testing::test_dtypes().back();
@@ -181,7 +183,7 @@ TEST(Embedding, BackwardOfOneRunAtEveryPlace) {
         for (std::int32_t i = 0; i < begin; ++i) tokens.push_back(i);
         for (std::int32_t i = 0; i < length; ++i) tokens.push_back(20);
         for (std::int32_t i = 0; i < behind; ++i) tokens.push_back(30 + i);
-        for (std::size_t i = tokens.size(); i-- > 1;)   // any order but their own
+        for (std::size_t i = tokens.size(); i-- > 1;)  // any order but their own
           std::swap(tokens[i], tokens[static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(i)))]);
         check_backward(dtype, tokens, 4, 0, 0, 50, random);
         check_backward(dtype, tokens, 4, 0, 20, 1, random);   // the rest are other ranks'

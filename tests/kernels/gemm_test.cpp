@@ -14,8 +14,8 @@ using testing::Values;
 
 TEST(Gemm, EqualsTheOracle) {
   std::uint64_t stream = 60000;
-  const std::int64_t shapes[][3] = {{1, 1, 1},  {1, 17, 9}, {13, 1, 5},   {5, 7, 1},    {33, 65, 17},
-                                    {64, 64, 64}, {70, 3, 129}, {100, 130, 61}, {0, 4, 3}, {4, 0, 3}, {4, 3, 0}};
+  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 17, 9},     {13, 1, 5}, {5, 7, 1}, {33, 65, 17}, {64, 64, 64},
+                                    {70, 3, 129}, {100, 130, 61}, {0, 4, 3},  {4, 0, 3}, {4, 3, 0}};
   for (const auto& [m, n, k] : shapes) {
     for (const DType dtype : testing::test_dtypes()) {
       for (int variant = 0; variant < 8; ++variant) {
@@ -79,17 +79,23 @@ TEST(Gemm, AccumulatesIntoAWiderMatrix) {
 // Terms of which little is left, in matrices larger than what is widened at a time: what is rounded is the sum alone.
 TEST(Gemm, Fp32IsRoundedOnceOnAGpu) {
   if (!testing::on_gpu()) GTEST_SKIP() << "The CPU adds fp32 products in fp32.";
-  if (!gpu::fast_in_double_precision(testing::test_device().index)) GTEST_SKIP() << "This GPU adds fp32 products in fp32.";
+  if (!gpu::fast_in_double_precision(testing::test_device().index))
+    GTEST_SKIP() << "This GPU adds fp32 products in fp32.";
   Random random(64500);
-  constexpr double half_unit = 0x1p-24;   // relative
+  constexpr double half_unit = 0x1p-24;  // relative
   const std::int64_t shapes[][3] = {{3, 5, 9000}, {2, 4099, 7}, {4099, 3, 5}, {9, 8, 4096}, {70, 90, 300}};
   for (const auto& [m, n, k] : shapes) {
     for (int variant = 0; variant < 8; ++variant) {
       const bool transpose_a = variant & 1, transpose_b = variant & 2, accumulate = variant & 4;
       Host host;
-      Values a = testing::rounded(random.normals(m * k), DType::fp32), b = testing::rounded(random.normals(k * n), DType::fp32);
-      const auto a_at = [&](std::int64_t i, std::int64_t l) -> double& { return a[transpose_a ? l * m + i : i * k + l]; };
-      const auto b_at = [&](std::int64_t l, std::int64_t j) -> double& { return b[transpose_b ? j * k + l : l * n + j]; };
+      Values a = testing::rounded(random.normals(m * k), DType::fp32),
+             b = testing::rounded(random.normals(k * n), DType::fp32);
+      const auto a_at = [&](std::int64_t i, std::int64_t l) -> double& {
+        return a[transpose_a ? l * m + i : i * k + l];
+      };
+      const auto b_at = [&](std::int64_t l, std::int64_t j) -> double& {
+        return b[transpose_b ? j * k + l : l * n + j];
+      };
       for (std::int64_t i = 0; i < m; ++i)
         for (std::int64_t l = 0; l + 1 < k; l += 2) a_at(i, l + 1) = a_at(i, l);
       for (std::int64_t l = 0; l + 1 < k; l += 2)
@@ -97,7 +103,8 @@ TEST(Gemm, Fp32IsRoundedOnceOnAGpu) {
       const Values before = testing::rounded(random.normals(m * n, 1e-3), DType::fp32);
       Values expected = reference::gemm(a, transpose_a, b, transpose_b, m, n, k);
       for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += accumulate ? before[i] : 0.0;
-      const Tensor c = accumulate ? host.strided(DType::fp32, m, n, 3, before) : host.poisoned_strided(DType::fp32, m, n, 3);
+      const Tensor c =
+          accumulate ? host.strided(DType::fp32, m, n, 3, before) : host.poisoned_strided(DType::fp32, m, n, 3);
       gemm(host.execution, host.strided(DType::fp32, transpose_a ? k : m, transpose_a ? m : k, variant % 5, a),
            host.strided(DType::fp32, transpose_b ? n : k, transpose_b ? k : n, variant % 4, b), c,
            {transpose_a, transpose_b, accumulate});

@@ -111,8 +111,7 @@ class DeviceEnvironment final : public ::testing::Environment {
     GTEST_SKIP() << reason;
   }
 };
-inline ::testing::Environment* const device_environment =
-    ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
+inline ::testing::Environment* const device_environment = ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
 
 template <class F>
 decltype(auto) dispatch_floating(DType dtype, F&& f) {
@@ -173,9 +172,8 @@ inline void write(const Tensor& x, const Values& values) {
   detail::dispatch_floating(x.dtype(), [&]<class T>(T) {
     std::vector<T> host = detail::copy_of_span<T>(x);
     std::size_t i = 0;
-    for_each_offset(x, [&](std::int64_t offset) {
-      host[static_cast<std::size_t>(offset)] = detail::from_double<T>(values[i++]);
-    });
+    for_each_offset(
+        x, [&](std::int64_t offset) { host[static_cast<std::size_t>(offset)] = detail::from_double<T>(values[i++]); });
     detail::copy_bytes_to(x, host.data(), host.size() * sizeof(T));
   });
 }
@@ -185,9 +183,8 @@ inline Values read(const Tensor& x) {
   if (x.elements() == 0) return values;
   detail::dispatch_floating(x.dtype(), [&]<class T>(T) {
     const std::vector<T> host = detail::copy_of_span<T>(x);
-    for_each_offset(x, [&](std::int64_t offset) {
-      values.push_back(detail::as_double(host[static_cast<std::size_t>(offset)]));
-    });
+    for_each_offset(
+        x, [&](std::int64_t offset) { values.push_back(detail::as_double(host[static_cast<std::size_t>(offset)])); });
   });
   return values;
 }
@@ -220,7 +217,7 @@ class Host {
   Tensor poisoned(DType dtype, const Shape& shape) {
     FULMEN_CHECK(is_floating(dtype), "{} knows no NaN", name_of(dtype));
     const Tensor x = allocate(dtype, shape);
-    const std::vector<unsigned char> ones(x.bytes(), 0xff);   // a NaN in each of the dtypes
+    const std::vector<unsigned char> ones(x.bytes(), 0xff);  // a NaN in each of the dtypes
     detail::copy_bytes_to(x, ones.data(), ones.size());
     return x;
   }
@@ -256,7 +253,7 @@ class Host {
     return tensors_.back().view();
   }
 
-  std::unique_ptr<ExecutionResources> own_;   // on the CPU
+  std::unique_ptr<ExecutionResources> own_;  // on the CPU
   std::deque<OwnedTensor> tensors_;
 };
 

@@ -74,14 +74,34 @@ void expect_finite_differences(const AttentionCase& c, Random& random) {
 TEST(LinearAttentionBackward, EqualsFiniteDifferences) {
   Random random(20000);
   expect_finite_differences({.batch = 1, .length = 70, .heads = 2, .key_width = 3, .value_width = 2}, random);
-  expect_finite_differences({.batch = 2, .length = 67, .heads = 1, .key_width = 2, .value_width = 3, .slope = 0.02,
-                             .lrpe = true, .initial_state = true, .value_activation = Activation::silu},
+  expect_finite_differences({.batch = 2,
+                             .length = 67,
+                             .heads = 1,
+                             .key_width = 2,
+                             .value_width = 3,
+                             .slope = 0.02,
+                             .lrpe = true,
+                             .initial_state = true,
+                             .value_activation = Activation::silu},
                             random);
-  expect_finite_differences({.batch = 2, .length = 40, .heads = 2, .key_width = 3, .value_width = 2, .lrpe = true,
-                             .initial_state = true, .documents = true, .layout = Layout::separate},
+  expect_finite_differences({.batch = 2,
+                             .length = 40,
+                             .heads = 2,
+                             .key_width = 3,
+                             .value_width = 2,
+                             .lrpe = true,
+                             .initial_state = true,
+                             .documents = true,
+                             .layout = Layout::separate},
                             random);
-  expect_finite_differences({.batch = 1, .length = 9, .heads = 3, .key_width = 4, .value_width = 5, .slope = 1.0,
-                             .initial_state = true, .query_key_activation = Activation::sigmoid,
+  expect_finite_differences({.batch = 1,
+                             .length = 9,
+                             .heads = 3,
+                             .key_width = 4,
+                             .value_width = 5,
+                             .slope = 1.0,
+                             .initial_state = true,
+                             .query_key_activation = Activation::sigmoid,
                              .value_activation = Activation::sigmoid},
                             random);
 }
@@ -89,8 +109,14 @@ TEST(LinearAttentionBackward, EqualsFiniteDifferences) {
 TEST(LinearAttentionBackward, ResultsDoNotDependOnTheThreads) {
   FULMEN_CPU_ONLY("about threads of the CPU");
   const int threads = compute_threads();
-  const AttentionCase c{.batch = 3, .length = 150, .heads = 3, .key_width = 33, .value_width = 20, .lrpe = true,
-                        .initial_state = true, .documents = true};
+  const AttentionCase c{.batch = 3,
+                        .length = 150,
+                        .heads = 3,
+                        .key_width = 33,
+                        .value_width = 20,
+                        .lrpe = true,
+                        .initial_state = true,
+                        .documents = true};
   Random random(30000);
   const auto problem = testing::random_problem(c, DType::fp32, random);
   const Upstream upstream = testing::random_upstream(problem, DType::fp32, true, random);

@@ -1,5 +1,5 @@
-// A sequence cut into slices on one device, without any communication: what the slices compute from their own tokens and
-// the states they pass on is what the oracle computes from the whole sequence.
+// A sequence cut into slices on one device, without any communication: what the slices compute from their own tokens
+// and the states they pass on is what the oracle computes from the whole sequence.
 #include "kernels/linear_attention_states.h"
 
 #include "tests/kernels/attention_cases.h"
@@ -29,7 +29,8 @@ std::vector<AttentionCase> sliced_cases() {
                        .documents = variant >= 1,
                        .layout = static_cast<Layout>(i % 3),
                        .value_activation = i % 5 == 0 ? Activation::silu : Activation::none});
-  // What the fast path takes, with slices that it cuts into pieces, and decays that keep all of a slice in sight or little.
+  // What the fast path takes, with slices that it cuts into pieces, and decays that keep all of a slice in sight or
+  // little.
   if (testing::on_gpu())
     for (const std::int64_t width : {64, 128})
       for (int variant = 0; variant < 4; ++variant)
@@ -49,8 +50,10 @@ std::vector<AttentionCase> sliced_cases() {
 class Slices {
  public:
   Slices(const AttentionCase& c, DType dtype, Random& random)
-      : dtype_(dtype), problem(testing::random_problem(c, dtype, random)), count_(random.integer(2, std::min<std::int64_t>(8, c.length))) {
-    std::vector<std::int64_t> cuts;   // anywhere, no slice empty
+      : dtype_(dtype),
+        problem(testing::random_problem(c, dtype, random)),
+        count_(random.integer(2, std::min<std::int64_t>(8, c.length))) {
+    std::vector<std::int64_t> cuts;  // anywhere, no slice empty
     for (std::int64_t t = 1; t < c.length; ++t) cuts.push_back(t);
     for (std::size_t k = cuts.size(); k > 1; --k)
       std::swap(cuts[k - 1], cuts[static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(k) - 1))]);
@@ -104,7 +107,8 @@ class Slices {
   Tensor combine(std::int64_t slice, SliceSide side) {
     const Tensor out = host.poisoned(states.dtype(), testing::state_shape(problem));
     const Tensor reaches = host.integers<std::int64_t>({problem.batch}, reach(slice, side));
-    combine_slice_states(host.execution, {states, whole.slope, device_bounds, static_cast<int>(slice)}, side, reaches, out);
+    combine_slice_states(host.execution, {states, whole.slope, device_bounds, static_cast<int>(slice)}, side, reaches,
+                         out);
     return out;
   }
 
@@ -146,7 +150,8 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeForward) {
         inputs.initial_state = slices.combine(s, SliceSide::before);
         linear_attention_add_initial_state(host.execution, inputs, {slices.part(later, s), squares_later, {}});
         const Tensor& kept = pieces[static_cast<std::size_t>(s)];
-        linear_attention_forward(host.execution, inputs, {slices.part(at_once, s), squares_at_once, {}, kept, !kept.is_null()});
+        linear_attention_forward(host.execution, inputs,
+                                 {slices.part(at_once, s), squares_at_once, {}, kept, !kept.is_null()});
         testing::expect_close(squares_later, testing::read(squares_at_once), testing::tolerance_of(dtype),
                               fmt::format("square sums of slice {}: {}", s, c.describe()));
       }
@@ -189,7 +194,8 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
         linear_attention_forward(host.execution, inputs, {slices.part(output, s), {}, {}, kept, !kept.is_null()});
       }
 
-      // One token sees itself at no distance, where the terms of theta's gradient cancel: what it is added to sets the scale.
+      // One token sees itself at no distance, where the terms of theta's gradient cancel: what it is added to sets the
+      // scale.
       const Values theta_before = random.normals(static_cast<std::int64_t>(problem.theta.size()));
       for (const bool added : {false, true}) {
         const testing::Triple triple = testing::make_triple(host, problem, dtype, c.layout);
@@ -205,7 +211,7 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
           gradients.d_value = slices.part(triple.value, s);
           gradients.d_theta = d_theta;
           const Tensor after = slices.combine(s, SliceSide::after);
-          if (!added) {   // and with the states of pieces that are there
+          if (!added) {  // and with the states of pieces that are there
             gradients.d_final_state = after;
             inputs.piece_states = piece_states[static_cast<std::size_t>(s)];
             gradients.piece_gradients = piece_gradients[static_cast<std::size_t>(s)];
@@ -235,12 +241,13 @@ TEST(LinearAttentionStates, CombinesWhatTheDocumentReaches) {
   const Tensor bounds = host.integers<std::int64_t>({4}, {0, 2, 5, 6});
   const auto combined = [&](int slice, SliceSide side, std::int64_t reach) {
     const Tensor out = host.poisoned(DType::fp64, {1, 1, 1, 1});
-    combine_slice_states(host.execution, {states, slope, bounds, slice}, side, host.integers<std::int64_t>({1}, {reach}), out);
+    combine_slice_states(host.execution, {states, slope, bounds, slice}, side,
+                         host.integers<std::int64_t>({1}, {reach}), out);
     return testing::read(out)[0];
   };
   EXPECT_DOUBLE_EQ(combined(0, SliceSide::before, 0), 0.0);
-  EXPECT_DOUBLE_EQ(combined(2, SliceSide::before, 0), 0.0);          // a document begins with the slice
-  EXPECT_DOUBLE_EQ(combined(2, SliceSide::before, 3), 10.0);         // with the slice before
+  EXPECT_DOUBLE_EQ(combined(2, SliceSide::before, 0), 0.0);   // a document begins with the slice
+  EXPECT_DOUBLE_EQ(combined(2, SliceSide::before, 3), 10.0);  // with the slice before
   EXPECT_DOUBLE_EQ(combined(2, SliceSide::before, 4), 10.0 + 0.125);
   EXPECT_DOUBLE_EQ(combined(0, SliceSide::after, 6), 10.0 + 12.5);
   EXPECT_DOUBLE_EQ(combined(0, SliceSide::after, 3), 10.0);

@@ -39,7 +39,7 @@ struct Recurrent {
 Recurrent run_recurrent_form(Host& host, const reference::LinearAttentionProblem& p, DType dtype, const Tensor& state,
                              const LinearAttentionInputs& inputs) {
   const Tensor output = testing::make_heads(host, p, dtype, Layout::ragged, p.value_width);
-  const Tensor squares = host.poisoned(accumulation_dtype(dtype), {p.length * p.batch, p.heads});   // token by token
+  const Tensor squares = host.poisoned(accumulation_dtype(dtype), {p.length * p.batch, p.heads});  // token by token
   for (std::int64_t t = 0; t < p.length; ++t) {
     const auto token = [&](const Tensor& x) { return x.slice(1, t, t + 1); };
     for (std::int64_t row = 0; row < p.batch && t > 0; ++row) {
@@ -79,8 +79,8 @@ TEST(LinearAttention, RecurrentFormEqualsQuadraticForm) {
       const auto problem = testing::random_problem(c, dtype, random);
       const auto expected = reference::linear_attention_forward(problem);
       const Tensor state = make_state(host, problem, dtype);
-      const Recurrent actual = run_recurrent_form(host, problem, dtype, state,
-                                                  testing::make_inputs(host, problem, dtype, c.layout));
+      const Recurrent actual =
+          run_recurrent_form(host, problem, dtype, state, testing::make_inputs(host, problem, dtype, c.layout));
       const double tolerance = testing::tolerance_of(dtype);
       testing::expect_close(actual.output, expected.output, tolerance, "output: " + c.describe());
       testing::expect_close(actual.square_sums, expected.square_sums, tolerance, "square_sums: " + c.describe());
@@ -92,14 +92,25 @@ TEST(LinearAttention, RecurrentFormEqualsQuadraticForm) {
 // Wide heads, few and many of them, and more keys than a backend would hold at a time.
 TEST(LinearAttention, RecurrentFormEqualsChunkForm) {
   const AttentionCase cases[] = {
-      {.batch = 3, .length = 70, .heads = 4, .key_width = 128, .value_width = 128, .initial_state = true,
-       .documents = true, .layout = Layout::aligned},
+      {.batch = 3,
+       .length = 70,
+       .heads = 4,
+       .key_width = 128,
+       .value_width = 128,
+       .initial_state = true,
+       .documents = true,
+       .layout = Layout::aligned},
       {.batch = 1, .length = 20, .heads = 16, .key_width = 128, .value_width = 128, .lrpe = true},
       {.batch = 80, .length = 3, .heads = 4, .key_width = 64, .value_width = 64, .initial_state = true},
       {.batch = 20, .length = 4, .heads = 8, .key_width = 96, .value_width = 24, .lrpe = true, .initial_state = true},
       {.batch = 2, .length = 5, .heads = 2, .key_width = 5, .value_width = 7, .initial_state = true},
       {.batch = 1, .length = 3, .heads = 1, .key_width = 1100, .value_width = 6, .lrpe = true, .initial_state = true},
-      {.batch = 1, .length = 3, .heads = 1, .key_width = 4, .value_width = 1100, .initial_state = true,
+      {.batch = 1,
+       .length = 3,
+       .heads = 1,
+       .key_width = 4,
+       .value_width = 1100,
+       .initial_state = true,
        .value_activation = Activation::silu},
       {.batch = 1, .length = 3, .heads = 2, .key_width = 3, .value_width = 301},
       // More heads than a GPU takes at once.
@@ -132,9 +143,9 @@ TEST(LinearAttention, StepNeedsNoSquareSums) {
   Random random(1900);
   for (const DType dtype : testing::test_dtypes()) {
     Host host;
-    const auto problem = testing::random_problem({.batch = 2, .heads = 3, .key_width = 20, .value_width = 40,
-                                                  .lrpe = true, .initial_state = true},
-                                                 dtype, random);
+    const auto problem = testing::random_problem(
+        {.batch = 2, .heads = 3, .key_width = 20, .value_width = 40, .lrpe = true, .initial_state = true}, dtype,
+        random);
     const auto inputs = testing::make_inputs(host, problem, dtype, Layout::ragged);
     const auto with = testing::make_outputs(host, problem, dtype, Layout::ragged);
     const auto without = testing::make_outputs(host, problem, dtype, Layout::ragged);
@@ -177,15 +188,16 @@ TEST(LinearAttention, StateCarriesARowAcrossCalls) {
   }
 }
 
-// Angles of positions far out, where fp32 would have lost the phase, and beyond what the fast reduction takes; in narrow
-// heads and in heads that a GPU's fast path takes.
+// Angles of positions far out, where fp32 would have lost the phase, and beyond what the fast reduction takes; in
+// narrow heads and in heads that a GPU's fast path takes.
 TEST(LinearAttention, LrpeAtFarPositions) {
   for (const std::int64_t first : {131072L, 999990L, 50000000L, 4000000000L}) {
     for (const std::int64_t width : {8, 64}) {
       for (const DType dtype : testing::test_dtypes()) {
         Random random(3000);
         Host host;
-        const AttentionCase c{.length = 70, .key_width = width, .value_width = width, .lrpe = true, .layout = Layout::aligned};
+        const AttentionCase c{
+            .length = 70, .key_width = width, .value_width = width, .lrpe = true, .layout = Layout::aligned};
         auto problem = testing::random_problem(c, dtype, random);
         for (std::int64_t t = 0; t < c.length; ++t) problem.positions[t] = first + t;
         const auto expected = reference::linear_attention_forward(problem);
@@ -193,7 +205,8 @@ TEST(LinearAttention, LrpeAtFarPositions) {
         linear_attention_forward(host.execution, testing::make_inputs(host, problem, dtype, c.layout), outputs);
         // An angle of 4e9 has 5e-7 of rounding in double precision.
         const double tolerance = std::max(testing::tolerance_of(dtype), 1e-15 * static_cast<double>(first));
-        testing::expect_close(outputs.output, expected.output, tolerance, fmt::format("width {} positions from {}", width, first));
+        testing::expect_close(outputs.output, expected.output, tolerance,
+                              fmt::format("width {} positions from {}", width, first));
       }
     }
   }
@@ -202,8 +215,14 @@ TEST(LinearAttention, LrpeAtFarPositions) {
 TEST(LinearAttention, ResultsDoNotDependOnTheThreads) {
   FULMEN_CPU_ONLY("about threads of the CPU");
   const int threads = compute_threads();
-  const AttentionCase c{.batch = 2, .length = 150, .heads = 3, .key_width = 33, .value_width = 20, .lrpe = true,
-                        .initial_state = true, .documents = true};
+  const AttentionCase c{.batch = 2,
+                        .length = 150,
+                        .heads = 3,
+                        .key_width = 33,
+                        .value_width = 20,
+                        .lrpe = true,
+                        .initial_state = true,
+                        .documents = true};
   Random random(4000);
   const auto problem = testing::random_problem(c, DType::fp32, random);
   std::vector<Values> outputs;
@@ -242,8 +261,7 @@ TEST(LinearAttention, WithoutCudaInTheBuildTheErrorIsTheUsers) {
   const auto problem = testing::random_problem({.length = 10}, DType::fp64, random);
   Execution execution = host.execution;
   execution.device = Device::cuda(0);
-  EXPECT_THROW(linear_attention_forward(execution,
-                                        testing::make_inputs(host, problem, DType::fp64, Layout::separate),
+  EXPECT_THROW(linear_attention_forward(execution, testing::make_inputs(host, problem, DType::fp64, Layout::separate),
                                         testing::make_outputs(host, problem, DType::fp64, Layout::separate)),
                UserError);
 }

@@ -18,11 +18,23 @@ using testing::Values;
 // The oracle's own test: it is the same function as the other oracle.
 TEST(LinearAttentionWide, RecurrenceEqualsQuadraticForm) {
   std::uint64_t stream = 40000;
-  for (const AttentionCase& c :
-       {AttentionCase{.batch = 2, .length = 50, .heads = 2, .key_width = 7, .value_width = 5, .lrpe = true,
-                      .initial_state = true, .documents = true, .value_activation = Activation::silu},
-        AttentionCase{.batch = 1, .length = 70, .heads = 3, .key_width = 6, .value_width = 9, .slope = 1.0,
-                      .initial_state = true, .query_key_activation = Activation::none}}) {
+  for (const AttentionCase& c : {AttentionCase{.batch = 2,
+                                .length = 50,
+                                .heads = 2,
+                                .key_width = 7,
+                                .value_width = 5,
+                                .lrpe = true,
+                                .initial_state = true,
+                                .documents = true,
+                                .value_activation = Activation::silu},
+                                 AttentionCase{.batch = 1,
+                                 .length = 70,
+                                 .heads = 3,
+                                 .key_width = 6,
+                                 .value_width = 9,
+                                 .slope = 1.0,
+                                 .initial_state = true,
+                                 .query_key_activation = Activation::none}}) {
     Random random(++stream);
     const auto problem = testing::random_problem(c, DType::fp64, random);
     const Upstream upstream = testing::random_upstream(problem, DType::fp64, true, random);
@@ -65,8 +77,8 @@ void expect_recurrence(const AttentionCase& c, DType dtype, Random& random) {
   testing::expect_close(gradients.d_initial_state, expected.derivatives.d_initial_state, tolerance,
                         "d_initial_state" + what);
   if (c.lrpe)
-    testing::expect_close(gradients.d_theta, testing::sum_of(expected.derivatives.d_theta, theta_before),
-                          2 * tolerance, "d_theta" + what, expected.theta_terms);
+    testing::expect_close(gradients.d_theta, testing::sum_of(expected.derivatives.d_theta, theta_before), 2 * tolerance,
+                          "d_theta" + what, expected.theta_terms);
 }
 
 void expect_recurrences(const std::vector<AttentionCase>& cases, const std::vector<DType>& dtypes,
@@ -85,9 +97,9 @@ std::vector<AttentionCase> short_cases() {
     std::int64_t key, value;
     bool lrpe;
   };
-  const Widths all_widths[] = {{64, 64, false},   {128, 128, false}, {64, 64, true},    {128, 128, true},
-                               {32, 32, false},   {96, 96, false},   {192, 192, false}, {256, 256, false},
-                               {64, 128, false},  {128, 64, false}};
+  const Widths all_widths[] = {{64, 64, false},  {128, 128, false}, {64, 64, true},    {128, 128, true},
+                               {32, 32, false},  {96, 96, false},   {192, 192, false}, {256, 256, false},
+                               {64, 128, false}, {128, 64, false}};
   const double slopes[] = {0.1, 2.0, 1e-5, 0.5, 1e-3, 20.0, 1e-2};
   std::vector<AttentionCase> cases;
   std::size_t i = 0;
@@ -118,7 +130,8 @@ TEST(LinearAttentionWide, ShortRows) {
   expect_recurrences(short_cases(), {DType::bf16}, 41000);
 }
 
-// Each of the fast path's kernels once, with little work, for tools that slow them down a thousandfold: compute-sanitizer
+// Each of the fast path's kernels once, with little work, for tools that slow them down a thousandfold:
+// compute-sanitizer
 // --tool racecheck kernels_linear_attention_test --gtest_filter='*Small*'. The longest rows are cut into pieces.
 TEST(LinearAttentionWide, SmallCasesOfEveryKernel) {
   if (!testing::on_gpu()) GTEST_SKIP() << "for the paths of a GPU";
@@ -127,13 +140,28 @@ TEST(LinearAttentionWide, SmallCasesOfEveryKernel) {
     for (const bool lrpe : {false, true})
       for (const bool documents : {false, true})
         for (const Activation activation : {Activation::none, Activation::silu})
-          cases.push_back({.batch = 1, .length = 130, .heads = 1, .key_width = width, .value_width = width, .lrpe = lrpe,
-                           .initial_state = true, .documents = documents, .layout = Layout::aligned,
+          cases.push_back({.batch = 1,
+                           .length = 130,
+                           .heads = 1,
+                           .key_width = width,
+                           .value_width = width,
+                           .lrpe = lrpe,
+                           .initial_state = true,
+                           .documents = documents,
+                           .layout = Layout::aligned,
                            .query_key_activation = activation});
   for (const std::int64_t width : {64, 128})
     for (const bool lrpe : {false, true})
-      cases.push_back({.batch = 1, .length = 1280, .heads = 1, .key_width = width, .value_width = width, .slope = 0.01,
-                       .lrpe = lrpe, .initial_state = true, .documents = lrpe, .layout = Layout::aligned,
+      cases.push_back({.batch = 1,
+                       .length = 1280,
+                       .heads = 1,
+                       .key_width = width,
+                       .value_width = width,
+                       .slope = 0.01,
+                       .lrpe = lrpe,
+                       .initial_state = true,
+                       .documents = lrpe,
+                       .layout = Layout::aligned,
                        .value_activation = lrpe ? Activation::silu : Activation::none});
   expect_recurrences(cases, {DType::bf16}, 46000);
 }
@@ -142,21 +170,69 @@ TEST(LinearAttentionWide, LongRowsManyAndFewHeads) {
   if (!testing::on_gpu()) GTEST_SKIP() << "for the paths of a GPU";
   constexpr Layout aligned = Layout::aligned;
   expect_recurrences(
-      {{.batch = 2, .length = 1000, .heads = 2, .key_width = 64, .value_width = 64, .documents = true,
+      {{.batch = 2,
+        .length = 1000,
+        .heads = 2,
+        .key_width = 64,
+        .value_width = 64,
+        .documents = true,
         .layout = aligned},
-       {.batch = 1, .length = 1000, .heads = 3, .key_width = 128, .value_width = 128, .slope = 1e-3, .lrpe = true,
-        .initial_state = true, .layout = aligned},
-       {.batch = 1, .length = 1000, .heads = 2, .key_width = 64, .value_width = 64, .slope = 0.02, .lrpe = true,
-        .initial_state = true, .documents = true, .layout = aligned, .query_key_activation = Activation::none},
+       {.batch = 1,
+        .length = 1000,
+        .heads = 3,
+        .key_width = 128,
+        .value_width = 128,
+        .slope = 1e-3,
+        .lrpe = true,
+        .initial_state = true,
+        .layout = aligned},
+       {.batch = 1,
+        .length = 1000,
+        .heads = 2,
+        .key_width = 64,
+        .value_width = 64,
+        .slope = 0.02,
+        .lrpe = true,
+        .initial_state = true,
+        .documents = true,
+        .layout = aligned,
+        .query_key_activation = Activation::none},
        {.batch = 1, .length = 4113, .heads = 1, .key_width = 64, .value_width = 64, .slope = 1e-5, .layout = aligned},
-       {.batch = 1, .length = 4113, .heads = 2, .key_width = 128, .value_width = 128, .slope = 0.01,
-        .initial_state = true, .documents = true, .layout = aligned},
-       {.batch = 1, .length = 5000, .heads = 1, .key_width = 128, .value_width = 128, .slope = 2e-3,
-        .initial_state = true, .layout = aligned, .value_activation = Activation::silu},
-       {.batch = 1, .length = 4113, .heads = 1, .key_width = 128, .value_width = 128, .slope = 0.05, .lrpe = true,
-        .initial_state = true, .layout = aligned},
-       {.batch = 8, .length = 128, .heads = 16, .key_width = 128, .value_width = 128, .initial_state = true,
-        .documents = true, .layout = aligned},
+       {.batch = 1,
+        .length = 4113,
+        .heads = 2,
+        .key_width = 128,
+        .value_width = 128,
+        .slope = 0.01,
+        .initial_state = true,
+        .documents = true,
+        .layout = aligned},
+       {.batch = 1,
+        .length = 5000,
+        .heads = 1,
+        .key_width = 128,
+        .value_width = 128,
+        .slope = 2e-3,
+        .initial_state = true,
+        .layout = aligned,
+        .value_activation = Activation::silu},
+       {.batch = 1,
+        .length = 4113,
+        .heads = 1,
+        .key_width = 128,
+        .value_width = 128,
+        .slope = 0.05,
+        .lrpe = true,
+        .initial_state = true,
+        .layout = aligned},
+       {.batch = 8,
+        .length = 128,
+        .heads = 16,
+        .key_width = 128,
+        .value_width = 128,
+        .initial_state = true,
+        .documents = true,
+        .layout = aligned},
        {.batch = 4, .length = 200, .heads = 16, .key_width = 64, .value_width = 64, .layout = aligned}},
       {DType::bf16}, 42000);
 }
@@ -164,15 +240,39 @@ TEST(LinearAttentionWide, LongRowsManyAndFewHeads) {
 // The last has so many heads that the plain path takes them in groups, for the sake of its scratch.
 TEST(LinearAttentionWide, FullPrecision) {
   if (!testing::on_gpu()) GTEST_SKIP() << "for the paths of a GPU";
-  expect_recurrences({{.batch = 2, .length = 1000, .heads = 2, .key_width = 128, .value_width = 128, .slope = 0.05,
-                       .lrpe = true, .initial_state = true, .documents = true},
-                      {.batch = 1, .length = 4113, .heads = 1, .key_width = 64, .value_width = 64, .slope = 1e-3,
+  expect_recurrences({{.batch = 2,
+                       .length = 1000,
+                       .heads = 2,
+                       .key_width = 128,
+                       .value_width = 128,
+                       .slope = 0.05,
+                       .lrpe = true,
+                       .initial_state = true,
+                       .documents = true},
+                      {.batch = 1,
+                       .length = 4113,
+                       .heads = 1,
+                       .key_width = 64,
+                       .value_width = 64,
+                       .slope = 1e-3,
                        .layout = Layout::aligned},
-                      {.batch = 2, .length = 129, .heads = 2, .key_width = 192, .value_width = 256, .slope = 20.0,
+                      {.batch = 2,
+                       .length = 129,
+                       .heads = 2,
+                       .key_width = 192,
+                       .value_width = 256,
+                       .slope = 20.0,
                        .initial_state = true}},
                      {DType::fp64, DType::fp32}, 43000);
-  expect_recurrences({{.batch = 47, .length = 10, .heads = 80, .key_width = 16, .value_width = 128, .slope = 0.3,
-                       .lrpe = true, .initial_state = true, .documents = true}},
+  expect_recurrences({{.batch = 47,
+                       .length = 10,
+                       .heads = 80,
+                       .key_width = 16,
+                       .value_width = 128,
+                       .slope = 0.3,
+                       .lrpe = true,
+                       .initial_state = true,
+                       .documents = true}},
                      {DType::fp64}, 44000);
 }
 
@@ -206,8 +306,16 @@ TEST(LinearAttentionWide, KeptStatesOfPiecesChangeNothing) {
   std::uint64_t stream = 47000;
   for (const std::int64_t width : {64, 128}) {
     for (const bool lrpe : {false, true}) {
-      const AttentionCase c{.batch = 2, .length = 1500, .heads = 3, .key_width = width, .value_width = width, .slope = 0.01,
-                            .lrpe = lrpe, .initial_state = true, .documents = lrpe, .layout = Layout::aligned};
+      const AttentionCase c{.batch = 2,
+                            .length = 1500,
+                            .heads = 3,
+                            .key_width = width,
+                            .value_width = width,
+                            .slope = 0.01,
+                            .lrpe = lrpe,
+                            .initial_state = true,
+                            .documents = lrpe,
+                            .layout = Layout::aligned};
       Random random(++stream);
       const auto problem = testing::random_problem(c, DType::bf16, random);
       const Upstream upstream = testing::random_upstream(problem, DType::bf16, true, random);
@@ -223,10 +331,22 @@ TEST(LinearAttentionWide, KeptStatesOfPiecesChangeNothing) {
 TEST(LinearAttentionWide, DeterministicRunsAreBitIdentical) {
   std::uint64_t stream = 45000;
   for (const AttentionCase& c :
-       {AttentionCase{.batch = 2, .length = 300, .heads = 3, .key_width = 64, .value_width = 64, .lrpe = true,
-                      .initial_state = true, .documents = true, .layout = Layout::aligned},
-        AttentionCase{.batch = 1, .length = 1500, .heads = 1, .key_width = 128, .value_width = 128, .slope = 0.01,
-                      .layout = Layout::aligned},
+       {AttentionCase{.batch = 2,
+       .length = 300,
+       .heads = 3,
+       .key_width = 64,
+       .value_width = 64,
+       .lrpe = true,
+       .initial_state = true,
+       .documents = true,
+       .layout = Layout::aligned},
+        AttentionCase{.batch = 1,
+        .length = 1500,
+        .heads = 1,
+        .key_width = 128,
+        .value_width = 128,
+        .slope = 0.01,
+        .layout = Layout::aligned},
         AttentionCase{.batch = 2, .length = 90, .heads = 2, .key_width = 33, .value_width = 20, .lrpe = true}}) {
     for (const DType dtype : testing::test_dtypes()) {
       Random random(++stream);

@@ -241,8 +241,7 @@ WideOracle wide_oracle(const Values& x, const Values& d_normed, const Values& pa
     for (std::int64_t j = 0; j < width; ++j) {
       const double normed = x[row + j] * inverse;
       result.normed[row + j] = normed;
-      result.d_sum[row + j] =
-          past[row + j] + inverse * (d_normed[row + j] - normed * dot / static_cast<double>(width));
+      result.d_sum[row + j] = past[row + j] + inverse * (d_normed[row + j] - normed * dot / static_cast<double>(width));
     }
   }
   return result;

@@ -22,7 +22,7 @@ struct Sliced {
       : Sliced(host, dtype, static_cast<std::int64_t>(values.size()) / columns, columns, offset) {
     write(part, values);
   }
-  operator const Tensor&() const { return part; }   // NOLINT: it stands for its part
+  operator const Tensor&() const { return part; }  // NOLINT: it stands for its part
 
   // Nothing was written beside the part, whose own values are all numbers.
   void expect_margins_untouched() const {

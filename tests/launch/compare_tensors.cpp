@@ -1,6 +1,6 @@
 // compare_tensors A.h5 GROUP B.h5 GROUP TOLERANCE
-// Compares every dataset below two groups (or two single datasets) by max|a - b| / max|b|; a tolerance of 0 asks for equal
-// values. Both must hold the same names and shapes, and no NaN. Exits 1 and names what differs.
+// Compares every dataset below two groups (or two single datasets) by max|a - b| / max|b|; a tolerance of 0 asks for
+// equal values. Both must hold the same names and shapes, and no NaN. Exits 1 and names what differs.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -27,7 +27,8 @@ std::map<std::string, Values> read_group(const std::string& path, const std::str
     if (name != group && !name.starts_with(group + "/")) continue;
     const hdf5::Dataset dataset = file.dataset(name);
     Values tensor{dataset.shape(), std::vector<double>(static_cast<std::size_t>(elements_of(dataset.shape())))};
-    dataset.read(std::vector<std::int64_t>(tensor.shape.size(), 0), Tensor(tensor.values.data(), DType::fp64, tensor.shape));
+    dataset.read(std::vector<std::int64_t>(tensor.shape.size(), 0),
+                 Tensor(tensor.values.data(), DType::fp64, tensor.shape));
     tensors.emplace(name.substr(group.size()), std::move(tensor));
   }
   return tensors;
@@ -46,7 +47,8 @@ double relative_difference(const Values& a, const Values& b) {
 
 int run(const std::vector<std::string>& arguments) {
   if (arguments.size() != 5) throw UserError("usage", "compare_tensors A.h5 GROUP B.h5 GROUP TOLERANCE");
-  const std::map<std::string, Values> a = read_group(arguments[0], arguments[1]), b = read_group(arguments[2], arguments[3]);
+  const std::map<std::string, Values> a = read_group(arguments[0], arguments[1]),
+                                      b = read_group(arguments[2], arguments[3]);
   const double tolerance = std::stod(arguments[4]);
   int wrong = 0;
   const auto complain = [&](const std::string& name, const std::string& what) {
@@ -68,7 +70,8 @@ int run(const std::vector<std::string>& arguments) {
       continue;
     }
     const double difference = relative_difference(other->second, tensor);
-    if (!(difference <= tolerance)) complain(name, fmt::format("differs by {:.3g}, allowed {:.3g}", difference, tolerance));
+    if (!(difference <= tolerance))
+      complain(name, fmt::format("differs by {:.3g}, allowed {:.3g}", difference, tolerance));
     largest = std::max(largest, difference);
   }
   std::printf("%zu tensors, largest relative difference %.3g\n", b.size(), largest);

@@ -1,5 +1,6 @@
 // make_corpus FOLDER VOCABULARY --golden FILE.h5           the tokens of a golden file's /stream, one document
-// make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one of them changed, in shards that
+// make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one of them changed, in
+// shards that
 //                                                            are whole HDF5 files, under that corpus's manifest
 // make_corpus FOLDER VOCABULARY --empty                    no tokens at all
 // Corpora that `fulmen prepare` does not make.
@@ -23,7 +24,8 @@ CorpusManifest header(std::int64_t vocabulary) {
   return manifest;
 }
 
-void write_one_document(const std::filesystem::path& folder, std::int64_t vocabulary, const std::vector<std::int32_t>& tokens) {
+void write_one_document(const std::filesystem::path& folder, std::int64_t vocabulary,
+                        const std::vector<std::int32_t>& tokens) {
   std::filesystem::create_directories(folder);
   CorpusWriter writer(folder, header(vocabulary), std::int64_t{1} << 30);
   writer.append(tokens);
@@ -54,7 +56,8 @@ void copy_with_change(const std::filesystem::path& folder, const std::filesystem
     from.dataset("/document_ends").read({0}, Tensor(ends.data(), DType::uint64, {shard.documents}));
     if (index >= first && index < first + shard.tokens) tokens[static_cast<std::size_t>(index - first)] = token;
     hdf5::File to = hdf5::File::create(folder / shard.file);
-    to.create_dataset("/tokens", manifest.dtype, {shard.tokens}).write({0}, Tensor(tokens.data(), DType::uint32, {shard.tokens}));
+    to.create_dataset("/tokens", manifest.dtype, {shard.tokens})
+        .write({0}, Tensor(tokens.data(), DType::uint32, {shard.tokens}));
     to.create_dataset("/document_ends", DType::uint64, {shard.documents})
         .write({0}, Tensor(ends.data(), DType::uint64, {shard.documents}));
     to.close();
@@ -65,12 +68,14 @@ void copy_with_change(const std::filesystem::path& folder, const std::filesystem
 int run(const std::vector<std::string>& arguments) {
   const std::string kind = arguments.size() > 2 ? arguments[2] : "";
   const std::size_t expected = kind == "--golden" ? 4 : kind == "--change" ? 6 : 3;
-  if (arguments.size() != expected) throw UserError("usage", "make_corpus FOLDER VOCABULARY --golden|--change|--empty ...");
+  if (arguments.size() != expected)
+    throw UserError("usage", "make_corpus FOLDER VOCABULARY --golden|--change|--empty ...");
   const std::int64_t vocabulary = std::stoll(arguments[1]);
   if (kind == "--golden") {
     write_one_document(arguments[0], vocabulary, stream_of(arguments[3]));
   } else if (kind == "--change") {
-    copy_with_change(arguments[0], arguments[3], std::stoll(arguments[4]), static_cast<std::uint32_t>(std::stoul(arguments[5])));
+    copy_with_change(arguments[0], arguments[3], std::stoll(arguments[4]),
+                     static_cast<std::uint32_t>(std::stoul(arguments[5])));
   } else {
     std::filesystem::create_directories(arguments[0]);
     write_corpus_manifest(arguments[0], header(vocabulary));

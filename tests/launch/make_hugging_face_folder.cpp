@@ -1,6 +1,6 @@
 // make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head]
-// Puts the weights of a golden file into a folder as the released models have it: config.json and one model.safetensors,
-// with or without the tied lm_head.weight, without a tokeniser.
+// Puts the weights of a golden file into a folder as the released models have it: config.json and one
+// model.safetensors, with or without the tied lm_head.weight, without a tokeniser.
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -19,8 +19,8 @@ constexpr const char* embedding_name = "model.embed_tokens.weight";
 constexpr const char* head_name = "lm_head.weight";
 
 struct Weight {
-  std::string name;      // in the safetensors file
-  std::string dataset;   // in the golden file
+  std::string name;     // in the safetensors file
+  std::string dataset;  // in the golden file
   Shape shape;
 };
 
@@ -53,7 +53,7 @@ void write_weights(const hdf5::File& golden, const std::string& folder, bool wit
 // As the released config.json: the keys that the modelling code reads.
 std::string config_json(const hdf5::File& golden) {
   const auto integer = [&](const char* name) { return static_cast<std::int64_t>(golden.read_number_attribute(name)); };
-  std::string marks = "1";   // layers with LRPE: the first alone
+  std::string marks = "1";  // layers with LRPE: the first alone
   for (std::int64_t layer = 1; layer < integer("layers"); ++layer) marks += ", 0";
   return fmt::format(R"({{
   "architectures": ["TransnormerForCausalLM"],
@@ -73,12 +73,14 @@ std::string config_json(const hdf5::File& golden) {
   "torch_dtype": "float32"
 }}
 )",
-                     integer("vocab"), integer("dim"), integer("layers"), integer("heads"), integer("glu"), integer("dim"), marks);
+                     integer("vocab"), integer("dim"), integer("layers"), integer("heads"), integer("glu"),
+                     integer("dim"), marks);
 }
 
 int run(const std::vector<std::string>& arguments) {
   const bool with_head = arguments.size() == 3 && arguments[2] == "--with-head";
-  if (arguments.size() != 2 && !with_head) throw UserError("usage", "make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head]");
+  if (arguments.size() != 2 && !with_head)
+    throw UserError("usage", "make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head]");
   const hdf5::File golden = hdf5::File::open(arguments[0]);
   write_weights(golden, arguments[1], with_head);
   write_text_atomically(arguments[1] + "/config.json", config_json(golden));

@@ -1,5 +1,5 @@
-// peak_memory FILE PROGRAM ARGUMENTS...: runs a program and writes the most memory that it held, in KiB, to a file. Its exit
-// code is the program's.
+// peak_memory FILE PROGRAM ARGUMENTS...: runs a program and writes the most memory that it held, in KiB, to a file. Its
+// exit code is the program's.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -15,7 +15,8 @@ int main(int argc, char** argv) {
     const hdf5::File file = hdf5::File::open(argv[1]);
     const hdf5::Dataset dataset = file.dataset(argv[2]);
     std::vector<double> values(static_cast<std::size_t>(elements_of(dataset.shape())));
-    dataset.read(std::vector<std::int64_t>(dataset.shape().size(), 0), Tensor(values.data(), DType::fp64, dataset.shape()));
+    dataset.read(std::vector<std::int64_t>(dataset.shape().size(), 0),
+                 Tensor(values.data(), DType::fp64, dataset.shape()));
     for (const double value : values) std::printf("%.17g\n", value);
     return 0;
   } catch (const std::exception& error) {

@@ -24,7 +24,8 @@ ModelConfig config_of(const std::string& variant) {
 void poison_scratch(const RunningModel& model) {
   const Arena::Frame frame(*model.execution().scratch);
   const Tensor junk = model.execution().scratch->take(DType::fp64, {1 << 20});
-  testing::write(junk, testing::Values(static_cast<std::size_t>(junk.elements()), std::numeric_limits<double>::quiet_NaN()));
+  testing::write(junk,
+                 testing::Values(static_cast<std::size_t>(junk.elements()), std::numeric_limits<double>::quiet_NaN()));
 }
 
 testing::Values gradient_of(const RunningModel& model, const std::string& name) {
@@ -150,7 +151,8 @@ TEST_P(Backward, AllocatesNothingFromTheSecondStepOn) {
   const void* const scratch = (step(), next_scratch());
   const std::size_t blocks = model.execution().scratch->blocks(), bytes = model.ledger().current_total();
   const std::size_t peak = model.ledger().peak_total();
-  for (int i = 0; i < (testing::few_repetitions() ? 3 : 60); ++i) {   // so many that what a step failed to give back would need another block
+  for (int i = 0; i < (testing::few_repetitions() ? 3 : 60);
+       ++i) {  // so many that what a step failed to give back would need another block
     step();
     ASSERT_EQ(model.execution().scratch->blocks(), blocks);
     ASSERT_EQ(next_scratch(), scratch) << "a step gives back all the scratch memory that it takes";
@@ -211,9 +213,9 @@ TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
     for (RunningModel* model : {&fresh, &used}) {
       model->stage.prepare({2, 19}, 1);
       for (const RandomBatch* batch : {&first_batch, &second_batch}) {
-        model->stage.forward(0, batch->view(), range.embedding ? Tensor() : input, range.head ? Tensor() : output, true);
-        model->stage.backward(0, batch->view(), range.head ? Tensor() : d_output,
-                               range.embedding ? Tensor() : d_input);
+        model->stage.forward(0, batch->view(), range.embedding ? Tensor() : input, range.head ? Tensor() : output,
+                             true);
+        model->stage.backward(0, batch->view(), range.head ? Tensor() : d_output, range.embedding ? Tensor() : d_input);
       }
     }
     for (std::size_t group = 0; group < fresh.gradients().size(); ++group)
@@ -224,5 +226,5 @@ TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
 INSTANTIATE_TEST_SUITE_P(Variants, Backward, ::testing::Values("tnl1", "tnl3"),
                          [](const auto& info) { return std::string(info.param); });
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -57,5 +57,5 @@ TEST(DecaySlopes, OneLayerAndOneHead) {
   EXPECT_NEAR(one[0], std::exp2(-8.0) * 1.00001, 1e-15);
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

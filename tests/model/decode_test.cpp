@@ -30,7 +30,7 @@ TEST_P(Decode, GivesTheLogitsOfTheChunkForm) {
                       : host.tensor(DType::fp64, state, testing::Values(static_cast<std::size_t>(elements_of(state)))));
   ASSERT_EQ(states.size(), static_cast<std::size_t>(2 * config.layers));
 
-  for (const std::uint64_t conversation : {1, 2}) {   // the second starts from states set to zero again
+  for (const std::uint64_t conversation : {1, 2}) {  // the second starts from states set to zero again
     for (const Tensor& state : states)
       if (state) fill_zero(recurrent.execution(), state);
     RandomBatch batch(shape, config.vocabulary, conversation, false);
@@ -73,5 +73,5 @@ INSTANTIATE_TEST_SUITE_P(Models, Decode,
                                            Case{"tnl3_lrpe_everywhere", "tnl3", {0, 1}}),
                          [](const auto& info) { return std::string(info.param.name); });
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -21,7 +21,7 @@ TEST_P(Forward, EqualsTheNaiveModel) {
   const Case& given = GetParam();
   ModelConfig config = small_config(given.variant, given.lrpe_layers);
   config.layers = 3;
-  config.norm_epsilon = 1e-3;   // large enough to be seen
+  config.norm_epsilon = 1e-3;  // large enough to be seen
   RunningModel model(config);
   RandomBatch batch({2, 150}, config.vocabulary, 1, given.documents);
   const MicroBatch micro_batch = batch.view(), host_batch = batch.on_host();
@@ -48,5 +48,5 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"low_rank_gate_lrpe_everywhere", "tnl3", {0, 1, 2}, true}),
     [](const auto& info) { return info.param.name; });
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -47,8 +47,10 @@ TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   MicroBatch batch;
   batch.shape = shape;
   batch.tokens = host.integers<std::int32_t>({shape.tokens()}, {stream.begin(), stream.begin() + shape.tokens()});
-  batch.targets = host.integers<std::int32_t>({shape.tokens()}, {stream.begin() + 1, stream.begin() + 1 + shape.tokens()});
-  batch.weights = host.tensor(DType::fp32, {shape.tokens()}, testing::Values(static_cast<std::size_t>(shape.tokens()), 1.0));
+  batch.targets =
+      host.integers<std::int32_t>({shape.tokens()}, {stream.begin() + 1, stream.begin() + 1 + shape.tokens()});
+  batch.weights =
+      host.tensor(DType::fp32, {shape.tokens()}, testing::Values(static_cast<std::size_t>(shape.tokens()), 1.0));
   batch.positions = host.integers<std::int64_t>({shape.batch, shape.length}, positions);
   batch.segments = host.integers<std::int64_t>({static_cast<std::int64_t>(segments.size())}, segments);
   const StableOrder order = stable_order(std::span(stream).first(static_cast<std::size_t>(shape.tokens())));
@@ -59,37 +61,44 @@ TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   const double loss = host_values(execution, stage.loss_sum())[0] * scale;
   EXPECT_NEAR(loss, golden.scalar("/loss"), loss_tolerance * golden.scalar("/loss"));
   for (std::int64_t layer = 0; layer < config.layers; ++layer)
-    EXPECT_LE(relative_difference(host_values(execution, stage.layer_input(0, layer)), golden.values(fmt::format("/hidden/{}", layer))),
+    EXPECT_LE(relative_difference(host_values(execution, stage.layer_input(0, layer)),
+                                  golden.values(fmt::format("/hidden/{}", layer))),
               tensor_tolerance)
         << "input of layer " << layer;
-  EXPECT_LE(relative_difference(host_values(execution, stage.head()->normed(0)), golden.values(fmt::format("/hidden/{}", config.layers))),
+  EXPECT_LE(relative_difference(host_values(execution, stage.head()->normed(0)),
+                                golden.values(fmt::format("/hidden/{}", config.layers))),
             tensor_tolerance);
-  const OwnedTensor logits(testing::test_device(), dtype, {shape.tokens(), config.vocabulary}, MemoryKind::workspace, resources.ledger());
+  const OwnedTensor logits(testing::test_device(), dtype, {shape.tokens(), config.vocabulary}, MemoryKind::workspace,
+                           resources.ledger());
   stage.logits(0, logits);
   EXPECT_LE(relative_difference(host_values(execution, logits), golden.values("/logits")), tensor_tolerance);
   stage.forward(0, batch, {}, {}, true);
   stage.backward(0, batch, {}, {});
   std::size_t compared = 0;
   for (const ParameterPiece& piece : parameters.pieces(parameters.flat_gradients())) {
-    if (piece.memory.size(0) != piece.global_shape[0]) continue;   // parts of the fused projection: below
-    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/grads/" + piece.tensor)), tensor_tolerance) << piece.tensor;
+    if (piece.memory.size(0) != piece.global_shape[0]) continue;  // parts of the fused projection: below
+    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/grads/" + piece.tensor)),
+              tensor_tolerance)
+        << piece.tensor;
     ++compared;
   }
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string projection = fmt::format("model.layers.{}.token_mixer.qkvu_proj.weight", layer);
-    EXPECT_LE(relative_difference(host_values(execution, parameters.gradient(parameters.id(projection))), golden.values("/grads/" + projection)),
+    EXPECT_LE(relative_difference(host_values(execution, parameters.gradient(parameters.id(projection))),
+                                  golden.values("/grads/" + projection)),
               tensor_tolerance)
         << projection;
     ++compared;
   }
-  EXPECT_EQ(compared, static_cast<std::size_t>(2 + 5 * config.layers));   // embedding, theta, five tensors a layer
+  EXPECT_EQ(compared, static_cast<std::size_t>(2 + 5 * config.layers));  // embedding, theta, five tensors a layer
 }
 
-INSTANTIATE_TEST_SUITE_P(Files, GoldenModel,
-                         ::testing::Values(Case{"tnl_small", DType::fp64, 1e-12, 1e-6}, Case{"tnl_six_heads", DType::fp64, 1e-12, 1e-6},
-                                         Case{"tnl_wide", DType::fp64, 1e-12, 1e-6}, Case{"tnl_small", DType::fp32, 1e-6, 1e-5},
-                                         Case{"tnl_six_heads", DType::fp32, 1e-6, 1e-5}, Case{"tnl_wide", DType::fp32, 1e-6, 1e-5}),
-                         [](const auto& info) { return std::string(info.param.file) + "_" + std::string(name_of(info.param.dtype)); });
+INSTANTIATE_TEST_SUITE_P(
+    Files, GoldenModel,
+    ::testing::Values(Case{"tnl_small", DType::fp64, 1e-12, 1e-6}, Case{"tnl_six_heads", DType::fp64, 1e-12, 1e-6},
+                      Case{"tnl_wide", DType::fp64, 1e-12, 1e-6}, Case{"tnl_small", DType::fp32, 1e-6, 1e-5},
+                      Case{"tnl_six_heads", DType::fp32, 1e-6, 1e-5}, Case{"tnl_wide", DType::fp32, 1e-6, 1e-5}),
+    [](const auto& info) { return std::string(info.param.file) + "_" + std::string(name_of(info.param.dtype)); });
 
 }  // namespace
 }  // namespace fulmen

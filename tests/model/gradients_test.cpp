@@ -36,7 +36,8 @@ double finite_difference(const Tensor& element, const std::function<double()>& l
   return difference;
 }
 
-// Compares sampled elements of a gradient, relative to its largest; `all` compares every one. With few repetitions: one.
+// Compares sampled elements of a gradient, relative to its largest; `all` compares every one. With few repetitions:
+// one.
 void expect_gradient(const Tensor& value, const Tensor& gradient, const std::string& name, bool all,
                      testing::Random& random, const std::function<double()>& loss) {
   ASSERT_TRUE(value.is_contiguous() && gradient.is_contiguous()) << name;
@@ -69,7 +70,7 @@ TEST_P(StageGradients, EqualFiniteDifferences) {
   const std::vector<ParameterPiece> weights = model.parameters.pieces(model.parameters.flat_weights());
   const std::vector<ParameterPiece> gradients = model.parameters.pieces(model.parameters.flat_gradients());
   ASSERT_EQ(weights.size(), gradients.size());
-  for (std::size_t i = 0; i < weights.size(); ++i) {   // q, k, v and u of the fused projection are pieces of their own
+  for (std::size_t i = 0; i < weights.size(); ++i) {  // q, k, v and u of the fused projection are pieces of their own
     const std::string name = fmt::format("{} from row {}", weights[i].tensor, weights[i].offset[0]);
     const bool theta = weights[i].tensor.ends_with("theta");
     expect_gradient(weights[i].memory, gradients[i].memory, theta ? weights[i].tensor : name, theta, random,
@@ -129,5 +130,5 @@ TEST(MaskedTargets, GiveNeitherLossNorGradient) {
     EXPECT_TRUE(std::all_of(gradient.begin(), gradient.end(), [](double x) { return x == 0.0; }));
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -33,7 +33,7 @@ std::map<std::string, std::vector<double>> initial_weights(const ModelConfig& co
     for (const ParameterPiece& piece : parameters.store.pieces(parameters.store.flat_weights())) {
       std::vector<double>& whole_tensor = tensors[piece.tensor];
       whole_tensor.resize(static_cast<std::size_t>(elements_of(piece.global_shape)), NAN);
-      const std::int64_t columns = piece.global_shape.back();   // theta's [heads, 1, width] is [heads, width]
+      const std::int64_t columns = piece.global_shape.back();  // theta's [heads, 1, width] is [heads, width]
       const std::int64_t local_columns = piece.memory.size(-1), first_column = piece.offset.back();
       const testing::Values values = testing::read(piece.memory);
       for (std::size_t i = 0; i < values.size(); ++i) {
@@ -79,7 +79,8 @@ TEST(Initialization, InSinglePrecisionIsTheRoundedDouble) {
 // As an fp32 master's weights are rounded: not straight from the double, which ties could tell apart.
 TEST(Initialization, InHalfPrecisionIsTheRoundedSingle) {
   const ModelConfig config = six_heads("tnl3");
-  const auto single = initial_weights(config, {}, 3, DType::fp32), half = initial_weights(config, {.tensor = 2}, 3, DType::bf16);
+  const auto single = initial_weights(config, {}, 3, DType::fp32),
+             half = initial_weights(config, {.tensor = 2}, 3, DType::bf16);
   for (const auto& [name, values] : single) {
     const bool theta = name.ends_with("lrpe.theta");
     for (std::size_t i = 0; i < values.size(); ++i)
@@ -163,7 +164,7 @@ TEST(Initialization, FillsWeightsOfManyRowsInParts) {
   config.layers = 1;
   config.lrpe_layers = {};
   config.glu = 6;
-  config.vocabulary = 50'001;   // more elements than are filled at a time
+  config.vocabulary = 50'001;  // more elements than are filled at a time
   const auto alone = initial_weights(config, {}, 1), together = initial_weights(config, {.tensor = 3}, 1);
   const std::vector<double>& embedding = alone.at(tied_embedding_name);
   EXPECT_EQ(embedding, together.at(tied_embedding_name));
@@ -172,5 +173,5 @@ TEST(Initialization, FillsWeightsOfManyRowsInParts) {
     EXPECT_EQ(embedding[index], 0.02 * random.normal(index));
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -33,7 +33,8 @@ TEST(LayerHooks, FollowThePassesOfAStage) {
   model.stage.forward(0, batch.view(), {}, {}, true);
   model.stage.backward_input(0, batch.view(), {}, {});
   model.stage.backward_weight(0);
-  EXPECT_EQ(recorder.calls, (Calls{"forward 0", "forward 1", "input 1", "input 0", "weight 1", "done 1", "weight 0", "done 0"}));
+  EXPECT_EQ(recorder.calls,
+            (Calls{"forward 0", "forward 1", "input 1", "input 0", "weight 1", "done 1", "weight 0", "done 0"}));
 }
 
 // A hook "done" finds the gradients of its layer's parameters as they stay.
@@ -56,7 +57,7 @@ TEST(LayerHooks, GradientsAreWholeWhenALayerIsDone) {
     } else {
       model.stage.backward(0, batch.view(), {}, {});
     }
-    EXPECT_EQ(seen.size(), store.size() - 1);   // all but the embedding, which belongs to no layer
+    EXPECT_EQ(seen.size(), store.size() - 1);  // all but the embedding, which belongs to no layer
     for (const auto& [id, gradient] : seen) {
       EXPECT_EQ(gradient, testing::read(store.gradient(id))) << store.declaration(id).name;
       EXPECT_GT(*std::ranges::max_element(gradient), 0.0) << store.declaration(id).name;

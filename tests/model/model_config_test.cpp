@@ -99,5 +99,5 @@ TEST(ModelConfig, ADamagedIdentityNamesItsSourceAndKey) {
   refused([](auto& identity) { identity["variant"] = "tnl9"; }, {"model.variant", "tnl9"});
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -20,8 +20,8 @@ TEST(OutOfMemory, IsAnsweredWithTheBreakdownAndTheRemedy) {
   words.emplace_back(testing::on_gpu() ? "10.0 TiB for activations" : "1024.0 PiB for activations");
   for (std::size_t kind = 0; kind < memory_kinds; ++kind) words.emplace_back(name_of(static_cast<MemoryKind>(kind)));
   if (testing::on_gpu()) words.insert(words.end(), {"GPU memory", "are free"});
-  testing_support::expect_user_error(
-      [&] { Buffer(device, too_much(), MemoryKind::activations, resources.ledger()); }, words);
+  testing_support::expect_user_error([&] { Buffer(device, too_much(), MemoryKind::activations, resources.ledger()); },
+                                     words);
   EXPECT_EQ(resources.ledger().current_total(), held.bytes());
   // The device is as usable as before.
   EXPECT_NE(Buffer(device, std::size_t{1} << 20, MemoryKind::data, resources.ledger()).data(), nullptr);

@@ -169,7 +169,7 @@ TEST_P(EveryRank, FusedWeightsHoldTheRowsOfTheirHeads) {
     const std::vector<StageRange> stages = split_stages(config.layers, shape.pipeline, {});
     const StageRange& stage = stages[static_cast<std::size_t>(rank->mesh().coordinate(Axis::pipeline))];
     if (stage.first_layer > 1 || stage.end_layer <= 1) continue;
-    const auto mark = [&](const std::string& tensor) {   // every element of a logical tensor = its global index + 1
+    const auto mark = [&](const std::string& tensor) {  // every element of a logical tensor = its global index + 1
       for (const ParameterPiece& piece : store.pieces(store.flat_weights())) {
         if (piece.tensor != tensor) continue;
         for_each_global_index(piece, [&](std::int64_t global, std::int64_t offset) {
@@ -202,7 +202,7 @@ TEST_P(EveryRank, FusedWeightsHoldTheRowsOfTheirHeads) {
       EXPECT_EQ(expand.as<float>()[i * config.hidden], expected);
       EXPECT_EQ(expand.as<float>()[(inner.size() + i) * config.hidden], expected);
       EXPECT_EQ(contract.as<float>()[inner.size() + i],
-                static_cast<float>(config.glu + inner.begin + i + 1));   // row 1
+                static_cast<float>(config.glu + inner.begin + i + 1));  // row 1
     }
   }
 }
@@ -304,7 +304,7 @@ TEST(ShardedStore, PiecesOfAllShardsMakeEveryTensorOnce) {
 
 TEST(ParameterStore, PadsAVocabularyThatTensorRanksDoNotDivide) {
   ModelConfig config = six_heads("tnl1");
-  config.vocabulary = 4;   // over three ranks: two rows, two rows, none
+  config.vocabulary = 4;  // over three ranks: two rows, two rows, none
   const std::vector<IndexRange> expected = {{0, 2}, {2, 4}, {4, 4}};
   for (int rank = 0; rank < 3; ++rank) {
     const PlacedParameters parameters(config, whole(config), {.tensor = 3}, rank, {});
@@ -321,5 +321,5 @@ TEST(ParameterStore, AnUnknownNameIsADefect) {
   EXPECT_THROW(parameters.store.id("model.layers.9.out_proj.weight"), InternalError);
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -63,5 +63,5 @@ TEST(Presets, EachHasAConfigurationFileThatNamesIt) {
   }
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

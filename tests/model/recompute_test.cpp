@@ -37,12 +37,14 @@ ModelConfig config_of(const std::string& variant) {
 void poison_scratch(const RunningModel& model) {
   const Arena::Frame frame(*model.execution().scratch);
   const Tensor junk = model.execution().scratch->take(DType::fp64, {1 << 20});
-  testing::write(junk, testing::Values(static_cast<std::size_t>(junk.elements()), std::numeric_limits<double>::quiet_NaN()));
+  testing::write(junk,
+                 testing::Values(static_cast<std::size_t>(junk.elements()), std::numeric_limits<double>::quiet_NaN()));
 }
 
 void expect_same_gradients(const RunningModel& actual, const RunningModel& expected) {
   for (ParameterId id = 0; id < expected.parameters.size(); ++id)
-    EXPECT_TRUE(same_bits(testing::read(actual.parameters.gradient(id)), testing::read(expected.parameters.gradient(id))))
+    EXPECT_TRUE(
+        same_bits(testing::read(actual.parameters.gradient(id)), testing::read(expected.parameters.gradient(id))))
         << expected.parameters.declaration(id).name;
 }
 
@@ -132,15 +134,16 @@ TEST_P(Recomputing, AllocatesNothingFromTheSecondStepOn) {
   EXPECT_EQ(running->execution().scratch->blocks(), blocks);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, Recomputing,
-                         ::testing::Values(Case{"tnl1", DType::fp64, Recompute::selective}, Case{"tnl1", DType::fp64, Recompute::full},
-                                           Case{"tnl3", DType::fp64, Recompute::selective}, Case{"tnl3", DType::fp64, Recompute::full},
-                                           Case{"tnl1", DType::fp32, Recompute::selective}, Case{"tnl1", DType::fp32, Recompute::full},
-                                           Case{"tnl3", DType::fp32, Recompute::selective}, Case{"tnl3", DType::fp32, Recompute::full}),
-                         [](const auto& info) {
-                           return std::string(info.param.variant) + "_" + std::string(name_of(info.param.dtype)) + "_" +
-                                  std::string(name_of(info.param.recompute));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, Recomputing,
+    ::testing::Values(Case{"tnl1", DType::fp64, Recompute::selective}, Case{"tnl1", DType::fp64, Recompute::full},
+                      Case{"tnl3", DType::fp64, Recompute::selective}, Case{"tnl3", DType::fp64, Recompute::full},
+                      Case{"tnl1", DType::fp32, Recompute::selective}, Case{"tnl1", DType::fp32, Recompute::full},
+                      Case{"tnl3", DType::fp32, Recompute::selective}, Case{"tnl3", DType::fp32, Recompute::full}),
+    [](const auto& info) {
+      return std::string(info.param.variant) + "_" + std::string(name_of(info.param.dtype)) + "_" +
+             std::string(name_of(info.param.recompute));
+    });
 
 // Elements per token and slot, as docs/architecture.md has them.
 TEST(RecomputeMemory, IsWhatTheTableSays) {
@@ -148,15 +151,17 @@ TEST(RecomputeMemory, IsWhatTheTableSays) {
     ModelConfig config = config_of(variant);
     const std::int64_t d = config.hidden, g = config.glu, rank = config.gate_rank;
     const std::int64_t cheap = config.low_rank_gate() ? 2 * d : d;
-    const std::int64_t everything = d + 5 * d + rank + d + 2 * g + 3;   // of one layer, in fp64 throughout
-    for (const auto& [recompute, layer] : {std::pair{Recompute::none, everything}, {Recompute::selective, everything - cheap},
+    const std::int64_t everything = d + 5 * d + rank + d + 2 * g + 3;  // of one layer, in fp64 throughout
+    for (const auto& [recompute, layer] : {std::pair{Recompute::none, everything},
+                                           {Recompute::selective, everything - cheap},
                                            {Recompute::full, d + rank}}) {
       RunningModel running(config, {}, nullptr, DType::fp64, 1, recompute);
       const std::size_t before = running.ledger().current(MemoryKind::activations);
       const BatchShape shape{2, 32};
       running.stage.prepare(shape, 3);
-      const std::int64_t elements = 3 * shape.tokens() * (config.layers * layer + d);   // and the head
-      EXPECT_EQ(running.ledger().current(MemoryKind::activations) - before, static_cast<std::size_t>(elements) * sizeof(double))
+      const std::int64_t elements = 3 * shape.tokens() * (config.layers * layer + d);  // and the head
+      EXPECT_EQ(running.ledger().current(MemoryKind::activations) - before,
+                static_cast<std::size_t>(elements) * sizeof(double))
           << variant << ' ' << name_of(recompute);
     }
   }

@@ -14,12 +14,12 @@ namespace fulmen {
 
 class ReferenceModel {
  public:
-  using Rows = std::vector<std::vector<double>>;   // [tokens][width]
+  using Rows = std::vector<std::vector<double>>;  // [tokens][width]
 
   explicit ReferenceModel(const RunningModel& model) : config_(model.config()) {
     const ParameterStore& parameters = model.parameters;
     for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) {
-      std::vector<double>& tensor = tensors_[piece.tensor];   // pieces of one rank follow each other
+      std::vector<double>& tensor = tensors_[piece.tensor];  // pieces of one rank follow each other
       const testing::Values values = testing::read(piece.memory);
       tensor.insert(tensor.end(), values.begin(), values.end());
     }
@@ -112,7 +112,7 @@ class ReferenceModel {
     for (std::size_t t = 0; t < normed.size(); ++t)
       for (std::size_t s = 0; s <= t; ++s) {
         if (document[s] != document[t]) continue;
-        for (std::size_t j = 0; j < hidden; j += width) {   // a head
+        for (std::size_t j = 0; j < hidden; j += width) {  // a head
           double score = 0.0;
           for (std::size_t i = j; i < j + width; ++i) {
             const double angle = theta == tensors_.end() ? 0.0 : theta->second[i] * static_cast<double>(t - s);
@@ -155,4 +155,4 @@ class ReferenceModel {
   std::map<std::string, std::vector<double>> tensors_;
 };
 
-}   // namespace fulmen
+}  // namespace fulmen

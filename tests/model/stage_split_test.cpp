@@ -50,5 +50,5 @@ TEST(SplitStages, RefusesWhatDoesNotFit) {
   expect_user_error([] { split_stages(16, 2, Counts{17, -1}); }, {"parallel.stages", "at least one layer"});
 }
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

@@ -74,7 +74,7 @@ class Updates {
     for (std::size_t i = 0; i < model_.parameters.groups().size(); ++i) {
       const ParameterGroup& group = model_.parameters.groups()[i];
       AdamwOptions options;
-      options.epsilon = 1e-3;   // keeps rounding in gradients near zero from growing
+      options.epsilon = 1e-3;  // keeps rounding in gradients near zero from growing
       options.weight_decay = group.key.weight_decay ? 0.1 : 0.0;
       adamw_update(model_.execution(), group.weights, group.gradients, moments_[2 * i], moments_[2 * i + 1], scalars,
                    options);
@@ -90,7 +90,7 @@ class Updates {
  private:
   RunningModel& model_;
   testing::Host host_;
-  std::vector<Tensor> moments_;   // first and second of each group
+  std::vector<Tensor> moments_;  // first and second of each group
   int step_ = 0;
 };
 
@@ -110,7 +110,7 @@ void expect_parts(const RunningModel& part, const std::vector<Tensor>& part_flat
         inside = inside && begin >= 0 && begin + piece.memory.size(d) <= reference.size(d);
         if (inside) reference = reference.slice(d, begin, begin + piece.memory.size(d));
       }
-      if (!inside) continue;   // another quarter of the fused projection
+      if (!inside) continue;  // another quarter of the fused projection
       expect_relative(testing::read(piece.memory), testing::read(reference), tolerance, what + " of " + piece.tensor);
       ++compared;
     }
@@ -193,5 +193,5 @@ INSTANTIATE_TEST_SUITE_P(Models, TensorParallel,
                                            Case{"tnl3_on_3_one_without_inner_width", "tnl3", 3, 5, 2}),
                          [](const auto& info) { return std::string(info.param.name); });
 
-}   // namespace
-}   // namespace fulmen
+}  // namespace
+}  // namespace fulmen

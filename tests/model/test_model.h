@@ -62,7 +62,8 @@ class PlaceOnly final : public Communicator {
   int rank_, size_;
 };
 
-// What a model runs on, on the device of the tests: on the GPU the one stream that testing::read and testing::write work in.
+// What a model runs on, on the device of the tests: on the GPU the one stream that testing::read and testing::write
+// work in.
 class TestExecution {
  public:
   TestExecution() {
@@ -163,14 +164,14 @@ class RunningModel {
   Stage stage;
 };
 
-// A random micro-batch that owns its arrays, on the device of the tests. With `documents`, rows hold several (one of them a single token) and some
-// targets do not count.
+// A random micro-batch that owns its arrays, on the device of the tests. With `documents`, rows hold several (one of
+// them a single token) and some targets do not count.
 class RandomBatch {
  public:
   RandomBatch(const BatchShape& shape, std::int64_t vocabulary, std::uint64_t seed, bool documents) : shape_(shape) {
     testing::Random random(seed);
     for (std::int64_t b = 0; b < shape.batch; ++b) {
-      const std::int64_t single = shape.length / 3;   // a document of one token
+      const std::int64_t single = shape.length / 3;  // a document of one token
       for (std::int64_t t = 0; t < shape.length; ++t) {
         tokens_.push_back(static_cast<std::int32_t>(random.integer(0, vocabulary - 1)));
         targets_.push_back(static_cast<std::int32_t>(random.integer(0, vocabulary - 1)));
@@ -235,4 +236,4 @@ class RandomBatch {
   MicroBatch device_;
 };
 
-}   // namespace fulmen
+}  // namespace fulmen

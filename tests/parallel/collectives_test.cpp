@@ -70,8 +70,8 @@ void check_reduce_scatter(Communicator& group, std::int64_t count, ReduceOp op, 
   const std::int64_t total = count * group.size();
   const auto input = contributed<T>(total, 2, group.rank());
   const auto separate = poisoned_values<T>(count);
-  const Tensor output = in_place ? tensor_of(input).slice(0, group.rank() * count, (group.rank() + 1) * count)
-                                 : tensor_of(separate);
+  const Tensor output =
+      in_place ? tensor_of(input).slice(0, group.rank() * count, (group.rank() + 1) * count) : tensor_of(separate);
   if (started)
     group.start_reduce_scatter(tensor_of(input), output, op, test_stream()).wait(test_stream());
   else
@@ -91,8 +91,8 @@ void check_all_gather(Communicator& group, std::int64_t count, bool started, boo
     std::copy(numbers.begin(), numbers.end(), before.begin() + group.rank() * count);
   }
   const Values<T> output(before);
-  const Tensor input = in_place ? tensor_of(output).slice(0, group.rank() * count, (group.rank() + 1) * count)
-                                : tensor_of(own);
+  const Tensor input =
+      in_place ? tensor_of(output).slice(0, group.rank() * count, (group.rank() + 1) * count) : tensor_of(own);
   if (started)
     group.start_all_gather(input, tensor_of(output), test_stream()).wait(test_stream());
   else
@@ -259,7 +259,7 @@ TEST(HostValues, AreReducedAndBroadcast) {
     EXPECT_EQ(group.all_reduce(group.rank() + 0.5, ReduceOp::sum), ranks * (ranks - 1) / 2 + 0.5 * ranks);
     EXPECT_EQ(group.all_reduce(std::int64_t{group.rank()}, ReduceOp::max), ranks - 1);
     const std::int64_t large = (std::int64_t{1} << 60) + group.rank();
-    EXPECT_EQ(group.all_reduce(large, ReduceOp::min), std::int64_t{1} << 60);   // no double would hold it
+    EXPECT_EQ(group.all_reduce(large, ReduceOp::min), std::int64_t{1} << 60);  // no double would hold it
     for (int root = 0; root < ranks; ++root) {
       const std::string own = fmt::format("told by rank {}{}", group.rank(), std::string(100, '.'));
       EXPECT_EQ(group.broadcast_text(own, root), fmt::format("told by rank {}{}", root, std::string(100, '.')));
@@ -276,7 +276,7 @@ TEST(Subgroups, KeepTheOrderGivenAndConcernTheirMembersOnly) {
   const std::vector<std::vector<int>> groups = {{5, 2, 7, 0}, {6, 1}, {3}, {7, 6, 5, 4, 3, 2, 1, 0}, {4, 3, 1}};
   for (const std::vector<int>& ranks : groups) {
     const auto self = std::find(ranks.begin(), ranks.end(), world.rank());
-    if (self == ranks.end()) continue;   // and makes no call at all
+    if (self == ranks.end()) continue;  // and makes no call at all
     const auto group = world.subgroup(ranks);
     EXPECT_EQ(group->rank(), self - ranks.begin());
     EXPECT_EQ(group->size(), static_cast<int>(ranks.size()));

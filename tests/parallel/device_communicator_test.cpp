@@ -58,7 +58,7 @@ class OnDevice : public testing::TestWithParam<std::int64_t> {
 
  private:
   static constexpr std::size_t delay_bytes = std::size_t{64} << 20;
-  Stream side_;   // beside the one of the tests
+  Stream side_;  // beside the one of the tests
   void* delay_from_ = nullptr;
   Buffer delay_to_;
 };
@@ -85,56 +85,53 @@ std::vector<Operation> operations(Communicator& world) {
     numbers.resize(static_cast<std::size_t>(count * world.size()), -1.0f);
     return numbers;
   };
-  return {{"all_reduce",
-           [&world](const Tensor& input, const Tensor&, Stream stream) {
-             world.all_reduce(input, ReduceOp::sum, stream);
-           },
-           [&world](const Tensor& input, const Tensor&, Stream stream) {
-             return world.start_all_reduce(input, ReduceOp::sum, stream);
-           },
-           [padded] { return padded({}); }},
-          {"all_gather",
-           [&world](const Tensor& input, const Tensor& output, Stream stream) {
-             world.all_gather(input, output, stream);
-           },
-           [&world](const Tensor& input, const Tensor& output, Stream stream) {
-             return world.start_all_gather(input, output, stream);
-           },
-           [&world] {
-             std::vector<float> all;
-             for (int rank = 0; rank < world.size(); ++rank) {
-               const std::vector<float> part = numbers_of(rank);
-               all.insert(all.end(), part.begin(), part.end());
-             }
-             return all;
-           }},
-          {"reduce_scatter",   // of what all have gathered
-           [&world](const Tensor& input, const Tensor& output, Stream stream) {
-             world.all_gather(input, output, stream);
-             world.reduce_scatter(output, own_part(world, output), ReduceOp::sum, stream);
-           },
-           [&world](const Tensor& input, const Tensor& output, Stream stream) {
-             world.all_gather(input, output, stream);
-             return world.start_reduce_scatter(output, own_part(world, output), ReduceOp::sum, stream);
-           },
-           [&world] {
-             std::vector<float> all;
-             for (int rank = 0; rank < world.size(); ++rank) {
-               std::vector<float> part = numbers_of(rank);
-               if (rank == world.rank())
-                 for (float& x : part) x *= static_cast<float>(world.size());
-               all.insert(all.end(), part.begin(), part.end());
-             }
-             return all;
-           }},
-          {"exchange",
-           [&world, ring](const Tensor& input, const Tensor& output, Stream stream) {
-             world.exchange(ring(input, output), stream);
-           },
-           [&world, ring](const Tensor& input, const Tensor& output, Stream stream) {
-             return world.start_exchange(ring(input, output), stream);
-           },
-           [previous, padded] { return padded(numbers_of(previous)); }}};
+  return {
+      {"all_reduce",
+       [&world](const Tensor& input, const Tensor&, Stream stream) { world.all_reduce(input, ReduceOp::sum, stream); },
+       [&world](const Tensor& input, const Tensor&, Stream stream) {
+         return world.start_all_reduce(input, ReduceOp::sum, stream);
+       },
+       [padded] { return padded({}); }},
+      {"all_gather",
+       [&world](const Tensor& input, const Tensor& output, Stream stream) { world.all_gather(input, output, stream); },
+       [&world](const Tensor& input, const Tensor& output, Stream stream) {
+         return world.start_all_gather(input, output, stream);
+       },
+       [&world] {
+         std::vector<float> all;
+         for (int rank = 0; rank < world.size(); ++rank) {
+           const std::vector<float> part = numbers_of(rank);
+           all.insert(all.end(), part.begin(), part.end());
+         }
+         return all;
+       }},
+      {"reduce_scatter",  // of what all have gathered
+       [&world](const Tensor& input, const Tensor& output, Stream stream) {
+         world.all_gather(input, output, stream);
+         world.reduce_scatter(output, own_part(world, output), ReduceOp::sum, stream);
+       },
+       [&world](const Tensor& input, const Tensor& output, Stream stream) {
+         world.all_gather(input, output, stream);
+         return world.start_reduce_scatter(output, own_part(world, output), ReduceOp::sum, stream);
+       },
+       [&world] {
+         std::vector<float> all;
+         for (int rank = 0; rank < world.size(); ++rank) {
+           std::vector<float> part = numbers_of(rank);
+           if (rank == world.rank())
+             for (float& x : part) x *= static_cast<float>(world.size());
+           all.insert(all.end(), part.begin(), part.end());
+         }
+         return all;
+       }},
+      {"exchange",
+       [&world, ring](const Tensor& input, const Tensor& output, Stream stream) {
+         world.exchange(ring(input, output), stream);
+       },
+       [&world, ring](const Tensor& input, const Tensor& output, Stream stream) {
+         return world.start_exchange(ring(input, output), stream);
+       },
+       [previous, padded] { return padded(numbers_of(previous)); }}};
 }
 
 // The tensors of one case: the input is written late from `source`; input and output are copied to what is read.
@@ -192,7 +189,7 @@ TEST_P(OnDevice, WaitingWithoutAStreamHoldsUpTheCaller) {
     const Tensors tensors(world());
     gpu::synchronize(test_stream());
     copy_late(side(), tensor_of(tensors.source), tensor_of(tensors.input));
-    operation.started(tensor_of(tensors.input), tensor_of(tensors.output), side());   // its destructor waits, too
+    operation.started(tensor_of(tensors.input), tensor_of(tensors.output), side());  // its destructor waits, too
     tensors.copy_results(test_stream());
     tensors.check(world(), operation);
   }
@@ -257,8 +254,9 @@ TEST_P(OnDevice, SubgroupsMoveDeviceTensorsToo) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, OnDevice, testing::Values(few, many),
-                         [](const auto& info) { return info.param == few ? std::string("Small") : std::string("Large"); });
+INSTANTIATE_TEST_SUITE_P(Sizes, OnDevice, testing::Values(few, many), [](const auto& info) {
+  return info.param == few ? std::string("Small") : std::string("Large");
+});
 
 }  // namespace
 }  // namespace fulmen

@@ -8,7 +8,7 @@
 namespace fulmen {
 namespace {
 
-constexpr std::int64_t large = std::int64_t{4} << 20;   // bytes
+constexpr std::int64_t large = std::int64_t{4} << 20;  // bytes
 
 std::vector<double> message(std::int64_t count, int from, int to, unsigned number = 0) {
   return random_values<double>(count, static_cast<unsigned>(from * 100 + to) * 10 + number);
@@ -44,7 +44,7 @@ void check_ring(Communicator& group, std::int64_t count, bool started) {
 }
 
 TEST(Exchange, AroundTheRing) {
-  on_each_count_of_ranks(test_communicator(), [](Communicator& group) {   // on one rank it is with itself
+  on_each_count_of_ranks(test_communicator(), [](Communicator& group) {  // on one rank it is with itself
     for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, large / 8})
       for (const bool started : {false, true}) check_ring(group, count, started);
   });
@@ -66,7 +66,7 @@ TEST(Exchange, OfAllPairsAtOnce) {
         incoming.push_back(poisoned_values(count + group.rank()));
       }
       std::vector<Transfer> transfers;
-      for (int peer = 0; peer < group.size(); ++peer) {   // itself included
+      for (int peer = 0; peer < group.size(); ++peer) {  // itself included
         transfers.push_back(send_to(peer, outgoing[static_cast<std::size_t>(peer)]));
         transfers.push_back(receive_from(peer, incoming[static_cast<std::size_t>(peer)]));
       }

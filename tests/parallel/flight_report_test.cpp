@@ -80,7 +80,8 @@ TEST(FlightReport, ARankWithoutARecordIsMissing) {
   EXPECT_EQ(report.recorded, (std::vector{0, 1, 3}));
   ASSERT_EQ(blamed(report), std::vector{2});
   EXPECT_EQ(report.blamed[0].last_operation, "all_reduce 1, 64 bytes, fp32, sum on \"world\"");
-  for (const char* words : {"rank 2 (pid 4711 on node7) is missing", "all_reduce 1, 64 bytes", "rank 3 waits for rank 2 in all_reduce 2, 4096 bytes"})
+  for (const char* words : {"rank 2 (pid 4711 on node7) is missing", "all_reduce 1, 64 bytes",
+                            "rank 3 waits for rank 2 in all_reduce 2, 4096 bytes"})
     EXPECT_NE(report.verdict.find(words), std::string::npos) << words << " is not in " << report.verdict;
 }
 
@@ -111,7 +112,7 @@ TEST(FlightReport, WhoLagsBehindARankThatHasEndedIsNotBlamed) {
   Job job(3);
   for (const int rank : {0, 1}) job.world(rank).enter(all_reduce(64));
   finish(job.world(2), all_reduce(64));
-  job.world(2).enter(all_reduce(8));   // what neither of the others has come to
+  job.world(2).enter(all_reduce(8));  // what neither of the others has come to
   job.write(1, "signal", "SIGSEGV");
   for (const int rank : {0, 2}) job.write(rank);
   const FlightReport report = job.report();
@@ -127,8 +128,8 @@ TEST(FlightReport, TransfersAreMatchedByTheirNumbers) {
     finish(job.world(1), transfer(true, 2, 100));
   }
   finish(job.world(2), transfer(false, 1, 100));
-  job.world(0).enter(transfer(true, 1, 100));    // the third, which 1 has not come to
-  job.world(1).enter(transfer(false, 2, 100));   // waits for 2, which is elsewhere
+  job.world(0).enter(transfer(true, 1, 100));   // the third, which 1 has not come to
+  job.world(1).enter(transfer(false, 2, 100));  // waits for 2, which is elsewhere
   for (const int rank : {0, 1, 2}) job.write(rank);
   EXPECT_EQ(blamed(job.report()), std::vector{2}) << job.report().verdict;
 }

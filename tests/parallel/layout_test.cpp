@@ -9,7 +9,8 @@ namespace {
 TEST(Overlap, NoneOverlapsNothing) {
   LayoutConfig layout;
   layout.overlap = "none";
-  for (const char* what : {"gradients", "weights", "tensor", "pipeline", "sequence"}) EXPECT_FALSE(layout.overlaps(what)) << what;
+  for (const char* what : {"gradients", "weights", "tensor", "pipeline", "sequence"})
+    EXPECT_FALSE(layout.overlaps(what)) << what;
   EXPECT_EQ(overlap_problem("none"), "");
   EXPECT_EQ(overlap_problem("auto"), "");
 }

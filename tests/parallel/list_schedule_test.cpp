@@ -13,7 +13,8 @@ namespace {
 using Lists = std::vector<InstructionList>;
 
 Lists make(const ListScheduleRules& rules, const PipelineShape& shape, const std::vector<PassCosts>& stages) {
-  return make_list_schedule(std::vector<ListScheduleRules>(static_cast<std::size_t>(shape.ranks), rules), shape, stages);
+  return make_list_schedule(std::vector<ListScheduleRules>(static_cast<std::size_t>(shape.ranks), rules), shape,
+                            stages);
 }
 
 // "F0 F1 B0 W0": the passes of a list of one chunk.
@@ -46,16 +47,19 @@ TEST(ListSchedule, APatientRankWaitsForWhatIsAboutToBeReady) {
 TEST(ListSchedule, TheFirstStageMayRunBothBackwardPassesAsOne) {
   const std::vector<PassCosts> stages = {{4.0, 1.0, 1.0}, {1.0, 1.0, 1.0}, {1.0, 1.0, 1.0}};
   EXPECT_EQ(passes_of(make({.weights_wait = true}, {3, 3, 1}, stages)[0]), "F0 F1 F2 B0 B1 W0 W1 B2 W2");
-  EXPECT_EQ(passes_of(make({.weights_wait = true, .joined = true}, {3, 3, 1}, stages)[0]), "F0 F1 F2 B0 W0 B1 W1 B2 W2");
+  EXPECT_EQ(passes_of(make({.weights_wait = true, .joined = true}, {3, 3, 1}, stages)[0]),
+            "F0 F1 F2 B0 W0 B1 W1 B2 W2");
 }
 
 TEST(ListSchedule, TheLastRankMayGoAheadAsFarAsStashesAllow) {
   const std::vector<PassCosts> stages = {{1.0, 1.0, 1.0}, {1.0, 1.0, 1.0}};
   EXPECT_EQ(passes_of(make({.weights_wait = true, .far_ahead = true}, {2, 2, 1}, stages)[1]), "F0 F1 B0 B1 W0 W1");
-  EXPECT_EQ(passes_of(make({.weights_wait = true, .backward_first = true, .far_ahead = true}, {2, 2, 1}, stages)[1]), "F0 B0 F1 B1 W0 W1");
+  EXPECT_EQ(passes_of(make({.weights_wait = true, .backward_first = true, .far_ahead = true}, {2, 2, 1}, stages)[1]),
+            "F0 B0 F1 B1 W0 W1");
 }
 
-// Micro-batch 1 comes while B0 runs, so its receive can be under way then: it does not go with the gradient that B0 makes.
+// Micro-batch 1 comes while B0 runs, so its receive can be under way then: it does not go with the gradient that B0
+// makes.
 TEST(ListSchedule, AReceiveDoesNotWaitForAPassThatEndsLater) {
   const auto transfers = [](const InstructionList& list) {
     std::vector<std::string> texts;
@@ -64,10 +68,11 @@ TEST(ListSchedule, AReceiveDoesNotWaitForAPassThatEndsLater) {
     return texts;
   };
   EXPECT_EQ(transfers(make({}, {2, 2, 1}, {{2.0, 1.0, 1.0}, {1.0, 3.0, 1.0}})[1]),
-            (std::vector<std::string>{"receive_forward m0 c0 <- 0", "receive_forward m1 c0 <- 0", "send_backward m0 c0 -> 0",
-                                      "send_backward m1 c0 -> 0"}));
+            (std::vector<std::string>{"receive_forward m0 c0 <- 0", "receive_forward m1 c0 <- 0",
+                                      "send_backward m0 c0 -> 0", "send_backward m1 c0 -> 0"}));
   // Both at the same time.
-  EXPECT_EQ(transfers(make({}, {2, 2, 1}, {{2.0, 1.0, 1.0}, {1.0, 1.0, 1.0}})[1])[1], "receive_forward m1 c0 <- 0 with next");
+  EXPECT_EQ(transfers(make({}, {2, 2, 1}, {{2.0, 1.0, 1.0}, {1.0, 1.0, 1.0}})[1])[1],
+            "receive_forward m1 c0 <- 0 with next");
 }
 
 // One draw of costs for each shape, from none to four times another stage's, some passes free.
@@ -88,8 +93,8 @@ class UnequalCosts {
   std::uniform_real_distribution<double> share_{0.0, 1.0};
 };
 
-// All that is promised, for unequal stages: the checker passes, no rank keeps more stashes than the first one in 1F1B, and
-// zero-bubble is never slower than what it improves on, nor than with equal passes in mind.
+// All that is promised, for unequal stages: the checker passes, no rank keeps more stashes than the first one in 1F1B,
+// and zero-bubble is never slower than what it improves on, nor than with equal passes in mind.
 TEST(ListSchedule, UnequalStagesKeepThePromises) {
   UnequalCosts unequal;
   int shorter = 0, shapes = 0;
@@ -102,9 +107,11 @@ TEST(ListSchedule, UnequalStagesKeepThePromises) {
         const auto report = [&](ScheduleKind kind) {
           return check_schedule(make_schedule(kind, ranks, micro_batches, chunks, costs), micro_batches, chunks, costs);
         };
-        const ScheduleReport interleaved = report(ScheduleKind::interleaved), zero_bubble = report(ScheduleKind::zero_bubble);
+        const ScheduleReport interleaved = report(ScheduleKind::interleaved),
+                             zero_bubble = report(ScheduleKind::zero_bubble);
         for (const ScheduleReport& one : {interleaved, zero_bubble})
-          for (const int stash : one.peak_stash) EXPECT_LE(stash, std::min(most_stashes(shape), micro_batches * chunks));
+          for (const int stash : one.peak_stash)
+            EXPECT_LE(stash, std::min(most_stashes(shape), micro_batches * chunks));
         const double nearly = 1.0 + 1e-8;
         EXPECT_LE(zero_bubble.makespan, interleaved.makespan * nearly);
         if (chunks == 1) {
@@ -147,7 +154,8 @@ TEST(ListSchedule, AnyRulesOnAnyRanksPassTheChecker) {
             const auto bits = random();
             rules.push_back({(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0, (bits & 16) != 0});
           }
-          const ScheduleReport report = check_schedule(make_list_schedule(rules, shape, costs.stages), micro_batches, chunks, costs);
+          const ScheduleReport report =
+              check_schedule(make_list_schedule(rules, shape, costs.stages), micro_batches, chunks, costs);
           for (const int stash : report.peak_stash) EXPECT_LE(stash, most_stashes(shape));
         }
 }

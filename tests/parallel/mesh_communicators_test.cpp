@@ -31,7 +31,7 @@ TEST(MeshCommunicators, AmongPartOfAnAxis) {
   if (test_world().size() < 8) GTEST_SKIP() << "needs 8 ranks";
   Mesh mesh({.tensor = 2, .pipeline = 4}, test_world());
   const int stage = mesh.coordinate(Axis::pipeline), tensor = mesh.coordinate(Axis::tensor);
-  if (stage == 0 || stage == 3) {   // the two stages that share an embedding; the others make no call
+  if (stage == 0 || stage == 3) {  // the two stages that share an embedding; the others make no call
     Communicator& ends = mesh.among(Axis::pipeline, {3, 0});
     EXPECT_EQ(ends.rank(), stage == 3 ? 0 : 1);
     EXPECT_EQ(world_ranks_of(ends, test_world().rank()), (std::vector<int>{6 + tensor, tensor}));

@@ -100,7 +100,7 @@ TEST(Mesh, MembersShareTheOtherCoordinates) {
         }
         groups.insert(members);
       }
-      ASSERT_EQ(groups.size(), static_cast<std::size_t>(shape.ranks() / expected));   // they partition the ranks
+      ASSERT_EQ(groups.size(), static_cast<std::size_t>(shape.ranks() / expected));  // they partition the ranks
     }
   }
 }
@@ -113,7 +113,7 @@ TEST(Mesh, MakesEachCommunicatorOnce) {
   EXPECT_EQ(data.size(), 3);
   EXPECT_EQ(data.rank(), mesh.coordinate(Axis::data));
   EXPECT_EQ(&mesh.along({Axis::data}), &data);
-  EXPECT_EQ(&mesh.along({Axis::sequence, Axis::data}), &data);   // the same ranks
+  EXPECT_EQ(&mesh.along({Axis::sequence, Axis::data}), &data);  // the same ranks
   EXPECT_EQ(subgroups, 1);
   EXPECT_EQ(mesh.along({Axis::tensor, Axis::pipeline}).size(), 4);
   EXPECT_EQ(&mesh.along({Axis::pipeline, Axis::tensor}), &mesh.along({Axis::tensor, Axis::pipeline}));
@@ -122,7 +122,7 @@ TEST(Mesh, MakesEachCommunicatorOnce) {
 
 TEST(Mesh, AmongKeepsTheOrderListed) {
   NamedPlace world(4, 6);
-  Mesh mesh({.tensor = 2, .pipeline = 3}, world);   // pipeline coordinate 2
+  Mesh mesh({.tensor = 2, .pipeline = 3}, world);  // pipeline coordinate 2
   EXPECT_EQ(mesh.among(Axis::pipeline, {0, 2}).rank(), 1);
   EXPECT_EQ(mesh.among(Axis::pipeline, {2, 0}).rank(), 0);
   EXPECT_EQ(mesh.among(Axis::pipeline, {2}).size(), 1);
@@ -135,7 +135,7 @@ TEST(Mesh, RefusesASizeThatDoesNotFit) {
   EXPECT_THROW(Mesh({.tensor = 4}, world), UserError);
   EXPECT_THROW(Mesh({.tensor = 0}, world), UserError);
   EXPECT_THROW(Mesh({.tensor = -2, .data = -3}, world), UserError);
-  EXPECT_THROW(Mesh({.tensor = 65536, .data = 65536}, world), UserError);   // the product would wrap
+  EXPECT_THROW(Mesh({.tensor = 65536, .data = 65536}, world), UserError);  // the product would wrap
   try {
     Mesh({.tensor = 2, .data = 2, .pipeline = 2}, world);
     FAIL();

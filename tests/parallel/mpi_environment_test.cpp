@@ -14,10 +14,10 @@ namespace {
 class LauncherEnvironment {
  public:
   explicit LauncherEnvironment(const std::map<std::string, std::string>& variables) {
-    for (const char* name : {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_RANK",
-                             "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODEID",
-                             "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_MPI_TYPE",
-                             "SLURM_TASKS_PER_NODE"}) {
+    for (const char* name :
+         {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_RANK", "PMI_SIZE",
+          "PMIX_RANK", "MPI_LOCALNRANKS", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODEID", "SLURM_STEP_ID",
+          "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_MPI_TYPE", "SLURM_TASKS_PER_NODE"}) {
       if (const char* value = std::getenv(name)) saved_[name] = value;
       unsetenv(name);
       names_.emplace_back(name);

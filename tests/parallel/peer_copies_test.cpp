@@ -10,7 +10,7 @@
 namespace fulmen {
 namespace {
 
-constexpr std::int64_t small = 1'000, several_pieces = (std::int64_t{37} << 18) + 5;   // fp32: 37 MiB and 20 bytes
+constexpr std::int64_t small = 1'000, several_pieces = (std::int64_t{37} << 18) + 5;  // fp32: 37 MiB and 20 bytes
 
 std::vector<float> numbers_of(int sender, int receiver, int round, std::int64_t count) {
   return random_values<float>(count, static_cast<unsigned>(1000 * round + 10 * sender + receiver));
@@ -40,8 +40,9 @@ TEST_F(OnDevicePeerCopies, ArriveInOrderWhole) {
     std::vector<Round> all;
     for (int round = 0; round < rounds; ++round) {
       const std::vector<float> poison(static_cast<std::size_t>(count), -1.0f);
-      all.push_back({Values<float>(numbers_of(rank, next, round, count)), Values<float>(numbers_of(rank, previous, round + 50, count)),
-                     Values<float>(poison), Values<float>(poison)});
+      all.push_back({Values<float>(numbers_of(rank, next, round, count)),
+                     Values<float>(numbers_of(rank, previous, round + 50, count)), Values<float>(poison),
+                     Values<float>(poison)});
     }
     gpu::synchronize(test_stream());
     std::vector<Pending> pending;
@@ -79,8 +80,8 @@ std::vector<Number<T>> converted(const std::vector<float>& numbers) {
   return {numbers.begin(), numbers.end()};
 }
 
-// Sums in both forms and exchanges in one order, none waited for before all are started. `count` elements of each rank's part;
-// the reduced tensor has some more, so that parts are not equal.
+// Sums in both forms and exchanges in one order, none waited for before all are started. `count` elements of each
+// rank's part; the reduced tensor has some more, so that parts are not equal.
 template <class T>
 void expect_sums(PeerCopies& copies, std::int64_t count) {
   const Communicator& world = test_communicator();
@@ -98,21 +99,23 @@ void expect_sums(PeerCopies& copies, std::int64_t count) {
       parts.insert(parts.end(), part.begin(), part.end());
     }
     const std::vector<Number<T>> poison(static_cast<std::size_t>(count), Number<T>{-1});
-    all.push_back({Values<T>(parts), Values<T>(poison), Values<T>(parts), Values<T>(converted<T>(numbers_of(rank, 9, round, whole))),
+    all.push_back({Values<T>(parts), Values<T>(poison), Values<T>(parts),
+                   Values<T>(converted<T>(numbers_of(rank, 9, round, whole))),
                    Values<T>(converted<T>(numbers_of(rank, next, round + 50, count))), Values<T>(poison)});
   }
   gpu::synchronize(test_stream());
   std::vector<Pending> pending;
   for (Round& round : all) {
     const Tensor in_place = round.in_place.tensor();
-    pending.push_back(copies.start_reduce_scatter(round.scattered.tensor(), round.own.tensor(), test_stream(), nullptr, "sums"));
+    pending.push_back(
+        copies.start_reduce_scatter(round.scattered.tensor(), round.own.tensor(), test_stream(), nullptr, "sums"));
     pending.push_back(copies.start_exchange(
         std::vector<Transfer>{{Transfer::Direction::send, next, tensor_of(round.to_next)},
                               {Transfer::Direction::receive, previous, tensor_of(round.from_previous)}},
         test_stream(), nullptr, "exchange"));
     pending.push_back(copies.start_all_reduce(round.reduced.tensor(), test_stream(), nullptr, "sums"));
-    pending.push_back(copies.start_reduce_scatter(in_place, in_place.slice(0, rank * count, (rank + 1) * count), test_stream(),
-                                                  nullptr, "sums"));
+    pending.push_back(copies.start_reduce_scatter(in_place, in_place.slice(0, rank * count, (rank + 1) * count),
+                                                  test_stream(), nullptr, "sums"));
   }
   for (Pending& one : pending) one.wait(test_stream());
   for (int round = 0; round < rounds; ++round) {

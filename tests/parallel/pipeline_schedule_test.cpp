@@ -111,8 +111,8 @@ TEST(PipelineSchedule, MiddleStageOf1f1b) {
   EXPECT_EQ(texts_of(lists[1]), expected);
 }
 
-constexpr ScheduleKind all_kinds[] = {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward, ScheduleKind::interleaved,
-                                      ScheduleKind::zero_bubble};
+constexpr ScheduleKind all_kinds[] = {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward,
+                                      ScheduleKind::interleaved, ScheduleKind::zero_bubble};
 
 bool takes_chunks(ScheduleKind kind) { return kind == ScheduleKind::interleaved || kind == ScheduleKind::zero_bubble; }
 
@@ -134,12 +134,14 @@ TEST(PipelineSchedule, EveryKindStageMicroBatchAndChunkPassesTheChecker) {
         }
 }
 
-// With passes of one unit 1F1B takes 3 m + 2 (p - 1); weight gradients in idle time leave p - 1 units of bubble (ZB-H1).
+// With passes of one unit 1F1B takes 3 m + 2 (p - 1); weight gradients in idle time leave p - 1 units of bubble
+// (ZB-H1).
 TEST(PipelineSchedule, ZeroBubbleHalvesTheBubble) {
   for (int ranks = 2; ranks <= 8; ++ranks)
     for (int micro_batches = ranks; micro_batches <= 24; ++micro_batches) {
       SCOPED_TRACE(case_name(ScheduleKind::zero_bubble, ranks, micro_batches));
-      const ScheduleReport report = check_schedule(make_schedule(ScheduleKind::zero_bubble, ranks, micro_batches), micro_batches);
+      const ScheduleReport report =
+          check_schedule(make_schedule(ScheduleKind::zero_bubble, ranks, micro_batches), micro_batches);
       const ScheduleReport plain =
           check_schedule(make_schedule(ScheduleKind::one_forward_one_backward, ranks, micro_batches), micro_batches);
       EXPECT_LE(report.makespan, 3.0 * micro_batches + (ranks - 1));
@@ -148,16 +150,16 @@ TEST(PipelineSchedule, ZeroBubbleHalvesTheBubble) {
     }
 }
 
-// The passes of a chunk take 1/v of the time, and so does the bubble: (p - 1) / v of a stage's passes, or close to it where
-// ranks do not divide the micro-batches.
+// The passes of a chunk take 1/v of the time, and so does the bubble: (p - 1) / v of a stage's passes, or close to it
+// where ranks do not divide the micro-batches.
 TEST(PipelineSchedule, InterleavingShortensTheBubble) {
   for (int ranks = 2; ranks <= 8; ++ranks)
     for (int groups = 1; groups <= 4; ++groups)
       for (int chunks = 2; chunks <= 3; ++chunks) {
         const int micro_batches = groups * ranks;
         SCOPED_TRACE(case_name(ScheduleKind::interleaved, ranks, micro_batches) + fmt::format(", {} chunks", chunks));
-        const ScheduleReport report =
-            check_schedule(make_schedule(ScheduleKind::interleaved, ranks, micro_batches, chunks), micro_batches, chunks);
+        const ScheduleReport report = check_schedule(
+            make_schedule(ScheduleKind::interleaved, ranks, micro_batches, chunks), micro_batches, chunks);
         const ScheduleReport plain =
             check_schedule(make_schedule(ScheduleKind::one_forward_one_backward, ranks, micro_batches), micro_batches);
         EXPECT_LT(report.bubble, plain.bubble);

@@ -31,7 +31,7 @@ class StageRunner {
   }
 
  private:
-  using Buffers = std::map<int, std::vector<double>>;   // by micro-batch
+  using Buffers = std::map<int, std::vector<double>>;  // by micro-batch
 
   // Returns the position of the group's last transfer.
   std::size_t run_group(const InstructionList& list, std::size_t first) {
@@ -48,10 +48,10 @@ class StageRunner {
   }
 
   Transfer transfer_of(const Instruction& instruction) {
-    const bool forward = instruction.operation == Operation::send_forward ||
-                         instruction.operation == Operation::receive_forward;
-    const bool send = instruction.operation == Operation::send_forward ||
-                      instruction.operation == Operation::send_backward;
+    const bool forward =
+        instruction.operation == Operation::send_forward || instruction.operation == Operation::receive_forward;
+    const bool send =
+        instruction.operation == Operation::send_forward || instruction.operation == Operation::send_backward;
     Buffers& buffers = forward ? activations_ : gradients_;
     if (!send) buffers[instruction.micro_batch] = poisoned<double>(elements);
     return {send ? Transfer::Direction::send : Transfer::Direction::receive, instruction.peer,
@@ -100,8 +100,8 @@ class StageRunner {
 };
 
 TEST(PipelineTransfers, EveryScheduleDeliversEveryMicroBatch) {
-  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward, ScheduleKind::interleaved,
-                                  ScheduleKind::zero_bubble})
+  for (const ScheduleKind kind : {ScheduleKind::gpipe, ScheduleKind::one_forward_one_backward,
+                                  ScheduleKind::interleaved, ScheduleKind::zero_bubble})
     for (const int stages : {1, 2, 3, 4})
       on_first_ranks(test_world(), std::min(stages, test_world().size()), [&](Communicator& pipeline) {
         for (const int micro_batches : {1, 3, 4, 6}) {

@@ -28,7 +28,8 @@ TEST(Recording, EntersEveryOperationOfItselfAndItsSubgroups) {
   world->barrier();
   const int next = (rank + 1) % ranks, before = (rank + ranks - 1) % ranks;
   std::vector<double> out(2, rank), in(2);
-  const std::vector<Transfer> ring = {{Transfer::Direction::send, next, tensor_of(out)}, {Transfer::Direction::receive, before, tensor_of(in)}};
+  const std::vector<Transfer> ring = {{Transfer::Direction::send, next, tensor_of(out)},
+                                      {Transfer::Direction::receive, before, tensor_of(in)}};
   world->exchange(ring, {});
   EXPECT_EQ(in, std::vector<double>(2, before));
 
@@ -49,12 +50,13 @@ TEST(Recording, EntersEveryOperationOfItselfAndItsSubgroups) {
   for (const FlightEntry& entry : snapshot.entries) {
     EXPECT_EQ(entry.state, FlightState::done);
     EXPECT_LE(entry.entered, entry.completed);
-    if (entry.operation != FlightOperation::subgroup) entered.push_back(fmt::format("{} {} {}", name_of(entry.operation), entry.collective, entry.bytes));
+    if (entry.operation != FlightOperation::subgroup)
+      entered.push_back(fmt::format("{} {} {}", name_of(entry.operation), entry.collective, entry.bytes));
   }
   const auto parts_bytes = 8 * ranks;
   EXPECT_EQ(entered, (std::vector<std::string>{"all_reduce 1 24", fmt::format("reduce_scatter 2 {}", parts_bytes),
-                                               fmt::format("all_gather 3 {}", parts_bytes), "broadcast 4 8", "broadcast 5 4",
-                                               "barrier 6 0", "exchange 0 32"}));
+                                               fmt::format("all_gather 3 {}", parts_bytes), "broadcast 4 8",
+                                               "broadcast 5 4", "barrier 6 0", "exchange 0 32"}));
   EXPECT_EQ(snapshot.sent.at(next), 1u);
   EXPECT_EQ(snapshot.received.at(before), 1u);
 }
@@ -84,7 +86,8 @@ void expect_disagreement(FlightRecorder& recorder, const std::vector<std::string
     ADD_FAILURE() << "nothing was noticed";
   } catch (const InternalError& error) {
     const std::string message = error.what();
-    for (const std::string& word : words) EXPECT_NE(message.find(word), std::string::npos) << word << " is not in: " << message;
+    for (const std::string& word : words)
+      EXPECT_NE(message.find(word), std::string::npos) << word << " is not in: " << message;
   }
 }
 
@@ -94,7 +97,7 @@ TEST(CollectiveOrder, TheSameOrderIsFine) {
   const auto world = make_recording_communicator(all_ranks(), recorder, "world");
   for (int step = 0; step < 3; ++step) {
     for (int i = 0; i < 300; ++i) world->all_reduce(1.0, ReduceOp::sum);
-    const auto pair = world->subgroup({rank});   // of which every rank has its own
+    const auto pair = world->subgroup({rank});  // of which every rank has its own
     pair->barrier();
     std::vector<float> out(4), in(4);
     const std::vector<Transfer> ring = {{Transfer::Direction::send, (rank + 1) % ranks, tensor_of(out)},
@@ -114,7 +117,8 @@ TEST(CollectiveOrder, NamesTheFirstOperationThatDiffers) {
   ring->enter(entry_of(FlightOperation::all_reduce, 64));
   ring->enter(entry_of(FlightOperation::all_gather, rank == 2 ? 128 : 256));
   ring->enter(entry_of(FlightOperation::barrier, 0));
-  expect_disagreement(recorder, {"\"data\"", "from number 12 on", "rank 0: all_gather of 256 bytes, fp32", "rank 2: all_gather of 128 bytes"});
+  expect_disagreement(recorder, {"\"data\"", "from number 12 on", "rank 0: all_gather of 256 bytes, fp32",
+                                 "rank 2: all_gather of 128 bytes"});
 }
 
 TEST(CollectiveOrder, NoticesOneOperationMoreAndSwappedOnes) {
@@ -141,7 +145,8 @@ TEST(CollectiveOrder, ComparesSendersWithReceivers) {
   const auto ring = recorder.add("pipeline", first_ranks(ranks), test_world());
   if (rank == 0) ring->enter(entry_of(FlightOperation::exchange, 40, {{true, 1, 40, 0}}));
   if (rank == 1) ring->enter(entry_of(FlightOperation::exchange, 44, {{false, 0, 44, 0}}));
-  expect_disagreement(recorder, {"transfers from rank 0 to rank 1", "rank 0: a transfer of 40 bytes", "rank 1: a transfer of 44 bytes"});
+  expect_disagreement(recorder, {"transfers from rank 0 to rank 1", "rank 0: a transfer of 40 bytes",
+                                 "rank 1: a transfer of 44 bytes"});
 }
 
 }  // namespace

@@ -112,7 +112,7 @@ TEST(ScheduleChecker, RefusesTheStepBeforeTheLastBackward) {
     Lists broken = lists;
     const Instruction step = broken[rank].back();
     broken[rank].pop_back();
-    if (position > 0 && broken[rank][position - 1].with_next) return;   // it would split a group: another test's matter
+    if (position > 0 && broken[rank][position - 1].with_next) return;  // it would split a group: another test's matter
     broken[rank].insert(broken[rank].begin() + static_cast<std::ptrdiff_t>(position), step);
     expect_refused(broken, micro_batches, rank, step);
     const std::string message = refusal(broken, micro_batches);
@@ -189,7 +189,7 @@ TEST(ScheduleChecker, RecomputeReplacesTheStashOfTheForward) {
 }
 
 TEST(ScheduleChecker, WeightsAreGatheredWhileTheyAreUsed) {
-  Lists lists = make_schedule(ScheduleKind::gpipe, 1, 1);   // forward, backward_input, backward_weight, ...
+  Lists lists = make_schedule(ScheduleKind::gpipe, 1, 1);  // forward, backward_input, backward_weight, ...
   lists[0].insert(lists[0].begin(), {.operation = Operation::gather});
   EXPECT_NE(refusal(lists, 1).find("release c0 is missing"), std::string::npos);
   Lists whole = lists;
@@ -247,7 +247,7 @@ TEST(ScheduleChecker, FollowsChunksAroundThePipeline) {
       broken[rank].erase(broken[rank].begin() + static_cast<std::ptrdiff_t>(position));
       EXPECT_TRUE(names_a_rank(refusal(broken, 1, 2))) << rank << " " << position;
     }
-  Lists crossed = lists;   // rank 1 takes the second chunk's input first
+  Lists crossed = lists;  // rank 1 takes the second chunk's input first
   std::swap(crossed[1][0].chunk, crossed[1][3].chunk);
   EXPECT_TRUE(names_a_rank(refusal(crossed, 1, 2)));
 }

@@ -26,7 +26,7 @@ TEST(SelfCommunicator, CollectivesAreCopies) {
     pending.wait();
     EXPECT_TRUE(pending.complete());
     EXPECT_EQ(gathered, original);
-    self->all_gather(tensor_of(gathered), tensor_of(gathered), {});   // in place
+    self->all_gather(tensor_of(gathered), tensor_of(gathered), {});  // in place
     EXPECT_EQ(gathered, original);
   }
   self->barrier();

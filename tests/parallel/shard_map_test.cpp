@@ -11,7 +11,8 @@
 namespace fulmen {
 namespace {
 
-// Layers 0 to 4 with two matrices each and a theta (group 1) in layers 1 and 3, and a table that no layer owns, declared first.
+// Layers 0 to 4 with two matrices each and a theta (group 1) in layers 1 and 3, and a table that no layer owns,
+// declared first.
 std::vector<MappedParameter> some_parameters() {
   std::vector<MappedParameter> list = {{"table", 0, -1, 1000}};
   for (std::int64_t layer = 0; layer < 5; ++layer) {
@@ -23,7 +24,7 @@ std::vector<MappedParameter> some_parameters() {
 }
 
 void expect_sound(const ShardMap& map) {
-  std::map<std::size_t, std::int64_t> ends;   // of groups
+  std::map<std::size_t, std::int64_t> ends;  // of groups
   std::vector<int> held(map.parameters().size());
   for (std::size_t b = 0; b < map.buckets().size(); ++b) {
     const ShardMap::Bucket& bucket = map.buckets()[b];
@@ -105,10 +106,11 @@ TEST(ShardMap, BucketsFollowBackward) {
   // Over all groups: a bucket comes when the last of its layers is done.
   const ShardMap joined(some_parameters(), {2, 320});
   std::vector<std::int64_t> done;
-  for (const ShardMap::Bucket& bucket : joined.buckets()) done.push_back(bucket.layers.empty() ? -1 : bucket.layers.back());
+  for (const ShardMap::Bucket& bucket : joined.buckets())
+    done.push_back(bucket.layers.empty() ? -1 : bucket.layers.back());
   EXPECT_TRUE(std::ranges::is_sorted(done, std::greater<>()));
   EXPECT_EQ(joined.buckets_of(2), (std::vector<std::size_t>{1}));
-  EXPECT_EQ(joined.buckets_of(1), (std::vector<std::size_t>{1, 2}));   // with its theta
+  EXPECT_EQ(joined.buckets_of(1), (std::vector<std::size_t>{1, 2}));  // with its theta
   EXPECT_EQ(single.buckets_of(3).size(), 2u);
   EXPECT_TRUE(single.buckets_of(9).empty());
   EXPECT_EQ(single.first_layer(), 0);

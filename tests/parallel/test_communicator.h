@@ -80,7 +80,7 @@ class Values {
   }
 
  private:
-  std::vector<T> host_;   // on the CPU the tensor's own memory
+  std::vector<T> host_;  // on the CPU the tensor's own memory
   Buffer device_memory_;
   Tensor tensor_;
 };

@@ -1,5 +1,5 @@
-// A communicator that counts what its operations are given to send, by kind, and hands the work to another. Its subgroups
-// count too, each group of ranks for itself.
+// A communicator that counts what its operations are given to send, by kind, and hands the work to another. Its
+// subgroups count too, each group of ranks for itself.
 #pragma once
 
 #include <map>

@@ -30,7 +30,8 @@ std::string CombinationSpace::forbidden_by(const Combination& combination) const
 bool CombinationSpace::allows(const Combination& combination, int feature) const {
   return std::ranges::all_of(constraints_, [&](const Constraint& constraint) {
     if (std::ranges::find(constraint.features, feature) == constraint.features.end()) return true;
-    const bool chosen = std::ranges::all_of(constraint.features, [&](int f) { return combination[static_cast<std::size_t>(f)] >= 0; });
+    const bool chosen =
+        std::ranges::all_of(constraint.features, [&](int f) { return combination[static_cast<std::size_t>(f)] >= 0; });
     return !chosen || constraint.allows(combination);
   });
 }
@@ -57,12 +58,13 @@ void CombinationSpace::for_each(const std::function<void(const Combination&)>& f
     orders.emplace_back(feature.values.size());
     std::iota(orders.back().begin(), orders.back().end(), 0);
   }
-  search(combination, std::vector<bool>(features_.size(), false), 0,
-         [&](int feature) -> const std::vector<int>& { return orders[static_cast<std::size_t>(feature)]; },
-         [&](const Combination& found) {
-           f(found);
-           return false;
-         });
+  search(
+      combination, std::vector<bool>(features_.size(), false), 0,
+      [&](int feature) -> const std::vector<int>& { return orders[static_cast<std::size_t>(feature)]; },
+      [&](const Combination& found) {
+        f(found);
+        return false;
+      });
 }
 
 std::optional<Combination> CombinationSpace::complete(const Combination& partial, std::uint64_t seed) const {
@@ -82,7 +84,7 @@ std::optional<Combination> CombinationSpace::complete(const Combination& partial
 
 std::vector<std::uint64_t> tuples_of(const CombinationSpace& space, const Combination& combination, int size) {
   std::vector<std::uint64_t> tuples = {0};
-  std::vector<int> first = {0};   // the features after those of a tuple so far
+  std::vector<int> first = {0};  // the features after those of a tuple so far
   for (int chosen = 0; chosen < size; ++chosen) {
     std::vector<std::uint64_t> longer;
     std::vector<int> after;
@@ -97,7 +99,8 @@ std::vector<std::uint64_t> tuples_of(const CombinationSpace& space, const Combin
   return tuples;
 }
 
-std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t count, const std::vector<Combination>& given) {
+std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t count,
+                                     const std::vector<Combination>& given) {
   std::vector<Combination> chosen;
   std::set<Combination> distinct;
   std::unordered_set<std::uint64_t> pairs, triples;
@@ -110,7 +113,8 @@ std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t 
       const auto candidate = space.complete(partial, seed++);
       if (!candidate) return best;
       if (distinct.contains(*candidate)) continue;
-      const auto fresh = std::ranges::count_if(tuples_of(space, *candidate, size), [&](std::uint64_t t) { return !met.contains(t); });
+      const auto fresh =
+          std::ranges::count_if(tuples_of(space, *candidate, size), [&](std::uint64_t t) { return !met.contains(t); });
       if (fresh > best_new) best = candidate, best_new = fresh;
     }
     return best;
@@ -123,7 +127,9 @@ std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t 
   };
   for (const Combination& combination : given)
     if (!distinct.contains(combination)) take(combination);
-  const auto values_of = [&](int feature) { return static_cast<int>(space.features()[static_cast<std::size_t>(feature)].values.size()); };
+  const auto values_of = [&](int feature) {
+    return static_cast<int>(space.features()[static_cast<std::size_t>(feature)].values.size());
+  };
   for (int a = 0; a < space.size(); ++a)
     for (int b = a + 1; b < space.size(); ++b)
       for (int x = 0; x < values_of(a); ++x)
@@ -136,7 +142,8 @@ std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t 
           if (const auto combination = choose(partial, pairs, 2)) take(*combination);
         }
   for (int attempt = 0; chosen.size() < count && attempt < 1000; ++attempt)
-    if (const auto combination = choose(Combination(static_cast<std::size_t>(space.size()), -1), triples, 3)) take(*combination);
+    if (const auto combination = choose(Combination(static_cast<std::size_t>(space.size()), -1), triples, 3))
+      take(*combination);
   return chosen;
 }
 

@@ -19,8 +19,8 @@ struct Feature {
 using Combination = std::vector<int>;
 
 struct Constraint {
-  std::string name;             // in words: what is not possible, and why
-  std::vector<int> features;    // that it looks at
+  std::string name;           // in words: what is not possible, and why
+  std::vector<int> features;  // that it looks at
   std::function<bool(const Combination&)> allows;
 };
 
@@ -42,15 +42,17 @@ class CombinationSpace {
  private:
   bool allows(const Combination& combination, int feature) const;
   template <class Values, class Found>
-  bool search(Combination& combination, const std::vector<bool>& fixed, int feature, Values&& values, Found&& found) const;
+  bool search(Combination& combination, const std::vector<bool>& fixed, int feature, Values&& values,
+              Found&& found) const;
 
   std::vector<Feature> features_;
   std::vector<Constraint> constraints_;
 };
 
-// The given allowed combinations, then others until every possible pair of values meets, and after them, up to `count` in
-// all, more that bring many new triples together. All are different. The same each time.
-std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t count, const std::vector<Combination>& given = {});
+// The given allowed combinations, then others until every possible pair of values meets, and after them, up to `count`
+// in all, more that bring many new triples together. All are different. The same each time.
+std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t count,
+                                     const std::vector<Combination>& given = {});
 
 // All values of `size` features taken together (pairs, triples), as numbers that tell them apart.
 std::vector<std::uint64_t> tuples_of(const CombinationSpace& space, const Combination& combination, int size);

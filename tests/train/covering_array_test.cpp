@@ -18,7 +18,8 @@ CombinationSpace cube(int features, int values, std::vector<Constraint> constrai
   return {list, std::move(constraints)};
 }
 
-std::set<std::uint64_t> tuples_in(const CombinationSpace& space, const std::vector<Combination>& combinations, int size) {
+std::set<std::uint64_t> tuples_in(const CombinationSpace& space, const std::vector<Combination>& combinations,
+                                  int size) {
   std::set<std::uint64_t> tuples;
   for (const Combination& combination : combinations)
     for (const std::uint64_t tuple : tuples_of(space, combination, size)) tuples.insert(tuple);
@@ -33,7 +34,8 @@ std::vector<Combination> everything(const CombinationSpace& space) {
 
 TEST(CoveringArray, CountsTheWholeProduct) {
   EXPECT_EQ(everything(cube(4, 3)).size(), 81u);
-  const CombinationSpace space = cube(3, 2, {{"not all alike", {0, 1, 2}, [](const Combination& c) { return c[0] != c[1] || c[1] != c[2]; }}});
+  const CombinationSpace space =
+      cube(3, 2, {{"not all alike", {0, 1, 2}, [](const Combination& c) { return c[0] != c[1] || c[1] != c[2]; }}});
   EXPECT_EQ(everything(space).size(), 6u);
   EXPECT_EQ(space.forbidden_by({1, 1, 1}), "not all alike");
   EXPECT_EQ(space.forbidden_by({1, 0, 1}), "");
@@ -47,11 +49,11 @@ TEST(CoveringArray, TuplesAreToldApart) {
 }
 
 TEST(CoveringArray, EveryPairMeetsInFewCombinations) {
-  const CombinationSpace space = cube(4, 3);   // 9 are possible
+  const CombinationSpace space = cube(4, 3);  // 9 are possible
   const std::vector<Combination> few = cover_pairs(space, 0);
   EXPECT_EQ(tuples_in(space, few, 2).size(), 54u);
   EXPECT_LE(few.size(), 15u);
-  const CombinationSpace large = cube(12, 4);   // of 16.8 million
+  const CombinationSpace large = cube(12, 4);  // of 16.8 million
   const std::vector<Combination> some = cover_pairs(large, 0);
   EXPECT_EQ(tuples_in(large, some, 2).size(), 66u * 16u);
   EXPECT_LE(some.size(), 40u);
@@ -59,8 +61,10 @@ TEST(CoveringArray, EveryPairMeetsInFewCombinations) {
 
 TEST(CoveringArray, ConstraintsHoldAndForbidPairs) {
   // 0 and 1 differ; 2 follows from both: pairs that no constraint names by itself are impossible, too.
-  const CombinationSpace space = cube(5, 3, {{"0 and 1 differ", {0, 1}, [](const Combination& c) { return c[0] != c[1]; }},
-                                             {"2 is their sum", {0, 1, 2}, [](const Combination& c) { return c[2] == (c[0] + c[1]) % 3; }}});
+  const CombinationSpace space =
+      cube(5, 3,
+           {{"0 and 1 differ", {0, 1}, [](const Combination& c) { return c[0] != c[1]; }},
+            {"2 is their sum", {0, 1, 2}, [](const Combination& c) { return c[2] == (c[0] + c[1]) % 3; }}});
   const std::vector<Combination> chosen = cover_pairs(space, 0);
   for (const Combination& combination : chosen) EXPECT_EQ(space.forbidden_by(combination), "");
   EXPECT_EQ(tuples_in(space, chosen, 2), tuples_in(space, everything(space), 2));

@@ -1,4 +1,5 @@
-// Training steps against the authors' own: losses, gradient norms and final weights of AdamW with warm-up, cosine and clip.
+// Training steps against the authors' own: losses, gradient norms and final weights of AdamW with warm-up, cosine and
+// clip.
 #include "tests/golden.h"
 
 #include <gtest/gtest.h>
@@ -36,7 +37,8 @@ Batch stream_batch(const Golden& golden) {
 // Row `row` of a batch, as a batch of its own.
 Batch row_of(const Batch& whole, std::int64_t row) {
   Batch batch = make_batch(1, whole.length);
-  const auto begin = static_cast<std::ptrdiff_t>(row * whole.length), end = begin + static_cast<std::ptrdiff_t>(whole.length);
+  const auto begin = static_cast<std::ptrdiff_t>(row * whole.length),
+             end = begin + static_cast<std::ptrdiff_t>(whole.length);
   batch.tokens.assign(whole.tokens.begin() + begin, whole.tokens.begin() + end);
   batch.targets.assign(whole.targets.begin() + begin, whole.targets.begin() + end);
   batch.weights.assign(whole.weights.begin() + begin, whole.weights.begin() + end);
@@ -49,7 +51,7 @@ Batch row_of(const Batch& whole, std::int64_t row) {
 class GoldenTraining : public ::testing::TestWithParam<std::tuple<const char*, bool, DType>> {};
 
 TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
-  const auto [file, accumulate, dtype] = GetParam();   // all rows at once, or row by row
+  const auto [file, accumulate, dtype] = GetParam();  // all rows at once, or row by row
   const double tolerance = dtype == DType::fp64 ? 1e-10 : 1e-5;
   // Where gradients are near zero AdamW makes steps of full size from their rounding.
   const double weights_tolerance = dtype == DType::fp64 ? 1e-6 : 1e-3;
@@ -77,7 +79,8 @@ TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
   schedule.warmup_steps = 2;
   schedule.minimum = 3e-4;
 
-  const std::vector<double> losses = golden.values("/train/loss"), norms = golden.values("/train/grad_norm"), rates = golden.values("/train/lr");
+  const std::vector<double> losses = golden.values("/train/loss"), norms = golden.values("/train/grad_norm"),
+                            rates = golden.values("/train/lr");
   const auto steps = static_cast<std::int64_t>(norms.size());
   for (std::int64_t t = 0; t < steps; ++t) {
     const auto i = static_cast<std::size_t>(t);
@@ -91,8 +94,9 @@ TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
   EXPECT_NEAR(last.loss_nats, losses.back(), tolerance * losses.back());
   std::size_t compared = 0;
   for (const ParameterPiece& piece : runner.parameters().pieces(runner.parameters().flat_weights())) {
-    if (piece.memory.size(0) != piece.global_shape[0]) continue;   // a part of a fused matrix
-    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/train/final/" + piece.tensor)), weights_tolerance)
+    if (piece.memory.size(0) != piece.global_shape[0]) continue;  // a part of a fused matrix
+    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/train/final/" + piece.tensor)),
+              weights_tolerance)
         << piece.tensor;
     ++compared;
   }
@@ -101,9 +105,10 @@ TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
 
 INSTANTIATE_TEST_SUITE_P(Files, GoldenTraining,
                          ::testing::Combine(::testing::Values("tnl_small", "tnl_wide"), ::testing::Bool(),
-                                          ::testing::Values(DType::fp64, DType::fp32)),
+                                            ::testing::Values(DType::fp64, DType::fp32)),
                          [](const auto& info) {
-                           return fmt::format("{}_{}_{}", std::get<0>(info.param), std::get<1>(info.param) ? "row_by_row" : "at_once",
+                           return fmt::format("{}_{}_{}", std::get<0>(info.param),
+                                              std::get<1>(info.param) ? "row_by_row" : "at_once",
                                               name_of(std::get<2>(info.param)));
                          });
 

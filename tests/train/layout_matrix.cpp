@@ -10,11 +10,27 @@ namespace fulmen {
 namespace {
 
 constexpr std::size_t layouts_in_ci = 220;
-constexpr std::uint64_t layouts_of_three_axes = 5;   // of each three
+constexpr std::uint64_t layouts_of_three_axes = 5;  // of each three
 
 // Features in an order in which each constraint's are all chosen early.
-enum : int { data, sequence, tensor, pipeline, model, micro_batches, schedule, chunks, stages, split, zero, zero_group, bucket,
-             recompute, overlap, documents };
+enum : int {
+  data,
+  sequence,
+  tensor,
+  pipeline,
+  model,
+  micro_batches,
+  schedule,
+  chunks,
+  stages,
+  split,
+  zero,
+  zero_group,
+  bucket,
+  recompute,
+  overlap,
+  documents
+};
 
 const std::vector<Feature>& features() {
   static const std::vector<Feature> list = {
@@ -39,32 +55,52 @@ const std::vector<Feature>& features() {
 }
 
 const std::string& text(const Combination& c, int feature) {
-  return features()[static_cast<std::size_t>(feature)].values[static_cast<std::size_t>(c[static_cast<std::size_t>(feature)])];
+  return features()[static_cast<std::size_t>(feature)]
+      .values[static_cast<std::size_t>(c[static_cast<std::size_t>(feature)])];
 }
 int number(const Combination& c, int feature) { return std::stoi(text(c, feature)); }
 
 std::vector<Constraint> constraints() {
   return {
-      {"more than 8 ranks (data, sequence)", {data, sequence}, [](const Combination& c) { return number(c, data) * number(c, sequence) <= 8; }},
-      {"more than 8 ranks (data, sequence, tensor)", {data, sequence, tensor},
+      {"more than 8 ranks (data, sequence)",
+       {data, sequence},
+       [](const Combination& c) { return number(c, data) * number(c, sequence) <= 8; }},
+      {"more than 8 ranks (data, sequence, tensor)",
+       {data, sequence, tensor},
        [](const Combination& c) { return number(c, data) * number(c, sequence) * number(c, tensor) <= 8; }},
-      {"more than 8 ranks", {data, sequence, tensor, pipeline},
-       [](const Combination& c) { return number(c, data) * number(c, sequence) * number(c, tensor) * number(c, pipeline) <= 8; }},
-      {"the tensor ranks do not divide the heads", {tensor, model},
-       [](const Combination& c) { return (text(c, model) == "tnl1" ? matrix_tnl1_heads : matrix_tnl3_heads) % number(c, tensor) == 0; }},
-      {"the micro-batches do not divide a data rank's samples", {data, micro_batches},
+      {"more than 8 ranks",
+       {data, sequence, tensor, pipeline},
+       [](const Combination& c) {
+         return number(c, data) * number(c, sequence) * number(c, tensor) * number(c, pipeline) <= 8;
+       }},
+      {"the tensor ranks do not divide the heads",
+       {tensor, model},
+       [](const Combination& c) {
+         return (text(c, model) == "tnl1" ? matrix_tnl1_heads : matrix_tnl3_heads) % number(c, tensor) == 0;
+       }},
+      {"the micro-batches do not divide a data rank's samples",
+       {data, micro_batches},
        [](const Combination& c) { return matrix_global_batch % (number(c, data) * number(c, micro_batches)) == 0; }},
-      {"only ranks of a pipeline that interleaves have more than one chunk", {pipeline, schedule, chunks},
+      {"only ranks of a pipeline that interleaves have more than one chunk",
+       {pipeline, schedule, chunks},
        [](const Combination& c) {
          const bool interleaves = text(c, schedule) == "interleaved" || text(c, schedule) == "zero-bubble";
          return number(c, chunks) == 1 || (interleaves && number(c, pipeline) > 1);
        }},
-      {"more stages than layers", {pipeline, chunks}, [](const Combination& c) { return number(c, pipeline) * number(c, chunks) <= matrix_layers; }},
-      {"stages of unequal length need two stages and more layers than stages", {pipeline, chunks, stages},
-       [](const Combination& c) { return text(c, stages) == "even" || (number(c, pipeline) > 1 && number(c, pipeline) * number(c, chunks) < matrix_layers); }},
-      {"one tensor rank has no tokens to split", {tensor, split},
+      {"more stages than layers",
+       {pipeline, chunks},
+       [](const Combination& c) { return number(c, pipeline) * number(c, chunks) <= matrix_layers; }},
+      {"stages of unequal length need two stages and more layers than stages",
+       {pipeline, chunks, stages},
+       [](const Combination& c) {
+         return text(c, stages) == "even" ||
+                (number(c, pipeline) > 1 && number(c, pipeline) * number(c, chunks) < matrix_layers);
+       }},
+      {"one tensor rank has no tokens to split",
+       {tensor, split},
        [](const Combination& c) { return text(c, split) == "false" || number(c, tensor) > 1; }},
-      {"a group that shards needs something to shard, and to be a part", {data, sequence, zero, zero_group},
+      {"a group that shards needs something to shard, and to be a part",
+       {data, sequence, zero, zero_group},
        [](const Combination& c) {
          const int replicas = number(c, data) * number(c, sequence);
          if (text(c, zero_group) == "all") return true;
@@ -116,9 +152,10 @@ LayoutConfig LayoutCase::layout() const {
 }
 
 std::string LayoutCase::describe() const {
-  return fmt::format("{}{}, {}{}, {} micro-batches, {}, {} chunks{}, zero {} over {} in buckets of {}, recompute {}, overlap {}", model,
-                     documents ? " with documents" : "", shape.describe(), split ? " with its tokens split" : "", micro_batches,
-                     schedule, chunks, uneven ? ", uneven stages" : "", zero, zero_group, bucket_elements, recompute, overlap);
+  return fmt::format(
+      "{}{}, {}{}, {} micro-batches, {}, {} chunks{}, zero {} over {} in buckets of {}, recompute {}, overlap {}",
+      model, documents ? " with documents" : "", shape.describe(), split ? " with its tokens split" : "", micro_batches,
+      schedule, chunks, uneven ? ", uneven stages" : "", zero, zero_group, bucket_elements, recompute, overlap);
 }
 
 std::vector<Combination> layout_combinations() {
@@ -127,7 +164,8 @@ std::vector<Combination> layout_combinations() {
   for (const int alone : {data, sequence, tensor, pipeline})
     for (std::uint64_t seed = 1; seed <= layouts_of_three_axes; ++seed) {
       Combination partial(features().size(), -1);
-      for (const int axis : {data, sequence, tensor, pipeline}) partial[static_cast<std::size_t>(axis)] = axis == alone ? 0 : 1;
+      for (const int axis : {data, sequence, tensor, pipeline})
+        partial[static_cast<std::size_t>(axis)] = axis == alone ? 0 : 1;
       given.push_back(layout_space().complete(partial, static_cast<std::uint64_t>(alone) * 1000 + seed).value());
     }
   return cover_pairs(layout_space(), layouts_in_ci, given);

@@ -17,12 +17,12 @@ inline constexpr int matrix_tnl1_heads = 6, matrix_tnl3_heads = 8;
 
 struct LayoutCase {
   MeshShape shape;
-  std::string model;          // tnl1, tnl3
+  std::string model;  // tnl1, tnl3
   int micro_batches = 1;
   std::string schedule = "gpipe";
   int chunks = 1;
-  bool uneven = false;        // stages of unequal length
-  bool split = false;         // parallel.tensor_sequence_split
+  bool uneven = false;  // stages of unequal length
+  bool split = false;   // parallel.tensor_sequence_split
   int zero = 0;
   std::string zero_group = "all";
   std::string recompute = "none";

@@ -12,7 +12,9 @@ namespace {
 
 // "zero 2 with recompute full", for those that the matrix lacks.
 std::string spelled(const CombinationSpace& space, const Combination& c, std::size_t a, std::size_t b) {
-  const auto value = [&](std::size_t f) { return space.features()[f].name + " " + space.features()[f].values[static_cast<std::size_t>(c[f])]; };
+  const auto value = [&](std::size_t f) {
+    return space.features()[f].name + " " + space.features()[f].values[static_cast<std::size_t>(c[f])];
+  };
   return value(a) + " with " + value(b);
 }
 
@@ -31,18 +33,21 @@ TEST(LayoutMatrix, EveryPairThatIsPossibleMeets) {
     std::size_t place = 0;
     for (std::size_t a = 0; a < features; ++a)
       for (std::size_t b = a + 1; b < features; ++b, ++place) {
-        if (possible.insert(pairs[place]).second && !met.contains(pairs[place])) missing.insert(spelled(space, combination, a, b));
+        if (possible.insert(pairs[place]).second && !met.contains(pairs[place]))
+          missing.insert(spelled(space, combination, a, b));
       }
   });
   EXPECT_TRUE(missing.empty()) << missing.size() << " pairs, such as " << *missing.begin();
   EXPECT_EQ(met.size(), possible.size());
-  std::printf("%zu of %zu possible pairs, of %lld layouts\n", met.size(), possible.size(), static_cast<long long>(layouts));
+  std::printf("%zu of %zu possible pairs, of %lld layouts\n", met.size(), possible.size(),
+              static_cast<long long>(layouts));
 }
 
 TEST(LayoutMatrix, HoldsWhatItPromises) {
   const std::vector<Combination> combinations = layout_combinations();
   EXPECT_GE(combinations.size(), 200u);
-  EXPECT_EQ(std::set<Combination>(combinations.begin(), combinations.end()).size(), combinations.size()) << "distinct ones";
+  EXPECT_EQ(std::set<Combination>(combinations.begin(), combinations.end()).size(), combinations.size())
+      << "distinct ones";
   for (const Combination& combination : combinations) EXPECT_EQ(layout_space().forbidden_by(combination), "");
   const std::vector<LayoutCase> cases = layout_matrix();
   const auto count = [&](auto&& condition) { return std::ranges::count_if(cases, condition); };
@@ -52,10 +57,14 @@ TEST(LayoutMatrix, HoldsWhatItPromises) {
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches == c.shape.pipeline && c.shape.pipeline > 1; }), 5);
   EXPECT_GE(count([](const LayoutCase& c) { return c.micro_batches > c.shape.pipeline && c.shape.pipeline > 1; }), 5);
   // More than pairs: every three axes together.
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.data > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), 5);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.sequence > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), 5);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.sequence > 1 && c.shape.data > 1 && c.shape.pipeline > 1; }), 5);
-  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.sequence > 1 && c.shape.data > 1 && c.shape.tensor > 1; }), 5);
+  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.data > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }),
+            5);
+  EXPECT_GE(
+      count([](const LayoutCase& c) { return c.shape.sequence > 1 && c.shape.tensor > 1 && c.shape.pipeline > 1; }), 5);
+  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.sequence > 1 && c.shape.data > 1 && c.shape.pipeline > 1; }),
+            5);
+  EXPECT_GE(count([](const LayoutCase& c) { return c.shape.sequence > 1 && c.shape.data > 1 && c.shape.tensor > 1; }),
+            5);
 }
 
 TEST(LayoutMatrix, SharesOfTheWholeAreDisjointAndComplete) {

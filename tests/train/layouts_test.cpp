@@ -1,8 +1,9 @@
-// Layouts do not change what is trained: over a covering array of everything that a layout can be (layout_matrix.h), the
-// gradient of every parameter, three training steps, and a resume from a checkpoint of another layout equal one rank's. In
-// fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0. FULMEN_LAYOUTS=3/1000 takes
-// share 3 (from 0) of 1000 of the whole product instead; scripts/test.sh --all does so for all shares. With
-// FULMEN_TEST_TRANSPORT=nccl, too, the ranks have a GPU each, and FULMEN_LAYOUT_RANKS=2 takes layouts of two ranks.
+// Layouts do not change what is trained: over a covering array of everything that a layout can be (layout_matrix.h),
+// the gradient of every parameter, three training steps, and a resume from a checkpoint of another layout equal one
+// rank's. In fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0.
+// FULMEN_LAYOUTS=3/1000 takes share 3 (from 0) of 1000 of the whole product instead; scripts/test.sh --all does so for
+// all shares. With FULMEN_TEST_TRANSPORT=nccl, too, the ranks have a GPU each, and FULMEN_LAYOUT_RANKS=2 takes layouts
+// of two ranks.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -41,7 +42,8 @@ Device run_device() { return over_nccl() ? Device::cuda(test_world().rank()) : t
 
 std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> ranks, std::size_t least_bytes_to_copy) {
   if (!testing::on_gpu()) return ranks;
-  if (over_nccl() && ranks->size() > 1) return make_nccl_communicator(std::move(ranks), run_device(), least_bytes_to_copy);
+  if (over_nccl() && ranks->size() > 1)
+    return make_nccl_communicator(std::move(ranks), run_device(), least_bytes_to_copy);
   return make_staged_communicator(std::move(ranks), run_device());
 }
 
@@ -57,8 +59,8 @@ ModelConfig model_of(const LayoutCase& layout) {
   config.layers = matrix_layers;
   config.heads = low_rank ? matrix_tnl3_heads : matrix_tnl1_heads;
   config.hidden = (testing::on_gpu() ? 8 : 4) * config.heads;
-  config.glu = 50;              // neither the tensor sizes nor
-  config.vocabulary = 101;      // these divide it
+  config.glu = 50;          // neither the tensor sizes nor
+  config.vocabulary = 101;  // these divide it
   config.gate_rank = low_rank ? 5 : 0;
   config.initializer_std = 0.1;
   if (low_rank) config.lrpe_layers = {0, 2};
@@ -103,7 +105,8 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
   options.train.global_batch = global_batch;
   options.train.micro_batch = global_batch / (layout.shape.data * layout.micro_batches);
   options.train.optimizer.learning_rate = 1e-2;
-  if (test_dtype() == DType::fp32) options.train.optimizer.epsilon = 1e-3;   // keeps rounding in gradients near zero from growing
+  if (test_dtype() == DType::fp32)
+    options.train.optimizer.epsilon = 1e-3;  // keeps rounding in gradients near zero from growing
   options.train.schedule.warmup_steps = 2;
   return options;
 }
@@ -111,7 +114,7 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
 // One rank's losses, norms and first gradient.
 struct Reference {
   std::map<std::string, std::vector<double>> gradients;
-  std::map<std::string, double> largest;   // of each gradient's magnitudes
+  std::map<std::string, double> largest;  // of each gradient's magnitudes
   std::vector<double> losses, norms;
 };
 
@@ -136,8 +139,10 @@ class Training {
     return list;
   }
   // Step t. `look` is called when the gradient is complete, before the update.
-  std::pair<double, double> step(std::int64_t t, const std::function<void()>& look = [] {}) {
-    const double rate = learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, t, training_steps);
+  std::pair<double, double> step(
+      std::int64_t t, const std::function<void()>& look = [] {}) {
+    const double rate =
+        learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, t, training_steps);
     const StepLoss loss = runner_.accumulate(batches(t), [&] {
       look();
       optimizer_.step(rate, t);
@@ -145,11 +150,13 @@ class Training {
     return {loss.loss_nats, optimizer_.gradient_norm()};
   }
   void save(const std::filesystem::path& root, std::int64_t step) {
-    save_training_state(root, options_.model, "", {step, step * global_batch, step * global_batch * sequence_length}, runner_,
-                        optimizer_, {}, mesh_.world());
+    save_training_state(root, options_.model, "", {step, step * global_batch, step * global_batch * sequence_length},
+                        runner_, optimizer_, {}, mesh_.world());
   }
   std::int64_t load(const std::filesystem::path& root) {
-    return load_training_state(CheckpointReader(find_checkpoint(root)), options_.model, runner_, optimizer_, mesh_.world()).step;
+    return load_training_state(CheckpointReader(find_checkpoint(root)), options_.model, runner_, optimizer_,
+                               mesh_.world())
+        .step;
   }
   ParameterStore& parameters() { return runner_.parameters(); }
   Communicator& ranks() { return *ranks_; }
@@ -221,12 +228,15 @@ void expect_equal_gradients(Training& training, const Reference& reference, Comm
     EXPECT_LE(difference, tolerance() * reference.largest.at(piece.tensor)) << piece.tensor;
   }
   for (auto& [name, places] : held) {
-    ranks.all_reduce(Tensor(places.data(), DType::uint8, {static_cast<std::int64_t>(places.size())}), ReduceOp::max, {});
-    EXPECT_EQ(std::ranges::count(places, 1), static_cast<std::ptrdiff_t>(places.size())) << "elements of " << name << " that no rank holds";
+    ranks.all_reduce(Tensor(places.data(), DType::uint8, {static_cast<std::int64_t>(places.size())}), ReduceOp::max,
+                     {});
+    EXPECT_EQ(std::ranges::count(places, 1), static_cast<std::ptrdiff_t>(places.size()))
+        << "elements of " << name << " that no rank holds";
   }
 }
 
-void expect_equal_step(Training& training, int t, const Reference& reference, const std::function<void()>& look = [] {}) {
+void expect_equal_step(
+    Training& training, int t, const Reference& reference, const std::function<void()>& look = [] {}) {
   const auto [loss, norm] = training.step(t, look);
   const auto i = static_cast<std::size_t>(t);
   EXPECT_NEAR(loss, reference.losses[i], tolerance() * reference.losses[i]) << "loss of step " << t;
@@ -291,7 +301,8 @@ TEST_P(Layouts, GradientsStepsAndResumeEqualOneRanks) {
   if (world.rank() < layout.shape.ranks()) {
     std::vector<int> members(static_cast<std::size_t>(layout.shape.ranks()));
     std::iota(members.begin(), members.end(), 0);
-    // What these small models reduce and gather would all go by NCCL's kernels: in every second case it goes by copy engines.
+    // What these small models reduce and gather would all go by NCCL's kernels: in every second case it goes by copy
+    // engines.
     Training training(options_of(layout, folder_ / "corpus"), world.subgroup(members),
                       number_ % 2 == 0 ? 1 : usual_least_bytes_to_copy);
     bool looked = false;

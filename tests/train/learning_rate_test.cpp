@@ -19,7 +19,8 @@ LearningRateConfig schedule(const char* kind, std::int64_t warmup, double minimu
 TEST(LearningRate, WarmsUpLinearlyThenEndsAtTheMinimum) {
   for (const char* kind : {"linear", "cosine", "wsd"}) {
     const LearningRateConfig config = schedule(kind, 4, 0.1);
-    for (std::int64_t t = 0; t < 4; ++t) EXPECT_DOUBLE_EQ(learning_rate(config, 1.0, t, 20), 0.25 * static_cast<double>(t + 1)) << kind;
+    for (std::int64_t t = 0; t < 4; ++t)
+      EXPECT_DOUBLE_EQ(learning_rate(config, 1.0, t, 20), 0.25 * static_cast<double>(t + 1)) << kind;
     EXPECT_NEAR(learning_rate(config, 1.0, 19, 20), 0.1, 1e-15) << kind;
   }
 }
@@ -27,7 +28,9 @@ TEST(LearningRate, WarmsUpLinearlyThenEndsAtTheMinimum) {
 TEST(LearningRate, NeverRisesAfterTheWarmUp) {
   for (const char* kind : {"constant", "linear", "cosine", "wsd"})
     for (std::int64_t t = 3; t + 1 < 50; ++t)
-      EXPECT_GE(learning_rate(schedule(kind, 3, 0.01), 1.0, t, 50), learning_rate(schedule(kind, 3, 0.01), 1.0, t + 1, 50)) << kind << t;
+      EXPECT_GE(learning_rate(schedule(kind, 3, 0.01), 1.0, t, 50),
+                learning_rate(schedule(kind, 3, 0.01), 1.0, t + 1, 50))
+          << kind << t;
 }
 
 TEST(LearningRate, ConstantStaysAtThePeak) {

@@ -183,10 +183,11 @@ TEST(Precision, TheLossFollowsThatOfAWiderPrecision) {
     ASSERT_TRUE(std::isfinite(narrow_losses.back()) && std::isfinite(wide_losses.back())) << "step " << t;
   }
   const Largest largest = compare_smoothed(narrow_losses, wide_losses, 20);
-  std::printf("largest difference of the smoothed losses: %.4f %% at step %lld; the loss fell from %.3f to %.3f, in the "
-              "wider precision to %.3f\n",
-              100.0 * largest.difference, static_cast<long long>(largest.step), narrow_losses.front(), narrow_losses.back(),
-              wide_losses.back());
+  std::printf(
+      "largest difference of the smoothed losses: %.4f %% at step %lld; the loss fell from %.3f to %.3f, in the "
+      "wider precision to %.3f\n",
+      100.0 * largest.difference, static_cast<long long>(largest.step), narrow_losses.front(), narrow_losses.back(),
+      wide_losses.back());
   EXPECT_LE(largest.difference, testing::on_gpu() ? 5e-3 : 1e-4);
   EXPECT_NEAR(wide_losses.front(), std::log(static_cast<double>(vocabulary)), 0.5) << "nothing is known yet";
   EXPECT_LT(wide_losses.back(), (testing::on_gpu() ? 0.4 : 0.6) * wide_losses.front()) << "the text can be learnt";
@@ -263,7 +264,7 @@ TEST(Precision, ACheckpointIsReadIntoNarrowWeights) {
     for (std::size_t i = 0; i < elements; ++i) ASSERT_EQ(read[i].bits, to_bfloat16(saved[i]).bits) << piece.tensor;
     compared += elements;
   }
-  EXPECT_EQ(compared, static_cast<std::size_t>(parameter_count(config) - config.hidden));   // all but theta
+  EXPECT_EQ(compared, static_cast<std::size_t>(parameter_count(config) - config.hidden));  // all but theta
 }
 
 }  // namespace

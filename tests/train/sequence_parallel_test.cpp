@@ -38,7 +38,8 @@ TEST(SequenceParallel, BytesSentDoNotDependOnTheLength) {
     const CountedBytes shorter = bytes_of_a_step(9, overlap), longer = bytes_of_a_step(144, overlap);
     EXPECT_EQ(shorter.at(sequence), longer.at(sequence)) << overlap;
     EXPECT_GE(longer.at(tensor).at("all_reduce"), 10 * shorter.at(tensor).at("all_reduce")) << "what does depend on it";
-    // The states of both passes, once a layer: [rows, heads of a tensor rank, keys, values] in fp32, keys doubled by LRPE.
+    // The states of both passes, once a layer: [rows, heads of a tensor rank, keys, values] in fp32, keys doubled by
+    // LRPE.
     constexpr std::size_t state = sample_rows * 2 * 8 * 8 * sizeof(float);
     EXPECT_EQ(longer.at(sequence).at("all_gather"), 2 * (state + 2 * state + state)) << overlap;
   }

@@ -1,5 +1,5 @@
-// What ZeRO shards: bytes on each rank as theory says, sums at their owners, whole weights where they are used, and nothing
-// allocated in a step. On four ranks.
+// What ZeRO shards: bytes on each rank as theory says, sums at their owners, whole weights where they are used, and
+// nothing allocated in a step. On four ranks.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -23,7 +23,9 @@ struct Way {
   const char* group;
   const char* overlap;
 };
-void PrintTo(const Way& way, std::ostream* out) { *out << "zero " << way.zero << " over " << way.group << ", overlap " << way.overlap; }
+void PrintTo(const Way& way, std::ostream* out) {
+  *out << "zero " << way.zero << " over " << way.group << ", overlap " << way.overlap;
+}
 
 const std::vector<Way> ways = {{0, "all", "none"}, {0, "all", "auto"}, {1, "all", "none"},    {1, "2", "auto"},
                                {2, "all", "none"}, {2, "2", "auto"},   {2, "all", "auto"},    {3, "all", "none"},
@@ -47,8 +49,7 @@ std::int64_t aligned(std::int64_t n, std::int64_t unit = 64) { return (n + unit 
 
 class ShardedRun : public ::testing::TestWithParam<Way> {
  protected:
-  ShardedRun()
-      : resources_(Device::cpu()), mesh_({.data = ranks}, test_world()) {
+  ShardedRun() : resources_(Device::cpu()), mesh_({.data = ranks}, test_world()) {
     options_.layout.data = ranks;
     options_.layout.zero = GetParam().zero;
     options_.layout.zero_group = GetParam().group;
@@ -92,17 +93,18 @@ TEST_P(ShardedRun, HoldsTheBytesThatTheoryGives) {
   Optimizer optimizer({}, 1.0, runner.parameters(), mesh_, resources_.execution());
   const int zero = GetParam().zero;
   const std::int64_t n = zero == 0 ? 1 : GetParam().group == std::string("2") ? 2 : ranks, d = c.hidden;
-  const std::int64_t layer = aligned(aligned(3 * d * d) + aligned(5 * d) + aligned(d * 5) + aligned(d * d) + aligned(2 * c.glu * d) +
-                                         aligned(c.glu * d),
+  const std::int64_t layer = aligned(aligned(3 * d * d) + aligned(5 * d) + aligned(d * 5) + aligned(d * d) +
+                                         aligned(2 * c.glu * d) + aligned(c.glu * d),
                                      64 * n);
   const std::int64_t matrices = c.layers * layer, embedding = aligned(c.vocabulary * d, 64 * n);
   const std::int64_t theta = 2 * aligned(d, 64 * n);
   const std::string overlap = GetParam().overlap;
   const std::int64_t gradient_slots = overlap == "auto" || overlap == "gradients" ? 2 : 1;
   const std::int64_t weight_slots = overlap == "auto" || overlap == "weights" ? 2 : 1;
-  const std::int64_t weights = 4 * ((zero < 3 ? matrices : matrices / n + weight_slots * layer) + embedding) + 8 * theta +
-                               8 * c.layers * c.heads;   // the decay slopes
-  const std::int64_t gradients = 4 * ((zero < 2 ? matrices : matrices / n + gradient_slots * layer) + embedding) + 8 * theta;
+  const std::int64_t weights = 4 * ((zero < 3 ? matrices : matrices / n + weight_slots * layer) + embedding) +
+                               8 * theta + 8 * c.layers * c.heads;  // the decay slopes
+  const std::int64_t gradients =
+      4 * ((zero < 2 ? matrices : matrices / n + gradient_slots * layer) + embedding) + 8 * theta;
   const std::int64_t optimizer_bytes = 2 * (4 * (matrices + embedding) + 8 * theta) / n + 8 * (adamw_scalars + 2);
   EXPECT_EQ(bytes(MemoryKind::weights), static_cast<std::size_t>(weights));
   EXPECT_EQ(bytes(MemoryKind::gradients), static_cast<std::size_t>(gradients));
@@ -188,9 +190,12 @@ TEST_P(SummedByHand, OwnersHoldTheSumOverRanksAndMicroBatches) {
       const std::int64_t rows = piece.memory.size(0), width = piece.memory.elements() / rows;
       for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t c = 0; c < width; ++c) {
-          const std::int64_t index = (piece.offset[0] + r) * columns + (piece.offset.size() > 1 ? piece.offset[1] : 0) + c;
+          const std::int64_t index =
+              (piece.offset[0] + r) * columns + (piece.offset.size() > 1 ? piece.offset[1] : 0) + c;
           const Tensor row = piece.memory.select(0, r);
-          EXPECT_EQ((row.rank() == 0 ? row.as<double>()[0] : row.as<double>()[c]), factor * static_cast<double>(index + 1)) << piece.tensor;
+          EXPECT_EQ((row.rank() == 0 ? row.as<double>()[0] : row.as<double>()[c]),
+                    factor * static_cast<double>(index + 1))
+              << piece.tensor;
         }
       elements += rows * width;
     }
@@ -209,7 +214,7 @@ TEST_P(SummedByHand, WeightsAreWholeWhereTheyAreUsed) {
   store_->initialize(1, resources_.execution());
   for (int change = 1; change <= 2; ++change) {
     gather_->wait();
-    for (const Tensor& part : store_->flat_weights()) scale(resources_.execution(), part, 2.0);   // what an update does
+    for (const Tensor& part : store_->flat_weights()) scale(resources_.execution(), part, 2.0);  // what an update does
     if (store_->sharding().stage == 3) {
       const std::size_t bucket = store_->shard_map().place(store_->id("1.a")).bucket;
       EXPECT_TRUE(store_->weights_in_slots(bucket));
@@ -246,7 +251,8 @@ TEST_P(SummedByHand, WeightsAreWholeWhereTheyAreUsed) {
 TEST_P(SummedByHand, ClipGroupsAreClippedApart) {
   std::vector<ParameterDeclaration> list;
   for (const char* name : {"first", "second"}) {
-    list.push_back(declare_weight(name, {50, 7}, [](const RandomStream&, std::int64_t) { return 0.0; }, 0, 0));
+    list.push_back(declare_weight(
+        name, {50, 7}, [](const RandomStream&, std::int64_t) { return 0.0; }, 0, 0));
     list.back().group.clip_group = name;
   }
   Sharding sharding;
@@ -258,7 +264,7 @@ TEST_P(SummedByHand, ClipGroupsAreClippedApart) {
     testing::write(store.gradient(store.id(list[i].name)), testing::Values(350, values[i]));
   OptimizerConfig config;
   config.betas = {0.0, 0.0};
-  config.epsilon = 1.0;   // the update then depends on the size of the gradient
+  config.epsilon = 1.0;  // the update then depends on the size of the gradient
   config.weight_decay = 0.0;
   Optimizer optimizer(config, 1.0, store, mesh_, resources_.execution());
   optimizer.step(1.0, 0);
@@ -280,7 +286,7 @@ TEST(ZeroGroup, MustDivideTheReplicas) {
   layout.zero = 2;
   layout.zero_group = "3";
   EXPECT_THROW(shard_count(layout, mesh), UserError);
-  layout.zero_group = "node";   // all ranks of this test are on one
+  layout.zero_group = "node";  // all ranks of this test are on one
   EXPECT_EQ(shard_count(layout, mesh), ranks);
   layout.zero = 0;
   EXPECT_EQ(shard_count(layout, mesh), 1);

@@ -36,7 +36,8 @@ TEST(StageCosts, TheHeadMakesTheLastForwardLonger) {
 TEST(StageCosts, RecomputationMakesBackwardLongerByLessThanAForward) {
   const ModelConfig config = preset("transnormer-385m");
   const auto ranges = split_stages(config.layers, 3, {});
-  const PassCosts none = stage_costs(config, ranges, Recompute::none)[1], selective = stage_costs(config, ranges, Recompute::selective)[1],
+  const PassCosts none = stage_costs(config, ranges, Recompute::none)[1],
+                  selective = stage_costs(config, ranges, Recompute::selective)[1],
                   full = stage_costs(config, ranges, Recompute::full)[1];
   EXPECT_LT(none.backward_input, selective.backward_input);
   EXPECT_LT(selective.backward_input, full.backward_input);
@@ -44,12 +45,14 @@ TEST(StageCosts, RecomputationMakesBackwardLongerByLessThanAForward) {
   EXPECT_DOUBLE_EQ(full.forward, none.forward);
 }
 
-// transnormer-1b on two ranks, 8 micro-batches: the head makes the last stage's forward pass twice as long as its others.
+// transnormer-1b on two ranks, 8 micro-batches: the head makes the last stage's forward pass twice as long as its
+// others.
 TEST(StageCosts, ZeroBubbleIsTheShortestScheduleOfStagesWithAHead) {
   const ModelConfig config = preset("transnormer-1b");
   const auto bubble = [&](ScheduleKind kind, const std::vector<std::int64_t>& stages) {
     const auto chunks = static_cast<int>(stages.size()) / 2;
-    const ScheduleCosts costs{stage_costs(config, split_stages(config.layers, 2 * chunks, stages), Recompute::none), 0.0, true};
+    const ScheduleCosts costs{stage_costs(config, split_stages(config.layers, 2 * chunks, stages), Recompute::none),
+                              0.0, true};
     return check_schedule(make_schedule(kind, 2, 8, chunks, costs), 8, chunks, costs).bubble;
   };
   const double plain = bubble(ScheduleKind::one_forward_one_backward, {9, 7});

@@ -1,4 +1,5 @@
-// What it brings to split the residual stream over tensor ranks, and that sums which travel behind products are the same.
+// What it brings to split the residual stream over tensor ranks, and that sums which travel behind products are the
+// same.
 #include <algorithm>
 #include <cmath>
 
@@ -15,7 +16,7 @@ namespace {
 
 struct StepResult {
   CountedBytes bytes;
-  std::size_t activations = 0;            // at most, in bytes
+  std::size_t activations = 0;  // at most, in bytes
   double loss = 0.0;
   std::vector<std::vector<double>> gradients;
 };
@@ -58,8 +59,8 @@ TEST(TensorSplit, ActivationsAndTransfersShrink) {
   EXPECT_TRUE(split.bytes.at(tensor).contains("reduce_scatter"));
 }
 
-// On more than two ranks a library may add in another order what it adds behind the computation; so may a product of some rows
-// where it is part of a ring.
+// On more than two ranks a library may add in another order what it adds behind the computation; so may a product of
+// some rows where it is part of a ring.
 TEST(TensorSplit, OverlapChangesNothing) {
   for (const int tensor : {2, 3}) {
     if (test_world().rank() >= tensor) continue;
@@ -70,7 +71,8 @@ TEST(TensorSplit, OverlapChangesNothing) {
       CountedBytes expected = plain.bytes;
       if (split) {
         // In each layer two gathers and four scattered sums go round in a ring, for each of two micro-batches.
-        const std::size_t ranks = static_cast<std::size_t>(tensor), passes = 3 * 2, part = (122 + ranks - 1) / ranks * 96 * sizeof(double);
+        const std::size_t ranks = static_cast<std::size_t>(tensor), passes = 3 * 2,
+                          part = (122 + ranks - 1) / ranks * 96 * sizeof(double);
         expected[all]["all_gather"] -= 2 * passes * part;
         expected[all]["reduce_scatter"] -= 4 * passes * ranks * part;
         expected[all]["send"] += 6 * passes * (ranks - 1) * part;

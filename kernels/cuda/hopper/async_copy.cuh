@@ -11,7 +11,7 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-using Barrier = std::uint64_t;   // an mbarrier object in shared memory
+using Barrier = std::uint64_t;  // an mbarrier object in shared memory
 
 __device__ __forceinline__ void barrier_init(Barrier* barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
@@ -28,7 +28,8 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
 
 // Arrives and announces the bytes that copies will bring.
 __device__ __forceinline__ void barrier_expect(Barrier* barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
 }
 
 // Waits until the phase of this parity is complete. A fresh barrier is in phase 0, so parity 1 passes at once.
@@ -46,8 +47,8 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
       : "memory");
 }
 
-// One arrival for a warp whose lanes have all come here. With `proxy`, what they wrote to shared memory by ordinary stores
-// may then be read by the tensor cores and the copy engine.
+// One arrival for a warp whose lanes have all come here. With `proxy`, what they wrote to shared memory by ordinary
+// stores may then be read by the tensor cores and the copy engine.
 template <bool proxy = false>
 __device__ __forceinline__ void warp_arrive(Barrier* barrier) {
   if constexpr (proxy) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -67,8 +68,8 @@ struct Coordinates {
 
 __device__ __forceinline__ void load_tile(const CUtensorMap* map, void* to, Barrier* barrier, Coordinates at) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(at.column), "r"(at.head), "r"(at.token), "r"(at.row)
       : "memory");
 }

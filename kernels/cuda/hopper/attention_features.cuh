@@ -1,5 +1,6 @@
-// What products take for the raw queries and keys in a tile, made in passing: x, silu(x), or one half of LRPE's features,
-// act(x) cos(position theta) or act(x) sin(position theta) (arXiv 2307.14995, section 3.1.1); and the way back.
+// What products take for the raw queries and keys in a tile, made in passing: x, silu(x), or one half of LRPE's
+// features, act(x) cos(position theta) or act(x) sin(position theta) (arXiv 2307.14995, section 3.1.1); and the way
+// back.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -11,19 +12,21 @@ namespace fulmen::cuda::hopper {
 enum class Feature : std::uint8_t { plain, silu, rotated, rotated_silu };
 
 inline constexpr bool has_silu(Feature feature) { return feature == Feature::silu || feature == Feature::rotated_silu; }
-inline constexpr bool is_rotated(Feature feature) { return feature == Feature::rotated || feature == Feature::rotated_silu; }
+inline constexpr bool is_rotated(Feature feature) {
+  return feature == Feature::rotated || feature == Feature::rotated_silu;
+}
 
 // LRPE as a sweep over one of its halves needs it. The cosine is a sine a quarter turn ahead. Positions are below 2^32.
 struct Rotation {
-  const double* theta = nullptr;             // [heads, D]; null for no LRPE
-  const std::int64_t* positions = nullptr;   // [batch, length]
+  const double* theta = nullptr;            // [heads, D]; null for no LRPE
+  const std::int64_t* positions = nullptr;  // [batch, length]
   std::int64_t row_stride = 0, token_stride = 0;
-  bool cosine = false;                       // which half
-  double* d_theta = nullptr;                 // [rows, pieces, 4, heads, D], what each warp sums up, or null
+  bool cosine = false;        // which half
+  double* d_theta = nullptr;  // [rows, pieces, 4, heads, D], what each warp sums up, or null
 };
 
-// theta / 2 pi as a fraction of 2^64: its products with positions wrap as angles do, and nothing is rounded but theta / 2 pi
-// itself, at 2^-64 of a turn.
+// theta / 2 pi as a fraction of 2^64: its products with positions wrap as angles do, and nothing is rounded but theta /
+// 2 pi itself, at 2^-64 of a turn.
 __device__ __forceinline__ std::uint64_t turns_of(double theta) {
   constexpr double inverse = 0.15915494309189535, inverse_rest = -9.839338337591243e-18, one = 18446744073709551616.0;
   const double size = fabs(theta), turns = size * inverse, rest = fma(size, inverse, -turns) + size * inverse_rest;
@@ -45,7 +48,9 @@ __device__ __forceinline__ void sigmoids(float a, float b, float& sigmoid_a, flo
 }
 
 // Of silu(x) with its value and sigmoid(x).
-__device__ __forceinline__ float silu_derivative(float silu, float sigmoid) { return sigmoid + silu * (1.0f - sigmoid); }
+__device__ __forceinline__ float silu_derivative(float silu, float sigmoid) {
+  return sigmoid + silu * (1.0f - sigmoid);
+}
 
 // Two neighbouring columns of a row.
 struct ColumnTurns {
@@ -103,8 +108,9 @@ class FeatureMap {
   }
   // The angle in radians, between -pi and pi.
   __device__ __forceinline__ float angle(std::uint64_t turns, std::uint32_t position) const {
-    constexpr float radians = 1.4629180792671596e-9f;   // 2 pi / 2^32
-    const std::uint64_t low = static_cast<std::uint32_t>(turns) * std::uint64_t{position} + (std::uint64_t{phase_} << 32);
+    constexpr float radians = 1.4629180792671596e-9f;  // 2 pi / 2^32
+    const std::uint64_t low =
+        static_cast<std::uint32_t>(turns) * std::uint64_t{position} + (std::uint64_t{phase_} << 32);
     const auto wrapped = static_cast<std::uint32_t>(turns >> 32) * position + static_cast<std::uint32_t>(low >> 32);
     return static_cast<float>(static_cast<std::int32_t>(wrapped)) * radians;
   }
@@ -124,7 +130,7 @@ class FeatureMap {
   const std::int64_t* positions_;
   std::int64_t token_stride_;
   int last_token_;
-  std::uint32_t phase_;   // 2^32 a turn
+  std::uint32_t phase_;  // 2^32 a turn
 };
 
 // Where the 16 columns of step k lie among a thread's four registers: register r has row + 8 (r % 2), columns 16 k +
@@ -135,13 +141,14 @@ __device__ __forceinline__ std::uint32_t fragment_address(std::uint32_t tile, co
 
 // The features of a tile's 64 rows as operand A; its first token is `begin`.
 template <int D, Feature feature>
-__device__ __forceinline__ void load_fragments(std::uint32_t tile, const ThreadPlace& at, const FeatureMap<feature>& map, int begin,
-                                               Fragments<D>& fragments) {
+__device__ __forceinline__ void load_fragments(std::uint32_t tile, const ThreadPlace& at,
+                                               const FeatureMap<feature>& map, int begin, Fragments<D>& fragments) {
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) load_matrices(fragment_address(tile, at, k), fragments.step[k]);
   if constexpr (feature != Feature::plain) {
     std::uint32_t positions[2] = {0, 0};
-    if constexpr (map.rotates) positions[0] = map.position(begin + at.row), positions[1] = map.position(begin + at.row + 8);
+    if constexpr (map.rotates)
+      positions[0] = map.position(begin + at.row), positions[1] = map.position(begin + at.row + 8);
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
 #pragma unroll
@@ -161,8 +168,8 @@ __device__ __forceinline__ void load_fragments(std::uint32_t tile, const ThreadP
 
 // act'(x) of a tile of raw inputs, as products lay out their results.
 template <int D, Feature feature>
-__device__ __forceinline__ void load_derivatives(std::uint32_t tile, const ThreadPlace& at, const FeatureMap<feature>& map,
-                                                 float (&factors)[D / 2]) {
+__device__ __forceinline__ void load_derivatives(std::uint32_t tile, const ThreadPlace& at,
+                                                 const FeatureMap<feature>& map, float (&factors)[D / 2]) {
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) {
     std::uint32_t raw[4];
@@ -175,10 +182,11 @@ __device__ __forceinline__ void load_derivatives(std::uint32_t tile, const Threa
   }
 }
 
-// As load_fragments, for a tile whose derivatives are wanted later: they take its place, in fp16, which holds what lies between
-// -0.1 and 1.1 to 2^-12. One sigmoid serves both.
+// As load_fragments, for a tile whose derivatives are wanted later: they take its place, in fp16, which holds what lies
+// between -0.1 and 1.1 to 2^-12. One sigmoid serves both.
 template <int D, Feature feature>
-__device__ __forceinline__ void load_fragments_keep_derivatives(std::uint32_t tile, const ThreadPlace& at, const FeatureMap<feature>& map,
+__device__ __forceinline__ void load_fragments_keep_derivatives(std::uint32_t tile, const ThreadPlace& at,
+                                                                const FeatureMap<feature>& map,
                                                                 Fragments<D>& fragments) {
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) load_matrices(fragment_address(tile, at, k), fragments.step[k]);
@@ -220,7 +228,8 @@ class KeptDerivatives {
 template <int D>
 class ThetaSums {
  public:
-  // terms: of the thread's columns, 8 (i / 2) + `column` + i % 2. Lanes with the same columns halve them among each other.
+  // terms: of the thread's columns, 8 (i / 2) + `column` + i % 2. Lanes with the same columns halve them among each
+  // other.
   __device__ __forceinline__ void add(float (&terms)[D / 4], const ThreadPlace& at) {
 #pragma unroll
     for (int level = 0; level < 3; ++level) {
@@ -247,10 +256,12 @@ class ThetaSums {
   double sums_[D / 32] = {};
 };
 
-// From the gradients of the features of a tile of raw inputs those of the inputs, in place, and what they add to d_theta.
+// From the gradients of the features of a tile of raw inputs those of the inputs, in place, and what they add to
+// d_theta.
 template <int D, Feature feature>
-__device__ __forceinline__ void differentiate_rotation(std::uint32_t tile, const ThreadPlace& at, const FeatureMap<feature>& map,
-                                                       int begin, float (&gradients)[D / 2], ThetaSums<D>& sums) {
+__device__ __forceinline__ void differentiate_rotation(std::uint32_t tile, const ThreadPlace& at,
+                                                       const FeatureMap<feature>& map, int begin,
+                                                       float (&gradients)[D / 2], ThetaSums<D>& sums) {
   const std::uint32_t positions[2] = {map.position(begin + at.row), map.position(begin + at.row + 8)};
   float terms[D / 4];
 #pragma unroll

@@ -1,7 +1,8 @@
-// What the sweeps of linear attention over a sequence share. A block takes one head of one row (or a piece of it) chunk by
-// chunk; its warpgroups have roles:
+// What the sweeps of linear attention over a sequence share. A block takes one head of one row (or a piece of it) chunk
+// by chunk; its warpgroups have roles:
 //   copies    one warp loads tiles ahead of their use, another stores finished ones;
-//   states    hold the state S [D, D] in registers, fp32, 64 of its rows each; publish it to shared memory in bf16 before
+//   states    hold the state S [D, D] in registers, fp32, 64 of its rows each; publish it to shared memory in bf16
+//   before
 //             each chunk, and update it: S = carry * S + (factor * phi(A))^T B, with A and B two tiles of the chunk;
 //   outputs   one warpgroup that turns tiles and the published state into the chunk's results.
 // Forward sweeps have A = key, B = value; reverse ones A = query, B = d_output.
@@ -12,22 +13,23 @@
 
 namespace fulmen::cuda::hopper {
 
-// The problem as every sweep sees it. Pieces cut rows at multiples of a chunk when there are too few heads to fill the GPU.
+// The problem as every sweep sees it. Pieces cut rows at multiples of a chunk when there are too few heads to fill the
+// GPU.
 struct Sweep {
   int length = 0, heads = 0;
-  int piece_tokens = 0, pieces = 1, first_piece = 0;   // the grid's second dimension counts from first_piece
-  const double* slope = nullptr;            // [heads]
+  int piece_tokens = 0, pieces = 1, first_piece = 0;  // the grid's second dimension counts from first_piece
+  const double* slope = nullptr;                      // [heads]
   Rotation rotation;
-  // Per token of [batch, length], or null when every row is one document: where in the row its document begins, -1 for a
-  // row's first; and where it ends, past the row for its last.
+  // Per token of [batch, length], or null when every row is one document: where in the row its document begins, -1 for
+  // a row's first; and where it ends, past the row for its last.
   const int* document_begin = nullptr;
   const int* document_end = nullptr;
-  // fp32 [D, D] before the piece (after it, in reverse): at (row * heads + head) * state_stride + piece * piece_stride; null
-  // for zero.
+  // fp32 [D, D] before the piece (after it, in reverse): at (row * heads + head) * state_stride + piece * piece_stride;
+  // null for zero.
   const float* incoming = nullptr;
   std::int64_t incoming_stride = 0, incoming_piece_stride = 0;
-  // Where the state goes after the last token (before the first, in reverse) of the piece `outgoing_piece`, or of every piece
-  // when that is -1; null for nowhere.
+  // Where the state goes after the last token (before the first, in reverse) of the piece `outgoing_piece`, or of every
+  // piece when that is -1; null for nowhere.
   float* outgoing = nullptr;
   std::int64_t outgoing_stride = 0, outgoing_piece_stride = 0;
   int outgoing_piece = -1;
@@ -36,7 +38,7 @@ struct Sweep {
 // A block's place in the problem.
 struct Place {
   int head, piece, row;
-  int begin, end;      // tokens of the row
+  int begin, end;  // tokens of the row
   __device__ explicit Place(const Sweep& sweep)
       : head(blockIdx.x),
         piece(sweep.first_piece + blockIdx.y),
@@ -50,25 +52,27 @@ struct Place {
 // answer the same four questions.
 struct ConstantDecay {
   static constexpr int past = chunk_tokens - 1, table_size = past + chunk_tokens + 1;
-  const float* powers;   // powers[past + t] = exp(-slope t) for t in [0, 64], 0 for t in [-63, -1]
+  const float* powers;  // powers[past + t] = exp(-slope t) for t in [0, 64], 0 for t in [-63, -1]
 
   __device__ static void prepare(float* powers, double slope) {
     for (int i = threadIdx.x; i < table_size; i += blockDim.x)
       powers[i] = i < past ? 0.0f : static_cast<float>(exp(-slope * (i - past)));
   }
-  __device__ float between(int query, int key) const { return powers[past + query - key]; }   // 0 when the key comes later
+  __device__ float between(int query, int key) const {
+    return powers[past + query - key];
+  }  // 0 when the key comes later
   __device__ float from_start(int query) const { return powers[past + query + 1]; }
-  __device__ float to_end(int key, int tokens) const { return powers[past + tokens - 1 - key]; }   // 0 past the tokens
+  __device__ float to_end(int key, int tokens) const { return powers[past + tokens - 1 - key]; }  // 0 past the tokens
   __device__ float across(int tokens) const { return powers[past + tokens]; }
 };
 inline constexpr int decay_bytes = 512;
 static_assert(ConstantDecay::table_size * sizeof(float) <= decay_bytes);
 
-// Where documents begin and end in a chunk, relative to its first token. `present` is false when every row is one document:
-// then all of this vanishes.
+// Where documents begin and end in a chunk, relative to its first token. `present` is false when every row is one
+// document: then all of this vanishes.
 template <bool present>
 struct ChunkDocuments {
-  int first_begin = -1;                  // of the document of the chunk's first token; negative: before the chunk
+  int first_begin = -1;  // of the document of the chunk's first token; negative: before the chunk
   int first_end = 1 << 30;
   int last_begin = -1;
   const int* begins = nullptr;
@@ -97,13 +101,13 @@ struct ChunkDocuments {
   __device__ bool reaches_start(int i) const { return !present || (first_begin < 0 && i < first_end); }
 };
 
-// Scores [64, 64] of queries (rows) and keys, decayed and masked, as operand A of four steps; `transposed`: of keys (rows)
-// and queries.
+// Scores [64, 64] of queries (rows) and keys, decayed and masked, as operand A of four steps; `transposed`: of keys
+// (rows) and queries.
 template <bool transposed, bool documents_present, class Decay>
 __device__ __forceinline__ void mask_scores(const float (&scores)[32], const Decay& decay,
                                             const ChunkDocuments<documents_present>& documents, const ThreadPlace& at,
                                             std::uint32_t (&fragments)[4][4]) {
-  int low[2], high[2];   // the columns of the rows' own documents
+  int low[2], high[2];  // the columns of the rows' own documents
   if constexpr (documents_present) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -139,12 +143,12 @@ __device__ __forceinline__ void scale_rows(float (&results)[n], float first, flo
 // The barriers between the roles.
 template <int stages>
 struct Barriers {
-  Barrier loaded[stages];       // by the copy engine
-  Barrier mapped[stages];       // tile A became its features, in place, by the states
-  Barrier finished[stages];     // results lie in a tile: the outputs are done with the stage
-  Barrier released[stages];     // may be loaded again
-  Barrier published;            // the state before a chunk
-  Barrier consumed;             // by the outputs
+  Barrier loaded[stages];    // by the copy engine
+  Barrier mapped[stages];    // tile A became its features, in place, by the states
+  Barrier finished[stages];  // results lie in a tile: the outputs are done with the stage
+  Barrier released[stages];  // may be loaded again
+  Barrier published;         // the state before a chunk
+  Barrier consumed;          // by the outputs
 
   // `store_arrivals`: 1 when a warp stores results, 0 without outputs.
   __device__ void initialize(int state_warps, int store_arrivals) {
@@ -160,9 +164,9 @@ struct Barriers {
   }
 };
 
-// A block's shared memory: stages of tiles, the published state if any, powers of the decay, LRPE's turns, barriers. The state has one
-// place only: it is read early in a chunk and written late in the chunk before, and memory is better spent on a stage more,
-// for it is the latency of copies that the pipeline has to cover.
+// A block's shared memory: stages of tiles, the published state if any, powers of the decay, LRPE's turns, barriers.
+// The state has one place only: it is read early in a chunk and written late in the chunk before, and memory is better
+// spent on a stage more, for it is the latency of copies that the pipeline has to cover.
 template <int D, int tiles_of_stage, int stage_count, bool publishes = true>
 struct SharedLayout {
   static constexpr int tiles = tiles_of_stage, stages = stage_count;
@@ -170,7 +174,7 @@ struct SharedLayout {
   static constexpr int powers_offset = state_offset + (publishes ? state_bytes<D> : 0);
   static constexpr int turns_offset = powers_offset + decay_bytes;
   static constexpr int barriers_offset = turns_offset + D * static_cast<int>(sizeof(std::uint64_t));
-  static constexpr int bytes = barriers_offset + sizeof(Barriers<stage_count>) + 1024;   // the last to align the first
+  static constexpr int bytes = barriers_offset + sizeof(Barriers<stage_count>) + 1024;  // the last to align the first
   static_assert(bytes <= 227 * 1024);
 };
 
@@ -202,10 +206,12 @@ struct Block {
         barriers(*reinterpret_cast<Barriers<stages>*>(memory + Shared::barriers_offset)),
         place(sweep),
         decay{reinterpret_cast<float*>(memory + Shared::powers_offset)},
-        features(sweep.rotation, reinterpret_cast<std::uint64_t*>(memory + Shared::turns_offset), place.row, place.end) {
+        features(sweep.rotation, reinterpret_cast<std::uint64_t*>(memory + Shared::turns_offset), place.row,
+                 place.end) {
     if (threadIdx.x == 0) barriers.initialize(4 * state_groups<D>, store_arrivals);
     Decay::prepare(reinterpret_cast<float*>(memory + Shared::powers_offset), sweep.slope[place.head]);
-    features.template prepare<D>(sweep.rotation, place.head, reinterpret_cast<std::uint64_t*>(memory + Shared::turns_offset));
+    features.template prepare<D>(sweep.rotation, place.head,
+                                 reinterpret_cast<std::uint64_t*>(memory + Shared::turns_offset));
     __syncthreads();
   }
   __device__ __forceinline__ std::uint32_t tile(int stage, int index) const {
@@ -213,7 +219,7 @@ struct Block {
   }
 
   char* memory;
-  std::uint32_t state;   // where it is published
+  std::uint32_t state;  // where it is published
   Barriers<stages>& barriers;
   Place place;
   Decay decay;
@@ -222,7 +228,8 @@ struct Block {
 
 // The loading warp's lane: tile t of a chunk from maps[t].
 template <int D, class Block>
-__device__ __forceinline__ void run_loads(const Block& block, const CUtensorMap* const (&maps)[Block::tiles], bool reverse) {
+__device__ __forceinline__ void run_loads(const Block& block, const CUtensorMap* const (&maps)[Block::tiles],
+                                          bool reverse) {
   Ring<Block::stages> ring;
   const int chunks = block.place.chunks();
 #pragma unroll 1
@@ -242,8 +249,8 @@ __device__ __forceinline__ void run_loads(const Block& block, const CUtensorMap*
 
 // The storing warp's lane: stores tile results[t] of each finished stage through maps[t], then releases the stage.
 template <int D, class Block, int count>
-__device__ __forceinline__ void run_stores(const Block& block, const CUtensorMap* const (&maps)[count], const int (&results)[count],
-                                           bool reverse) {
+__device__ __forceinline__ void run_stores(const Block& block, const CUtensorMap* const (&maps)[count],
+                                           const int (&results)[count], bool reverse) {
   Ring<Block::stages> ring;
   const int chunks = block.place.chunks();
 #pragma unroll 1
@@ -255,7 +262,8 @@ __device__ __forceinline__ void run_stores(const Block& block, const CUtensorMap
       const char* const tile = block.memory + (ring.index * Block::tiles + results[t]) * tile_bytes<D>;
 #pragma unroll
       for (int panel = 0; panel < D / panel_columns; ++panel)
-        store_tile(maps[t], tile + panel * panel_bytes, {panel * panel_columns, block.place.head, token, block.place.row});
+        store_tile(maps[t], tile + panel * panel_bytes,
+                   {panel * panel_columns, block.place.head, token, block.place.row});
     }
     commit_stores();
     wait_stores_read<0>();
@@ -269,23 +277,28 @@ struct StateFeatures {
   std::uint32_t step[4][4];
 };
 
-// Operand A of a state's update: features, scaled, as the sum of two bf16 numbers. Rounded to one, they would have as large a
-// part in the error of what is read from the state as the state's own rounding. LRPE's half features are rounded to one: they
-// leave no registers for more.
+// Operand A of a state's update: features, scaled, as the sum of two bf16 numbers. Rounded to one, they would have as
+// large a part in the error of what is read from the state as the state's own rounding. LRPE's half features are
+// rounded to one: they leave no registers for more.
 template <Feature feature>
 struct StateOperand {
   static constexpr int parts = is_rotated(feature) ? 1 : 2;
-  std::uint32_t step[4 * parts][4];   // the first parts, the remainders
+  std::uint32_t step[4 * parts][4];  // the first parts, the remainders
 };
 
 // One of the warpgroups that hold the state; `group` says which 64 rows. Tiles A and B are the first two of a stage.
-// States that are not published are wanted at one end of a piece only. They take the last chunk first either way, and a sweep
-// that follows and takes the first chunk first finds in the L2 cache what it begins with.
+// States that are not published are wanted at one end of a piece only. They take the last chunk first either way, and a
+// sweep that follows and takes the first chunk first finds in the L2 cache what it begins with.
 template <class Block, int D, Feature feature, bool documents_present, bool reverse, bool publish>
 class StateRole {
  public:
   __device__ StateRole(const Sweep& sweep, const Block& block, int group)
-      : sweep_(sweep), block_(block), place_(block.place), barriers_(block.barriers), group_(group), chunks_(place_.chunks()) {}
+      : sweep_(sweep),
+        block_(block),
+        place_(block.place),
+        barriers_(block.barriers),
+        group_(group),
+        chunks_(place_.chunks()) {}
 
   __device__ __forceinline__ void run() {
     float state[D / 2];
@@ -294,7 +307,7 @@ class StateRole {
     Ring<Block::stages> ring, ahead;
     prepare(0, ahead, features);
     ahead.advance();
-    float weight = 1.0f;   // of what the chunk makes of zero, in the state that is wanted
+    float weight = 1.0f;  // of what the chunk makes of zero, in the state that is wanted
     for (int i = 0; i < chunks_; ++i, ring.advance()) {
       if constexpr (publish) {
         barrier_wait(&barriers_.consumed, (i & 1) ^ 1);
@@ -315,7 +328,8 @@ class StateRole {
       const std::uint32_t tile_b = block_.tile(ring.index, 1);
       products_begin();
 #pragma unroll
-      for (int k = 0; k < 4 * a.parts; ++k) product<Major::outer>(state, a.step[k], along_columns(tile_b, panel_bytes, k % 4), true);
+      for (int k = 0; k < 4 * a.parts; ++k)
+        product<Major::outer>(state, a.step[k], along_columns(tile_b, panel_bytes, k % 4), true);
       products_commit();
       // The next chunk's features are made while the products run.
       if (i + 1 < chunks_) {
@@ -331,7 +345,7 @@ class StateRole {
   }
 
  private:
-  static constexpr bool backwards = !reverse && !publish;   // from where the state is wanted
+  static constexpr bool backwards = !reverse && !publish;  // from where the state is wanted
   struct Chunk {
     int begin, tokens;
   };
@@ -347,13 +361,15 @@ class StateRole {
     barrier_wait(&barriers_.loaded[ring.index], ring.parity);
     const std::uint32_t tile = block_.tile(ring.index, 0) + group_ * panel_bytes;
     // Rows of the operand are the tile's columns, the summed dimension its tokens.
-    const std::uint32_t address = element_address(tile, panel_bytes, (at_.lane / 16) * 8 + at_.lane % 8, 2 * at_.warp + (at_.lane / 8) % 2);
+    const std::uint32_t address =
+        element_address(tile, panel_bytes, (at_.lane / 16) * 8 + at_.lane % 8, 2 * at_.warp + (at_.lane / 8) % 2);
 #pragma unroll
     for (int k = 0; k < 4; ++k) load_matrices_transposed(address + k * 16 * 128, features.step[k]);
     if constexpr (feature != Feature::plain) {
-      const int column = 64 * group_ + 16 * at_.warp + at_.lane / 4;   // and column + 8
+      const int column = 64 * group_ + 16 * at_.warp + at_.lane / 4;  // and column + 8
       std::uint64_t turns[2] = {0, 0};
-      if constexpr (block_.features.rotates) turns[0] = block_.features.turns(column), turns[1] = block_.features.turns(column + 8);
+      if constexpr (block_.features.rotates)
+        turns[0] = block_.features.turns(column), turns[1] = block_.features.turns(column + 8);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         std::uint32_t positions[4] = {0, 0, 0, 0};
@@ -378,8 +394,9 @@ class StateRole {
     }
   }
 
-  __device__ __forceinline__ void scale(const StateFeatures& features, const ChunkDocuments<documents_present>& documents, int tokens,
-                                        float weight, StateOperand<feature>& a) const {
+  __device__ __forceinline__ void scale(const StateFeatures& features,
+                                        const ChunkDocuments<documents_present>& documents, int tokens, float weight,
+                                        StateOperand<feature>& a) const {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -393,7 +410,8 @@ class StateRole {
           if constexpr (backwards) factor[e] *= weight;
           if (!counts) factor[e] = 0.0f;
         }
-        const float first = low_half(features.step[k][r]) * factor[0], second = high_half(features.step[k][r]) * factor[1];
+        const float first = low_half(features.step[k][r]) * factor[0],
+                    second = high_half(features.step[k][r]) * factor[1];
         const std::uint32_t rounded = pack(first, second);
         a.step[k][r] = rounded;
         if constexpr (a.parts > 1) a.step[4 + k][r] = pack(first - low_half(rounded), second - high_half(rounded));
@@ -409,8 +427,8 @@ class StateRole {
       for (int j = 0; j < D / 2; ++j) state[j] = 0.0f;
       return;
     }
-    const float* const from = sweep_.incoming + head() * sweep_.incoming_stride + place_.piece * sweep_.incoming_piece_stride +
-                              (64 * group_ + at_.row) * D + at_.column;
+    const float* const from = sweep_.incoming + head() * sweep_.incoming_stride +
+                              place_.piece * sweep_.incoming_piece_stride + (64 * group_ + at_.row) * D + at_.column;
 #pragma unroll
     for (int j = 0; j < D / 8; ++j)
 #pragma unroll
@@ -426,7 +444,9 @@ class StateRole {
     for (int g = 0; g < D / 16; ++g) {
       const float* const d = state + 8 * g;
       const std::uint32_t r[4] = {pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7])};
-      store_matrices(element_address(block_.state, state_panel<D>, 64 * group_ + 16 * at_.warp + at_.lane % 16, 2 * g + at_.lane / 16), r);
+      store_matrices(element_address(block_.state, state_panel<D>, 64 * group_ + 16 * at_.warp + at_.lane % 16,
+                                     2 * g + at_.lane / 16),
+                     r);
     }
   }
 
@@ -438,7 +458,8 @@ class StateRole {
     for (int j = 0; j < D / 8; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float2*>(to + 8 * half * D + 8 * j) = make_float2(state[4 * j + 2 * half], state[4 * j + 2 * half + 1]);
+        *reinterpret_cast<float2*>(to + 8 * half * D + 8 * j) =
+            make_float2(state[4 * j + 2 * half], state[4 * j + 2 * half + 1]);
   }
 
   const Sweep& sweep_;
@@ -457,6 +478,6 @@ template <int D>
 inline constexpr int output_registers = D == 128 ? 216 : 248;
 
 template <int D>
-inline constexpr int block_threads = warpgroup_threads * (2 + state_groups<D>);
+inline constexpr int block_threads = warpgroup_threads*(2 + state_groups<D>);
 
 }  // namespace fulmen::cuda::hopper

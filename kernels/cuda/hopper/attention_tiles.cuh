@@ -7,17 +7,17 @@ namespace fulmen::cuda::hopper {
 
 inline constexpr int chunk_tokens = 64;
 inline constexpr int warpgroup_threads = 128;
-inline constexpr int panel_columns = 64;                          // columns of one swizzled panel: rows of 128 bytes
+inline constexpr int panel_columns = 64;  // columns of one swizzled panel: rows of 128 bytes
 inline constexpr int panel_bytes = chunk_tokens * panel_columns * 2;
 
 template <int D>
-inline constexpr int tile_bytes = D / panel_columns * panel_bytes;   // of a [64, D] tile, panel after panel
+inline constexpr int tile_bytes = D / panel_columns* panel_bytes;  // of a [64, D] tile, panel after panel
 template <int D>
-inline constexpr int state_bytes = D * D * 2;                        // of a published state, [D, 64] panels
+inline constexpr int state_bytes = D* D * 2;  // of a published state, [D, 64] panels
 template <int D>
-inline constexpr int state_panel = D * panel_columns * 2;
+inline constexpr int state_panel = D* panel_columns * 2;
 template <int D>
-inline constexpr int state_groups = D / 64;                          // warpgroups that hold the state
+inline constexpr int state_groups = D / 64;  // warpgroups that hold the state
 
 // Address of 8 elements of a swizzled tile: `panel` bytes lie between panels.
 __device__ __forceinline__ std::uint32_t element_address(std::uint32_t tile, int panel, int row, int eighth) {
@@ -25,10 +25,11 @@ __device__ __forceinline__ std::uint32_t element_address(std::uint32_t tile, int
 }
 
 // Descriptors of step k (16 summed elements) of an operand in a [64, D] tile, or in a published state.
-__device__ __forceinline__ std::uint64_t along_rows(std::uint32_t tile, int panel, int k) {      // the summed dimension is contiguous
+__device__ __forceinline__ std::uint64_t along_rows(std::uint32_t tile, int panel,
+                                                    int k) {  // the summed dimension is contiguous
   return descriptor(tile + (k >> 2) * panel + (k & 3) * 32, 16);
 }
-__device__ __forceinline__ std::uint64_t along_columns(std::uint32_t tile, int panel, int k) {   // the outer one is
+__device__ __forceinline__ std::uint64_t along_columns(std::uint32_t tile, int panel, int k) {  // the outer one is
   return descriptor(tile + k * 2048, panel);
 }
 
@@ -40,13 +41,14 @@ struct ThreadPlace {
 };
 
 template <int D>
-struct Fragments {                     // a [64, D] tile as the A operand of products, D / 16 steps
+struct Fragments {  // a [64, D] tile as the A operand of products, D / 16 steps
   std::uint32_t step[D / 16][4];
 };
 
 // Writes results [64, D] to a tile in bf16.
 template <int D>
-__device__ __forceinline__ void store_results(const float (&results)[D / 2], std::uint32_t tile, const ThreadPlace& at) {
+__device__ __forceinline__ void store_results(const float (&results)[D / 2], std::uint32_t tile,
+                                              const ThreadPlace& at) {
 #pragma unroll
   for (int g = 0; g < D / 16; ++g) {
     const float* const d = results + 8 * g;

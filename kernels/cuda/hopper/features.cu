@@ -31,16 +31,18 @@ struct Packets {
   std::int64_t count;
 };
 
-__global__ void __launch_bounds__(block_size) activate_kernel(Packets packets, HeadsView<const Element> x, Activation activation,
-                                                              HeadsView<Element> out) {
+__global__ void __launch_bounds__(block_size)
+    activate_kernel(Packets packets, HeadsView<const Element> x, Activation activation, HeadsView<Element> out) {
   const std::int64_t i = std::int64_t{blockIdx.x} * block_size + threadIdx.x;
   if (i >= packets.count) return;
   const auto values = load_packet<packet>(packets.at(x, i));
-  store_packet(packets.at(out, i), make_packet<Element, packet>([&](int j) { return activated(activation, values[j]); }));
+  store_packet(packets.at(out, i),
+               make_packet<Element, packet>([&](int j) { return activated(activation, values[j]); }));
 }
 
-__global__ void __launch_bounds__(block_size) differentiate_kernel(Packets packets, HeadsView<const Element> x, Activation activation,
-                                                                   HeadsView<const Element> d_out, HeadsView<Element> d_x) {
+__global__ void __launch_bounds__(block_size)
+    differentiate_kernel(Packets packets, HeadsView<const Element> x, Activation activation,
+                         HeadsView<const Element> d_out, HeadsView<Element> d_x) {
   const std::int64_t i = std::int64_t{blockIdx.x} * block_size + threadIdx.x;
   if (i >= packets.count) return;
   const auto values = load_packet<packet>(packets.at(x, i));
@@ -69,7 +71,9 @@ __global__ void __launch_bounds__(share_columns* share_rows)
   d_theta[column] += sum;
 }
 
-unsigned blocks_of(const Packets& packets) { return static_cast<unsigned>((packets.count + block_size - 1) / block_size); }
+unsigned blocks_of(const Packets& packets) {
+  return static_cast<unsigned>((packets.count + block_size - 1) / block_size);
+}
 
 cudaStream_t stream_of(const Execution& execution) { return static_cast<cudaStream_t>(execution.stream.handle); }
 
@@ -77,8 +81,8 @@ cudaStream_t stream_of(const Execution& execution) { return static_cast<cudaStre
 
 void activate_values(const Execution& execution, const Tensor& x, Activation activation, const Tensor& out) {
   const Packets packets(x);
-  activate_kernel<<<blocks_of(packets), block_size, 0, stream_of(execution)>>>(packets, HeadsView<const Element>(x), activation,
-                                                                               HeadsView<Element>(out));
+  activate_kernel<<<blocks_of(packets), block_size, 0, stream_of(execution)>>>(packets, HeadsView<const Element>(x),
+                                                                               activation, HeadsView<Element>(out));
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
@@ -92,8 +96,8 @@ void differentiate_values(const Execution& execution, const Tensor& x, Activatio
 
 void add_theta_shares(const Execution& execution, const Tensor& shares, const Tensor& d_theta) {
   const std::int64_t n = shares.size(1);
-  theta_shares_kernel<<<static_cast<unsigned>((n + share_columns - 1) / share_columns), dim3(share_columns, share_rows), 0,
-                        stream_of(execution)>>>(shares.as<double>(), shares.size(0), n, d_theta.as<double>());
+  theta_shares_kernel<<<static_cast<unsigned>((n + share_columns - 1) / share_columns), dim3(share_columns, share_rows),
+                        0, stream_of(execution)>>>(shares.as<double>(), shares.size(0), n, d_theta.as<double>());
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 

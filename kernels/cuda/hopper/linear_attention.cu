@@ -43,8 +43,9 @@ bool takes_inputs(const LinearAttentionInputs& inputs) {
   return takes_kind(inputs, inputs.query) && can_be_mapped(inputs.key) && can_be_mapped(inputs.value);
 }
 
-// Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and in reverse its queries and
-// output gradients, and pays when there are too few heads for the multiprocessors. Each wave of blocks fills and drains once.
+// Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and in reverse its
+// queries and output gradients, and pays when there are too few heads for the multiprocessors. Each wave of blocks
+// fills and drains once.
 int choose_pieces(std::int64_t rows_heads, std::int64_t length, int multiprocessors) {
   constexpr double cost_of_cutting = 1.25, chunks_to_fill = 8.0;
   constexpr std::int64_t least_chunks = 4;
@@ -55,7 +56,8 @@ int choose_pieces(std::int64_t rows_heads, std::int64_t length, int multiprocess
     const std::int64_t each = (chunks + pieces - 1) / pieces;
     if (pieces > 1 && each < least_chunks) break;
     const std::int64_t waves = (rows_heads * pieces + multiprocessors - 1) / multiprocessors;
-    const double cost = (pieces > 1 ? cost_of_cutting : 1.0) * static_cast<double>(waves) * (static_cast<double>(each) + chunks_to_fill);
+    const double cost = (pieces > 1 ? cost_of_cutting : 1.0) * static_cast<double>(waves) *
+                        (static_cast<double>(each) + chunks_to_fill);
     if (pieces == 1 || cost < best_cost) best = static_cast<int>(pieces), best_cost = cost;
   }
   return best;
@@ -74,11 +76,11 @@ struct Pieces {
 
 // States of the pieces of one direction that outlive a call: fp32 [parts, batch * heads, pieces, D * D].
 struct KeptStates {
-  Tensor states;                                 // null for none
+  Tensor states;  // null for none
   enum class Hold : std::uint8_t {
-    nothing,    // yet: they are made there
-    own,        // what each piece makes of zero
-    incoming,   // what each piece begins with
+    nothing,   // yet: they are made there
+    own,       // what each piece makes of zero
+    incoming,  // what each piece begins with
   } hold = Hold::nothing;
 };
 
@@ -107,10 +109,11 @@ class Setup {
       feature_ = silu ? Feature::silu : Feature::plain;
     }
     const std::int64_t segments = inputs.segments ? inputs.segments.elements() - 1 : batch_;
-    if (segments == batch_) return;   // every row is one document
+    if (segments == batch_) return;  // every row is one document
     const Tensor begins = execution.scratch->take(DType::int32, {batch_ * length_});
     const Tensor ends = execution.scratch->take(DType::int32, {batch_ * length_});
-    launch_documents(inputs.segments.as<std::int64_t>(), segments, batch_, length_, begins.as<int>(), ends.as<int>(), stream());
+    launch_documents(inputs.segments.as<std::int64_t>(), segments, batch_, length_, begins.as<int>(), ends.as<int>(),
+                     stream());
     sweep_.document_begin = begins.as<int>();
     sweep_.document_end = ends.as<int>();
   }
@@ -145,7 +148,8 @@ class Setup {
 
   // The sweep over one part, its incoming states ready: from a and b when rows are cut, and from `initial`, the states
   // [batch, heads, parts, width, width] before the rows (after them, in reverse) or null.
-  Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse, const KeptStates& kept) const {
+  Sweep sweep(int part, const Tensor& initial, const Tensor& a, const Tensor& b, bool reverse,
+              const KeptStates& kept) const {
     Sweep sweep = sweep_of(part);
     if (pieces() == 1) {
       sweep.incoming = initial ? part_of(initial, part) : nullptr;
@@ -163,15 +167,17 @@ class Setup {
   Sweep sweep_of_initial(int part, const Tensor& initial, bool reverse) const {
     Sweep sweep = sweep_of(part);
     float* const states = piece_states(part, {});
-    FULMEN_CUDA_CHECK(cudaMemsetAsync(states, 0, sizeof(float) * batch_ * heads_ * pieces() * part_elements(), stream()));
+    FULMEN_CUDA_CHECK(
+        cudaMemsetAsync(states, 0, sizeof(float) * batch_ * heads_ * pieces() * part_elements(), stream()));
     scan(part, initial, states, states, reverse, Tensor());
     set_incoming(sweep, states);
     return sweep;
   }
 
-  // What a and b alone make of a zero state: to `last`, past the rows (before them, in reverse). What the pieces make of it
-  // is left in `kept`.
-  void make_states(int part, const Tensor& a, const Tensor& b, bool reverse, const Tensor& last, const Tensor& kept) const {
+  // What a and b alone make of a zero state: to `last`, past the rows (before them, in reverse). What the pieces make
+  // of it is left in `kept`.
+  void make_states(int part, const Tensor& a, const Tensor& b, bool reverse, const Tensor& last,
+                   const Tensor& kept) const {
     Sweep sweep = sweep_of(part);
     if (pieces() == 1) {
       set_outgoing(sweep, last, part, reverse);
@@ -205,7 +211,8 @@ class Setup {
     return kept.states.as<float>() + part * elements;
   }
   // What the first `count` pieces (the last, in reverse) make of a zero state.
-  void make_piece_states(const Sweep& sweep, const Tensor& a, const Tensor& b, bool reverse, int count, float* states) const {
+  void make_piece_states(const Sweep& sweep, const Tensor& a, const Tensor& b, bool reverse, int count,
+                         float* states) const {
     StatesArguments arguments{map_heads(a), map_heads(b), sweep};
     arguments.sweep.first_piece = reverse ? pieces() - count : 0;
     arguments.sweep.outgoing = states;
@@ -213,7 +220,8 @@ class Setup {
     arguments.sweep.outgoing_piece_stride = part_elements();
     launch_states(arguments, shape(count), reverse, stream());
   }
-  void scan(int part, const Tensor& initial, const float* own, float* incoming, bool reverse, const Tensor& last) const {
+  void scan(int part, const Tensor& initial, const float* own, float* incoming, bool reverse,
+            const Tensor& last) const {
     ScanArguments arguments{own, incoming, sweep_};
     if (initial) arguments.initial = part_of(initial, part);
     if (last) arguments.last = part_of(last, part);
@@ -237,11 +245,13 @@ class Setup {
 // What every warp of every sweep leaves of d_theta; nothing without LRPE.
 class ThetaShares {
  public:
-  ThetaShares(const Execution& execution, const LinearAttentionInputs& inputs, int pieces, int sweeps) : execution_(execution) {
+  ThetaShares(const Execution& execution, const LinearAttentionInputs& inputs, int pieces, int sweeps)
+      : execution_(execution) {
     if (inputs.theta.is_null()) return;
     constexpr int warps = 4;
     of_sweep_ = inputs.query.size(0) * pieces * warps * inputs.theta.elements();
-    shares_ = execution.scratch->take(DType::fp64, {sweeps * of_sweep_ / inputs.theta.elements(), inputs.theta.elements()});
+    shares_ =
+        execution.scratch->take(DType::fp64, {sweeps * of_sweep_ / inputs.theta.elements(), inputs.theta.elements()});
   }
   double* at(int sweep) const { return shares_ ? shares_.as<double>() + sweep * of_sweep_ : nullptr; }
   void add(const Tensor& d_theta) const {
@@ -276,10 +286,12 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
   const Tensor values = setup.make_values();
-  const KeptStates kept{outputs.piece_states, outputs.own_piece_states ? KeptStates::Hold::own : KeptStates::Hold::nothing};
+  const KeptStates kept{outputs.piece_states,
+                        outputs.own_piece_states ? KeptStates::Hold::own : KeptStates::Hold::nothing};
   for (int part = 0; part < setup.parts(); ++part) {
     const bool last = part + 1 == setup.parts();
-    ForwardArguments arguments{map_heads(inputs.key), map_heads(values), map_heads(inputs.query), map_heads(outputs.output),
+    ForwardArguments arguments{map_heads(inputs.key), map_heads(values), map_heads(inputs.query),
+                               map_heads(outputs.output),
                                setup.sweep(part, inputs.initial_state, inputs.key, values, false, kept)};
     setup.set_outgoing(arguments.sweep, outputs.final_state, part, false);
     if (last) arguments.square_sums = outputs.square_sums.as<float>();
@@ -298,16 +310,30 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   const CUtensorMap query = map_heads(inputs.query), key = map_heads(inputs.key), value = map_heads(values);
   const CUtensorMap d_output = map_heads(gradients.d_output);
   const ThetaShares shares(execution, inputs, setup.pieces(), 2 * setup.parts());
-  const KeptStates kept_states{inputs.piece_states, inputs.piece_states ? KeptStates::Hold::incoming : KeptStates::Hold::nothing};
-  const KeptStates kept_gradients{gradients.piece_gradients, gradients.piece_gradients ? KeptStates::Hold::own : KeptStates::Hold::nothing};
+  const KeptStates kept_states{inputs.piece_states,
+                               inputs.piece_states ? KeptStates::Hold::incoming : KeptStates::Hold::nothing};
+  const KeptStates kept_gradients{gradients.piece_gradients,
+                                  gradients.piece_gradients ? KeptStates::Hold::own : KeptStates::Hold::nothing};
   for (int part = 0; part < setup.parts(); ++part) {
-    // The states of pieces end where the first sweep begins, and that ends where the second begins: the L2 cache serves both.
-    BackwardKeyValueArguments for_keys{query, d_output, key, value, map_heads(gradients.d_key), map_heads(d_value),
-                                       setup.sweep(part, gradients.d_final_state, inputs.query, gradients.d_output, true, kept_gradients),
-                                       add_to(gradients.d_key, part), add_to(d_value, part)};
+    // The states of pieces end where the first sweep begins, and that ends where the second begins: the L2 cache serves
+    // both.
+    BackwardKeyValueArguments for_keys{
+        query,
+        d_output,
+        key,
+        value,
+        map_heads(gradients.d_key),
+        map_heads(d_value),
+        setup.sweep(part, gradients.d_final_state, inputs.query, gradients.d_output, true, kept_gradients),
+        add_to(gradients.d_key, part),
+        add_to(d_value, part)};
     for_keys.sweep.rotation.d_theta = shares.at(2 * part + 1);
     setup.set_outgoing(for_keys.sweep, gradients.d_initial_state, part, true);
-    BackwardQueryArguments for_query{key, value, d_output, query, map_heads(gradients.d_query),
+    BackwardQueryArguments for_query{key,
+                                     value,
+                                     d_output,
+                                     query,
+                                     map_heads(gradients.d_query),
                                      setup.sweep(part, inputs.initial_state, inputs.key, values, false, kept_states),
                                      add_to(gradients.d_query, part)};
     for_query.sweep.rotation.d_theta = shares.at(2 * part);
@@ -315,7 +341,8 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
     launch_backward_key_value(for_keys, setup.shape(setup.pieces()), setup.stream());
   }
   shares.add(gradients.d_theta);
-  if (value_activated) differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
+  if (value_activated)
+    differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
 }
 
 std::int64_t piece_elements(const Execution& execution, const LinearAttentionSize& size) {
@@ -334,14 +361,15 @@ bool takes_state_gradients(const LinearAttentionInputs& inputs, const Tensor& d_
   return takes_kind(inputs, inputs.query) && can_be_mapped(d_output);
 }
 
-void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& final_state,
-                                  const Tensor& piece_states) {
+void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
+                                  const Tensor& final_state, const Tensor& piece_states) {
   const Arena::Frame frame(*execution.scratch);
   LinearAttentionInputs keys = inputs;
-  keys.query = inputs.key;   // for the sizes
+  keys.query = inputs.key;  // for the sizes
   const Setup setup(execution, keys);
   const Tensor values = setup.make_values();
-  for (int part = 0; part < setup.parts(); ++part) setup.make_states(part, inputs.key, values, false, final_state, piece_states);
+  for (int part = 0; part < setup.parts(); ++part)
+    setup.make_states(part, inputs.key, values, false, final_state, piece_states);
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -353,10 +381,11 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
     setup.make_states(part, inputs.query, d_output, true, d_initial_state, piece_gradients);
 }
 
-void linear_attention_initial_state_outputs(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& output) {
+void linear_attention_initial_state_outputs(const Execution& execution, const LinearAttentionInputs& inputs,
+                                            const Tensor& output) {
   const Arena::Frame frame(*execution.scratch);
   const Setup setup(execution, inputs);
-  const Tensor nothing = setup.take_nothing();   // for keys and values
+  const Tensor nothing = setup.take_nothing();  // for keys and values
   for (int part = 0; part < setup.parts(); ++part) {
     ForwardArguments arguments{map_heads(nothing), map_heads(nothing), map_heads(inputs.query), map_heads(output),
                                setup.sweep_of_initial(part, inputs.initial_state, false)};
@@ -374,18 +403,24 @@ void linear_attention_final_state_gradients(const Execution& execution, const Li
   const Tensor values = setup.make_values();
   const bool value_activated = inputs.value_activation != Activation::none;
   const Tensor d_value = value_activated ? setup.take() : gradients.d_value;
-  const Tensor nothing = setup.take_nothing();   // for queries and d_output
+  const Tensor nothing = setup.take_nothing();  // for queries and d_output
   const ThetaShares shares(execution, keys, setup.pieces(), setup.parts());
   for (int part = 0; part < setup.parts(); ++part) {
-    BackwardKeyValueArguments arguments{map_heads(nothing), map_heads(nothing), map_heads(inputs.key), map_heads(values),
-                                        map_heads(gradients.d_key), map_heads(d_value),
+    BackwardKeyValueArguments arguments{map_heads(nothing),
+                                        map_heads(nothing),
+                                        map_heads(inputs.key),
+                                        map_heads(values),
+                                        map_heads(gradients.d_key),
+                                        map_heads(d_value),
                                         setup.sweep_of_initial(part, gradients.d_final_state, true),
-                                        add_to(gradients.d_key, part), add_to(d_value, part)};
+                                        add_to(gradients.d_key, part),
+                                        add_to(d_value, part)};
     arguments.sweep.rotation.d_theta = shares.at(part);
     launch_backward_key_value(arguments, setup.shape(setup.pieces()), setup.stream());
   }
   shares.add(gradients.d_theta);
-  if (value_activated) differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
+  if (value_activated)
+    differentiate_values(execution, inputs.value, inputs.value_activation, d_value, gradients.d_value);
 }
 
 }  // namespace fulmen::cuda::hopper

@@ -2,7 +2,8 @@
 //   forward in the sequence, with the states S of the forward pass made again:
 //     dq = [(do v^T) .* M] k + diag(decay^(j + 1)) do S^T
 //   in reverse, with dS, the gradient of the state after the chunk:
-//     dv = [(q k^T) .* M]^T do + diag(decay^(m - 1 - i)) k dS,   dk = [(do v^T) .* M]^T q + diag(decay^(m - 1 - i)) v dS^T
+//     dv = [(q k^T) .* M]^T do + diag(decay^(m - 1 - i)) k dS,   dk = [(do v^T) .* M]^T q + diag(decay^(m - 1 - i)) v
+//     dS^T
 // q and k are the activated ones; their gradients pass through the activation on the way out.
 #include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
 
@@ -13,7 +14,8 @@ namespace {
 // Where the warps of a block leave what they summed up of d_theta.
 template <int D>
 __device__ __forceinline__ double* d_theta_of(const Sweep& sweep, const Place& place) {
-  return sweep.rotation.d_theta + (static_cast<std::int64_t>(place.row) * sweep.pieces + place.piece) * 4 * sweep.heads * D;
+  return sweep.rotation.d_theta +
+         (static_cast<std::int64_t>(place.row) * sweep.pieces + place.piece) * 4 * sweep.heads * D;
 }
 
 template <int n>
@@ -54,7 +56,8 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
     products_begin();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(block.state, state_panel<D>, k), k > 0);
+      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(block.state, state_panel<D>, k),
+                             k > 0);
     products_commit();
 
     products_wait<1>();
@@ -88,7 +91,8 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
     store_results<D>(d_query, query, at);
     warp_arrive<true>(&barriers.finished[ring.index]);
   }
-  if constexpr (block.features.rotates) theta_sums.store(d_theta_of<D>(arguments.sweep, place), arguments.sweep.heads, place.head, at);
+  if constexpr (block.features.rotates)
+    theta_sums.store(d_theta_of<D>(arguments.sweep, place), arguments.sweep.heads, place.head, at);
 }
 
 template <int D, Feature feature, bool documents_present, class Decay>
@@ -141,7 +145,8 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
       products_begin();
 #pragma unroll
       for (int k = 0; k < D / 16; ++k)
-        product<Major::summed>(d_scores, along_rows(value, panel_bytes, k), along_rows(d_output, panel_bytes, k), k > 0);
+        product<Major::summed>(d_scores, along_rows(value, panel_bytes, k), along_rows(d_output, panel_bytes, k),
+                               k > 0);
       products_commit();
 
       Fragments<D> k_rows;
@@ -152,7 +157,8 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
       if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
       products_begin();
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k) product<Major::summed>(scores, k_rows.step[k], along_rows(query, panel_bytes, k), k > 0);
+      for (int k = 0; k < D / 16; ++k)
+        product<Major::summed>(scores, k_rows.step[k], along_rows(query, panel_bytes, k), k > 0);
       products_commit();
       barrier_wait(&barriers.published, i & 1);
       products_begin();
@@ -178,7 +184,8 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     products_commit();
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(block.state, state_panel<D>, k), k > 0);
+      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(block.state, state_panel<D>, k),
+                             k > 0);
     products_commit();
     products_wait<0>();
     pin(d_value);
@@ -196,7 +203,7 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
       previous.load(arguments.add_value_to, place, begin, tokens, at);
       previous.add(d_value);
     }
-    named_barrier(1, warpgroup_threads);   // all warps' products have read the value
+    named_barrier(1, warpgroup_threads);  // all warps' products have read the value
     store_results<D>(d_value, value, at);
     KeptDerivatives<D> derivatives;
     if constexpr (feature == Feature::silu) derivatives.load(key, at);
@@ -213,7 +220,8 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     store_results<D>(d_key, key, at);
     warp_arrive<true>(&barriers.finished[ring.index]);
   }
-  if constexpr (block.features.rotates) theta_sums.store(d_theta_of<D>(arguments.sweep, place), arguments.sweep.heads, place.head, at);
+  if constexpr (block.features.rotates)
+    theta_sums.store(d_theta_of<D>(arguments.sweep, place), arguments.sweep.heads, place.head, at);
 }
 
 template <int D, Feature feature, bool documents_present, class Decay>
@@ -241,15 +249,16 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
 
 void launch_backward_query(const BackwardQueryArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
   with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
-    launch_sweep(backward_query_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, QueryShared<D>::bytes, shape.grid,
-                 stream, arguments);
+    launch_sweep(backward_query_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, QueryShared<D>::bytes,
+                 shape.grid, stream, arguments);
   });
 }
 
-void launch_backward_key_value(const BackwardKeyValueArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
+void launch_backward_key_value(const BackwardKeyValueArguments& arguments, const SweepShape& shape,
+                               cudaStream_t stream) {
   with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
-    launch_sweep(backward_key_value_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, KeyValueShared<D>::bytes,
-                 shape.grid, stream, arguments);
+    launch_sweep(backward_key_value_kernel<D, feature, documents, ConstantDecay>, block_threads<D>,
+                 KeyValueShared<D>::bytes, shape.grid, stream, arguments);
   });
 }
 

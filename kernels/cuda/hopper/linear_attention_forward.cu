@@ -28,7 +28,8 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     const int begin = place.begin + i * chunk_tokens;
     const int tokens = min(chunk_tokens, place.end - begin);
     const ChunkDocuments<documents_present> documents(arguments.sweep, place, begin, tokens);
-    const std::uint32_t key = block.tile(ring.index, 0), value = block.tile(ring.index, 1), query = block.tile(ring.index, 2);
+    const std::uint32_t key = block.tile(ring.index, 0), value = block.tile(ring.index, 1),
+                        query = block.tile(ring.index, 2);
 
     if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
     float scores[32];
@@ -83,7 +84,8 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
         const int token = at.row + 8 * half;
         if (at.lane % 4 == 0 && token < tokens)
           arguments.square_sums[(static_cast<std::int64_t>(place.row) * arguments.sweep.length + begin + token) *
-                                    arguments.sweep.heads + place.head] = sums[half];
+                                    arguments.sweep.heads +
+                                place.head] = sums[half];
       }
     }
     store_results<D>(output, query, at);
@@ -93,7 +95,8 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
 }
 
 template <int D, Feature feature, bool documents_present, class Decay>
-__global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __grid_constant__ ForwardArguments arguments) {
+__global__ void __launch_bounds__(block_threads<D>, 1)
+    forward_kernel(const __grid_constant__ ForwardArguments arguments) {
   using Parts = Block<ForwardShared<D>, D, feature, Decay>;
   const Parts block(arguments.sweep, 1);
   const int role = threadIdx.x / warpgroup_threads;
@@ -112,16 +115,18 @@ __global__ void __launch_bounds__(block_threads<D>, 1) forward_kernel(const __gr
   }
 }
 
-// Leaves of a piece what reaches the state past it (before it, in reverse): the document at that end, as far as decay lets its
-// tokens be seen. Beyond, they have lost 40 bits, which neither the state's fp32 sums nor what is read of it in bf16 shows.
+// Leaves of a piece what reaches the state past it (before it, in reverse): the document at that end, as far as decay
+// lets its tokens be seen. Beyond, they have lost 40 bits, which neither the state's fp32 sums nor what is read of it
+// in bf16 shows.
 __device__ void leave_what_counts(const Sweep& sweep, bool reverse, Place& place) {
-  constexpr double lost = 27.8;   // 2^-40
+  constexpr double lost = 27.8;  // 2^-40
   const std::int64_t row = static_cast<std::int64_t>(place.row) * sweep.length;
-  const double seen = lost / sweep.slope[place.head];   // infinite for none
+  const double seen = lost / sweep.slope[place.head];  // infinite for none
   int tokens = place.end - place.begin;
   if (seen < tokens) tokens = static_cast<int>(seen) + 1;
   if (sweep.document_begin != nullptr)
-    tokens = min(tokens, reverse ? sweep.document_end[row + place.begin] - place.begin : place.end - sweep.document_begin[row + place.end - 1]);
+    tokens = min(tokens, reverse ? sweep.document_end[row + place.begin] - place.begin
+                                 : place.end - sweep.document_begin[row + place.end - 1]);
   // Whole chunks, as the piece has them.
   if (reverse)
     place.end = min(place.end, place.begin + (tokens + chunk_tokens - 1) / chunk_tokens * chunk_tokens);
@@ -134,7 +139,7 @@ template <int D>
 using StatesShared = SharedLayout<D, 2, 6, false>;
 
 template <int D, Feature feature, bool documents_present, bool reverse, class Decay>
-__global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
+__global__ void __launch_bounds__(warpgroup_threads*(1 + state_groups<D>), 1)
     states_kernel(const __grid_constant__ StatesArguments arguments) {
   using Parts = Block<StatesShared<D>, D, feature, Decay>;
   Parts block(arguments.sweep, 0);
@@ -151,7 +156,8 @@ __global__ void __launch_bounds__(warpgroup_threads * (1 + state_groups<D>), 1)
 
 void launch_forward(const ForwardArguments& arguments, const SweepShape& shape, cudaStream_t stream) {
   with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
-    launch_sweep(forward_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, ForwardShared<D>::bytes, shape.grid, stream, arguments);
+    launch_sweep(forward_kernel<D, feature, documents, ConstantDecay>, block_threads<D>, ForwardShared<D>::bytes,
+                 shape.grid, stream, arguments);
   });
 }
 
@@ -159,9 +165,11 @@ void launch_states(const StatesArguments& arguments, const SweepShape& shape, bo
   with_kind(shape, arguments.sweep, [&]<int D, Feature feature, bool documents>() {
     constexpr int threads = warpgroup_threads * (1 + state_groups<D>);
     if (reverse)
-      launch_sweep(states_kernel<D, feature, documents, true, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
+      launch_sweep(states_kernel<D, feature, documents, true, ConstantDecay>, threads, StatesShared<D>::bytes,
+                   shape.grid, stream, arguments);
     else
-      launch_sweep(states_kernel<D, feature, documents, false, ConstantDecay>, threads, StatesShared<D>::bytes, shape.grid, stream, arguments);
+      launch_sweep(states_kernel<D, feature, documents, false, ConstantDecay>, threads, StatesShared<D>::bytes,
+                   shape.grid, stream, arguments);
   });
 }
 

@@ -8,11 +8,11 @@ namespace {
 constexpr int block_size = 256;
 
 // A thread per token finds its segment by bisection.
-__global__ void documents_kernel(const std::int64_t* segments, std::int64_t count, std::int64_t tokens, std::int64_t length,
-                                 int* begins, int* ends) {
+__global__ void documents_kernel(const std::int64_t* segments, std::int64_t count, std::int64_t tokens,
+                                 std::int64_t length, int* begins, int* ends) {
   const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (token >= tokens) return;
-  std::int64_t low = 0, high = count;   // segments[low] <= token < segments[high]
+  std::int64_t low = 0, high = count;  // segments[low] <= token < segments[high]
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
     (segments[middle] <= token ? low : high) = middle;
@@ -24,16 +24,19 @@ __global__ void documents_kernel(const std::int64_t* segments, std::int64_t coun
 }
 
 __global__ void __launch_bounds__(block_size) scan_kernel(const ScanArguments arguments, int rows_heads, bool reverse) {
-  constexpr int at_once = 8;   // pieces whose states are fetched before the first is needed
+  constexpr int at_once = 8;  // pieces whose states are fetched before the first is needed
   const Sweep& sweep = arguments.sweep;
-  const int head = blockIdx.y;   // over rows and heads
+  const int head = blockIdx.y;  // over rows and heads
   const int element = 4 * (blockIdx.x * block_size + threadIdx.x);
   if (element >= arguments.elements || head >= rows_heads) return;
   const int row = head / sweep.heads, pieces = sweep.pieces;
   const double slope = sweep.slope[head % sweep.heads];
   const float whole = static_cast<float>(exp(-slope * sweep.piece_tokens));
-  const float rest = static_cast<float>(exp(-slope * (sweep.length - (pieces - 1) * sweep.piece_tokens)));   // of the row's last piece
-  const auto place = [&](int piece) { return (static_cast<std::int64_t>(head) * pieces + piece) * arguments.elements + element; };
+  const float rest =
+      static_cast<float>(exp(-slope * (sweep.length - (pieces - 1) * sweep.piece_tokens)));  // of the row's last piece
+  const auto place = [&](int piece) {
+    return (static_cast<std::int64_t>(head) * pieces + piece) * arguments.elements + element;
+  };
   float4 carry = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   if (arguments.initial != nullptr)
     carry = *reinterpret_cast<const float4*>(arguments.initial + head * arguments.initial_stride + element);
@@ -46,7 +49,8 @@ __global__ void __launch_bounds__(block_size) scan_kernel(const ScanArguments ar
       own[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), passes[j] = true;
       if (i >= pieces) continue;
       // What the last one adds reaches no piece, and was formed only if it is asked for.
-      if (i + 1 < pieces || arguments.last != nullptr) own[j] = *reinterpret_cast<const float4*>(arguments.own + place(piece));
+      if (i + 1 < pieces || arguments.last != nullptr)
+        own[j] = *reinterpret_cast<const float4*>(arguments.own + place(piece));
       if (sweep.document_begin == nullptr) continue;
       const int begin = piece * sweep.piece_tokens, end = min(sweep.length, begin + sweep.piece_tokens);
       passes[j] = sweep.document_begin[static_cast<std::int64_t>(row) * sweep.length + end - 1] < begin;
@@ -57,18 +61,21 @@ __global__ void __launch_bounds__(block_size) scan_kernel(const ScanArguments ar
       if (i >= pieces) continue;
       if (arguments.incoming != nullptr) *reinterpret_cast<float4*>(arguments.incoming + place(piece)) = carry;
       const float decay = !passes[j] ? 0.0f : piece + 1 == pieces ? rest : whole;
-      carry = make_float4(carry.x * decay + own[j].x, carry.y * decay + own[j].y, carry.z * decay + own[j].z, carry.w * decay + own[j].w);
+      carry = make_float4(carry.x * decay + own[j].x, carry.y * decay + own[j].y, carry.z * decay + own[j].z,
+                          carry.w * decay + own[j].w);
     }
   }
-  if (arguments.last != nullptr) *reinterpret_cast<float4*>(arguments.last + head * arguments.last_stride + element) = carry;
+  if (arguments.last != nullptr)
+    *reinterpret_cast<float4*>(arguments.last + head * arguments.last_stride + element) = carry;
 }
 
 }  // namespace
 
-void launch_documents(const std::int64_t* segments, std::int64_t count, std::int64_t batch, std::int64_t length, int* begins,
-                      int* ends, cudaStream_t stream) {
+void launch_documents(const std::int64_t* segments, std::int64_t count, std::int64_t batch, std::int64_t length,
+                      int* begins, int* ends, cudaStream_t stream) {
   const std::int64_t tokens = batch * length, blocks = (tokens + block_size - 1) / block_size;
-  documents_kernel<<<static_cast<unsigned>(blocks), block_size, 0, stream>>>(segments, count, tokens, length, begins, ends);
+  documents_kernel<<<static_cast<unsigned>(blocks), block_size, 0, stream>>>(segments, count, tokens, length, begins,
+                                                                             ends);
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 

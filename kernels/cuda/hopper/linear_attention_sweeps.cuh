@@ -1,5 +1,6 @@
 // The sweeps that linear attention on Hopper is made of, as their launchers take them. Tensors are bf16 [batch, length,
-// heads, D], reached through tensor maps with boxes of 64 tokens x 64 columns; D is 64 or 128 for keys and values alike.
+// heads, D], reached through tensor maps with boxes of 64 tokens x 64 columns; D is 64 or 128 for keys and values
+// alike.
 #pragma once
 
 #include <cuda.h>
@@ -15,7 +16,8 @@ struct HeadStrides {
   std::int64_t row = 0, token = 0, head = 0;
 };
 
-// What results are added to, which may lie where they go; null for nothing. Only sweeps over a half of LRPE's features add.
+// What results are added to, which may lie where they go; null for nothing. Only sweeps over a half of LRPE's features
+// add.
 struct AddTo {
   const __nv_bfloat16* data = nullptr;
   HeadStrides strides;
@@ -24,12 +26,12 @@ struct AddTo {
 struct ForwardArguments {
   CUtensorMap key, value, query, output;
   Sweep sweep;
-  float* square_sums = nullptr;                    // [batch * length, heads], or null
+  float* square_sums = nullptr;  // [batch * length, heads], or null
   AddTo add_to;
 };
 
 struct StatesArguments {
-  CUtensorMap a, b;                                // key and value, or in reverse query and d_output
+  CUtensorMap a, b;  // key and value, or in reverse query and d_output
   Sweep sweep;
 };
 
@@ -45,34 +47,35 @@ struct BackwardKeyValueArguments {
   AddTo add_key_to, add_value_to;
 };
 
-// From what each piece alone makes of zero, and the state before the whole row (after it, in reverse; null for zero): the state
-// that each piece begins with. States of pieces are fp32 [batch * heads, pieces, D * D].
+// From what each piece alone makes of zero, and the state before the whole row (after it, in reverse; null for zero):
+// the state that each piece begins with. States of pieces are fp32 [batch * heads, pieces, D * D].
 struct ScanArguments {
   const float* own;
-  float* incoming;                                 // may be own; or null
-  Sweep sweep;                                     // slope, documents, length, pieces
-  const float* initial = nullptr;                  // at head * initial_stride
+  float* incoming;                 // may be own; or null
+  Sweep sweep;                     // slope, documents, length, pieces
+  const float* initial = nullptr;  // at head * initial_stride
   std::int64_t initial_stride = 0;
-  int elements = 0;                                // D * D
-  float* last = nullptr;                           // the state after the whole row, at head * last_stride; or null
+  int elements = 0;       // D * D
+  float* last = nullptr;  // the state after the whole row, at head * last_stride; or null
   std::int64_t last_stride = 0;
 };
 
 struct SweepShape {
-  int width;                                       // D
-  Feature feature;                                 // of query and key
-  dim3 grid;                                       // heads, pieces, rows
+  int width;        // D
+  Feature feature;  // of query and key
+  dim3 grid;        // heads, pieces, rows
 };
 
 void launch_forward(const ForwardArguments& arguments, const SweepShape& shape, cudaStream_t stream);
 void launch_states(const StatesArguments& arguments, const SweepShape& shape, bool reverse, cudaStream_t stream);
 void launch_scan(const ScanArguments& arguments, int batch, bool reverse, cudaStream_t stream);
 void launch_backward_query(const BackwardQueryArguments& arguments, const SweepShape& shape, cudaStream_t stream);
-void launch_backward_key_value(const BackwardKeyValueArguments& arguments, const SweepShape& shape, cudaStream_t stream);
+void launch_backward_key_value(const BackwardKeyValueArguments& arguments, const SweepShape& shape,
+                               cudaStream_t stream);
 
 // begins and ends, int [batch * length], as Sweep has them; from segments int64 [count + 1].
-void launch_documents(const std::int64_t* segments, std::int64_t count, std::int64_t batch, std::int64_t length, int* begins,
-                      int* ends, cudaStream_t stream);
+void launch_documents(const std::int64_t* segments, std::int64_t count, std::int64_t batch, std::int64_t length,
+                      int* begins, int* ends, cudaStream_t stream);
 
 // Calls f<D, feature, documents present>() for the kind of a sweep.
 template <bool documents, int D, class F>
@@ -101,7 +104,8 @@ void with_kind(const SweepShape& shape, const Sweep& sweep, F&& f) {
 }
 
 template <class Kernel, class Arguments>
-void launch_sweep(Kernel kernel, int threads, int shared_bytes, dim3 grid, cudaStream_t stream, const Arguments& arguments) {
+void launch_sweep(Kernel kernel, int threads, int shared_bytes, dim3 grid, cudaStream_t stream,
+                  const Arguments& arguments) {
   static_assert(sizeof(Arguments) <= 4096);
   FULMEN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   kernel<<<grid, threads, shared_bytes, stream>>>(arguments);
@@ -112,15 +116,17 @@ void launch_sweep(Kernel kernel, int threads, int shared_bytes, dim3 grid, cudaS
 template <int D>
 class Previous {
  public:
-  __device__ __forceinline__ void load(const AddTo& from, const Place& place, int begin, int tokens, const ThreadPlace& at) {
+  __device__ __forceinline__ void load(const AddTo& from, const Place& place, int begin, int tokens,
+                                       const ThreadPlace& at) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int token = at.row + 8 * half;
       const bool there = from.data != nullptr && token < tokens;
-      const __nv_bfloat16* const row =
-          from.data + place.row * from.strides.row + (begin + token) * from.strides.token + place.head * from.strides.head + at.column;
+      const __nv_bfloat16* const row = from.data + place.row * from.strides.row + (begin + token) * from.strides.token +
+                                       place.head * from.strides.head + at.column;
 #pragma unroll
-      for (int j = 0; j < D / 8; ++j) pairs_[2 * j + half] = there ? *reinterpret_cast<const std::uint32_t*>(row + 8 * j) : 0;
+      for (int j = 0; j < D / 8; ++j)
+        pairs_[2 * j + half] = there ? *reinterpret_cast<const std::uint32_t*>(row + 8 * j) : 0;
     }
   }
   __device__ __forceinline__ void add(float (&results)[D / 2]) const {

@@ -14,7 +14,8 @@ constexpr std::int64_t box_tokens = 64, box_columns = 64, element_bytes = 2;
 decltype(&cuTensorMapEncodeTiled) find_encoder() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  FULMEN_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+  FULMEN_CUDA_CHECK(
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
   FULMEN_CHECK(result == cudaDriverEntryPointSuccess && found != nullptr, "the driver has no cuTensorMapEncodeTiled");
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
@@ -25,7 +26,8 @@ bool can_be_mapped(const Tensor& x) {
   if (x.dtype() != DType::bf16 || x.rank() != 4 || x.stride(3) != 1) return false;
   if (reinterpret_cast<std::uintptr_t>(x.data()) % 16 != 0) return false;
   for (int dimension = 0; dimension < 3; ++dimension)
-    if (x.size(dimension) > 1 && (x.stride(dimension) <= 0 || x.stride(dimension) * element_bytes % 16 != 0)) return false;
+    if (x.size(dimension) > 1 && (x.stride(dimension) <= 0 || x.stride(dimension) * element_bytes % 16 != 0))
+      return false;
   return true;
 }
 
@@ -43,8 +45,8 @@ CUtensorMap map_heads(const Tensor& x) {
   }
   const std::array<cuuint32_t, 4> box = {box_columns, 1, box_tokens, 1}, steps = {1, 1, 1, 1};
   CUtensorMap map{};
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.data(), sizes.data(), strides.data(), box.data(),
-                                 steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.data(), sizes.data(), strides.data(),
+                                 box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   FULMEN_CHECK(status == CUDA_SUCCESS, "no tensor map of {}: driver error {}", x.describe(), static_cast<int>(status));
   return map;

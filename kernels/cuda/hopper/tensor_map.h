@@ -11,8 +11,8 @@ namespace fulmen::cuda::hopper {
 // other strides multiples of 16 bytes.
 bool can_be_mapped(const Tensor& x);
 
-// Boxes of 64 tokens x 64 columns of one head, swizzled in 128 bytes. Reads past the length give zeros, writes there nothing.
-// Throws InternalError when the driver refuses.
+// Boxes of 64 tokens x 64 columns of one head, swizzled in 128 bytes. Reads past the length give zeros, writes there
+// nothing. Throws InternalError when the driver refuses.
 CUtensorMap map_heads(const Tensor& x);
 
 }  // namespace fulmen::cuda::hopper
