@@ -39,9 +39,7 @@ void write_random_corpus(const std::filesystem::path& folder, std::int64_t token
   writer.finish({});
 }
 
-}  // namespace
-
-ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
+CommandLine command_line() {
   CommandLine line(
       "bench io [options]",
       "Reads shuffled and ordered samples of a corpus on one thread; writes, verifies and reads a checkpoint.\n"
@@ -52,6 +50,61 @@ ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
   line.option("sequence-length", "tokens of a sample (2048)");
   line.option("megabytes", "size of the checkpoint (512)");
   line.flag("json", "print one JSON object");
+  return line;
+}
+
+// By the names of the JSON output.
+using Rates = nlohmann::ordered_json;
+
+void measure_samples(const CommandLine& line, const std::filesystem::path& folder, Rates& rates) {
+  std::filesystem::path corpus = line.text("corpus");
+  if (corpus.empty()) {
+    corpus = folder / "corpus";
+    constexpr std::int64_t tokens = 20'000'000;
+    const double seconds = seconds_of([&] { write_random_corpus(corpus, tokens); });
+    rates["corpus_write_tokens_per_second"] = static_cast<double>(tokens) / seconds;
+  }
+  ReaderBenchmark reader;
+  reader.sequence_length = line.integer("sequence-length", 2048, 1, 1 << 30);
+  bench_reader(corpus, reader);  // brings the pages into memory
+  rates["shuffled_tokens_per_second"] = bench_reader(corpus, reader);
+  reader.shuffle = false;
+  rates["ordered_tokens_per_second"] = bench_reader(corpus, reader);
+}
+
+void measure_checkpoint(const CommandLine& line, const std::filesystem::path& folder, Communicator& ranks,
+                        Rates& rates) {
+  const std::int64_t elements = line.integer("megabytes", 512, 1, 1 << 20) * (1 << 20) / 4;
+  std::vector<float> weights(static_cast<std::size_t>(elements), 0.5f);
+  const Tensor memory(weights.data(), DType::fp32, {elements});
+  const double bytes = static_cast<double>(memory.bytes());
+  const auto rate_of = [&](const auto& work) { return bytes / seconds_of(work); };
+  rates["checkpoint_save_bytes_per_second"] = rate_of([&] {
+    save_checkpoint(folder, {}, {{"parameters/weights", {elements}, {0}, memory}}, ranks);
+  });
+  const CheckpointReader checkpoint(find_checkpoint(folder));
+  rates["checkpoint_verify_bytes_per_second"] = rate_of([&] { checkpoint.verify(ranks); });
+  rates["checkpoint_read_bytes_per_second"] = rate_of([&] {
+    checkpoint.read({"parameters/weights", {elements}, {0}, memory});
+  });
+}
+
+void print_rates(const Rates& rates) {
+  const auto print = [&](const char* label, const char* name, const char* format, double unit) {
+    if (rates.contains(name)) fmt::print(fmt::runtime(format), label, rates[name].get<double>() / unit);
+  };
+  print("corpus write", "corpus_write_tokens_per_second", "{:<19} {:8.1f} M tokens/s\n", 1e6);
+  print("samples, shuffled", "shuffled_tokens_per_second", "{:<19} {:8.1f} M tokens/s a thread\n", 1e6);
+  print("samples, ordered", "ordered_tokens_per_second", "{:<19} {:8.1f} M tokens/s a thread\n", 1e6);
+  print("checkpoint save", "checkpoint_save_bytes_per_second", "{:<19} {:8.2f} GB/s, flushed to disk\n", 1e9);
+  print("checkpoint verify", "checkpoint_verify_bytes_per_second", "{:<19} {:8.2f} GB/s\n", 1e9);
+  print("checkpoint read", "checkpoint_read_bytes_per_second", "{:<19} {:8.2f} GB/s\n", 1e9);
+}
+
+}  // namespace
+
+ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line = command_line();
   if (!line.parse(arguments)) return ExitCode::done;
   Communicator& ranks = world.communicator();
   if (ranks.size() > 1) throw UserError("bench io", "runs as one process", "start it without mpirun");
@@ -60,48 +113,14 @@ ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
     throw UserError(folder.string(), "exists already", "name a new folder: it is removed at the end");
   ensure_writable_folder(folder, "--folder");
 
-  std::filesystem::path corpus = line.text("corpus");
-  double write_tokens = 0.0;
-  if (corpus.empty()) {
-    corpus = folder / "corpus";
-    constexpr std::int64_t tokens = 20'000'000;
-    write_tokens = static_cast<double>(tokens) / seconds_of([&] { write_random_corpus(corpus, tokens); });
-  }
-  ReaderBenchmark reader;
-  reader.sequence_length = line.integer("sequence-length", 2048, 1, 1 << 30);
-  bench_reader(corpus, reader);  // brings the pages into memory
-  const double shuffled = bench_reader(corpus, reader);
-  reader.shuffle = false;
-  const double ordered = bench_reader(corpus, reader);
-
-  const std::int64_t elements = line.integer("megabytes", 512, 1, 1 << 20) * (1 << 20) / 4;
-  std::vector<float> weights(static_cast<std::size_t>(elements), 0.5f);
-  const Tensor memory(weights.data(), DType::fp32, {elements});
-  const double save = seconds_of([&] {
-    save_checkpoint(folder, {}, {{"parameters/weights", {elements}, {0}, memory}}, ranks);
-  });
-  const CheckpointReader checkpoint(find_checkpoint(folder));
-  const double verify = seconds_of([&] { checkpoint.verify(ranks); });
-  const double read = seconds_of([&] { checkpoint.read({"parameters/weights", {elements}, {0}, memory}); });
+  Rates rates;
+  measure_samples(line, folder, rates);
+  measure_checkpoint(line, folder, ranks, rates);
   std::filesystem::remove_all(folder);
-
-  const double bytes = static_cast<double>(memory.bytes());
-  nlohmann::ordered_json result = {{"shuffled_tokens_per_second", shuffled},
-                                   {"ordered_tokens_per_second", ordered},
-                                   {"checkpoint_save_bytes_per_second", bytes / save},
-                                   {"checkpoint_verify_bytes_per_second", bytes / verify},
-                                   {"checkpoint_read_bytes_per_second", bytes / read}};
-  if (write_tokens > 0.0) result["corpus_write_tokens_per_second"] = write_tokens;
-  if (line.has("json")) {
-    std::printf("%s\n", result.dump().c_str());
-    return ExitCode::done;
-  }
-  if (write_tokens > 0.0) std::printf("corpus write        %8.1f M tokens/s\n", write_tokens * 1e-6);
-  std::printf("samples, shuffled   %8.1f M tokens/s a thread\n", shuffled * 1e-6);
-  std::printf("samples, ordered    %8.1f M tokens/s a thread\n", ordered * 1e-6);
-  std::printf("checkpoint save     %8.2f GB/s, flushed to disk\n", bytes / save * 1e-9);
-  std::printf("checkpoint verify   %8.2f GB/s\n", bytes / verify * 1e-9);
-  std::printf("checkpoint read     %8.2f GB/s\n", bytes / read * 1e-9);
+  if (line.has("json"))
+    std::printf("%s\n", rates.dump().c_str());
+  else
+    print_rates(rates);
   return ExitCode::done;
 }
 

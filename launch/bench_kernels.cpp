@@ -229,9 +229,7 @@ void KernelBench::run_all() {
   run_part({"adamw", "gradient norm", "copy"}, [&] { run_flat(); });
 }
 
-}  // namespace
-
-ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) {
+CommandLine command_line() {
   CommandLine line(
       "bench kernels [options]",
       "Times each kernel and prints its ratio to its floor: the larger of its operations at the measured rate of\n"
@@ -251,11 +249,10 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   line.option("filter", "only the kernels whose name contains this text (all)");
   line.flag("attention", "linear attention alone: a table of shapes against their traffic");
   line.flag("json", "print one JSON object");
-  if (!line.parse(arguments)) return ExitCode::done;
-  if (world.size() > 1) throw UserError("bench kernels", "runs as one process", "start it without mpirun");
-  configure_threads({});
-  const Device device = choose_device(line.text("device", "auto"), "--device");
-  const DType dtype = parse_precision(line.text("precision", "auto"), device).parameters;
+  return line;
+}
+
+KernelShapes read_shapes(const CommandLine& line, Device device) {
   const KernelShapes& usual = device.kind == DeviceKind::cuda ? gpu_shapes : cpu_shapes;
   const KernelShapes shapes{line.integer("batch", usual.batch, 1, 1 << 20),
                             line.integer("length", usual.length, 1, 1 << 24),
@@ -265,6 +262,37 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
                             line.integer("vocabulary", usual.vocabulary, 1, 1 << 24),
                             usual.layers};
   if (shapes.hidden % shapes.heads != 0) throw UserError("--heads", "do not divide --hidden");
+  return shapes;
+}
+
+void print_rows(const std::vector<BenchRow>& rows, const DeviceRates& rates, Device device, DType dtype, bool json) {
+  double total = 0.0;
+  for (const BenchRow& row : rows) total += row.seconds;
+  if (json) {
+    const nlohmann::ordered_json result = {{"device", describe_device(device)},
+                                           {"precision", name_of(dtype)},
+                                           {"threads", compute_threads()},
+                                           {"gemm_flops_per_second", rates.gemm_operations_per_second},
+                                           {"copy_bytes_per_second", rates.copy_bytes_per_second},
+                                           {"kernels", nlohmann::ordered_json::parse(format_json(rows, total))}};
+    std::printf("%s\n", result.dump().c_str());
+    return;
+  }
+  std::printf("device  %s, %s\n", describe_device(device).c_str(), std::string(name_of(dtype)).c_str());
+  std::printf("rates   products %.0f GFLOP/s, copy %.1f GB/s\n%s", rates.gemm_operations_per_second * 1e-9,
+              rates.copy_bytes_per_second * 1e-9, format_table(rows, total).c_str());
+}
+
+}  // namespace
+
+ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line = command_line();
+  if (!line.parse(arguments)) return ExitCode::done;
+  if (world.size() > 1) throw UserError("bench kernels", "runs as one process", "start it without mpirun");
+  configure_threads({});
+  const Device device = choose_device(line.text("device", "auto"), "--device");
+  const DType dtype = parse_precision(line.text("precision", "auto"), device).parameters;
+  const KernelShapes shapes = read_shapes(line, device);
   const double seconds_each = line.number("seconds", 0.2, 0.0, 100.0);
 
   ExecutionResources resources(device);
@@ -283,22 +311,7 @@ ExitCode bench_kernels(const std::vector<std::string>& arguments, World& world) 
   if (rows.empty())
     throw UserError("--filter", fmt::format("no kernel's name contains '{}'", line.text("filter")),
                     "run without it to see the names");
-
-  double total = 0.0;
-  for (const BenchRow& row : rows) total += row.seconds;
-  if (line.has("json")) {
-    const nlohmann::ordered_json result = {{"device", describe_device(device)},
-                                           {"precision", name_of(dtype)},
-                                           {"threads", compute_threads()},
-                                           {"gemm_flops_per_second", rates.gemm_operations_per_second},
-                                           {"copy_bytes_per_second", rates.copy_bytes_per_second},
-                                           {"kernels", nlohmann::ordered_json::parse(format_json(rows, total))}};
-    std::printf("%s\n", result.dump().c_str());
-    return ExitCode::done;
-  }
-  std::printf("device  %s, %s\n", describe_device(device).c_str(), std::string(name_of(dtype)).c_str());
-  std::printf("rates   products %.0f GFLOP/s, copy %.1f GB/s\n%s", rates.gemm_operations_per_second * 1e-9,
-              rates.copy_bytes_per_second * 1e-9, format_table(rows, total).c_str());
+  print_rows(rows, rates, device, dtype, line.has("json"));
   return ExitCode::done;
 }
 

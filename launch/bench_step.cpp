@@ -188,9 +188,7 @@ RunConfiguration read_configuration(const CommandLine& line) {
   return parse_run_configuration(text, "the benchmark's configuration", overrides);
 }
 
-}  // namespace
-
-ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
+CommandLine command_line() {
   CommandLine line(
       "bench step [options]",
       "Times training steps on random tokens. Without a configuration: 8 layers, hidden 512, 8 heads, glu 1408,\n"
@@ -207,31 +205,27 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   line.repeatable("set", "change a key of the configuration");
   line.option("trace", "write the profiled steps of all ranks to this file, in the Chrome trace format");
   line.flag("json", "print one JSON object");
-  if (!line.parse(arguments)) return ExitCode::done;
+  return line;
+}
 
-  const RunConfiguration configuration = read_configuration(line);
-  const std::int64_t steps = line.integer("steps", 5, 1, 1000);
-  const Device device = choose_device(configuration.run.device);
-  const TrainerOptions options = configuration.trainer_options(device);
-  Communicator& ranks = world.communicator(device, configuration.transport);
-  Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
-  configure_threads(configuration.run.threads);
-  if (options.train.global_batch % (mesh.size(Axis::data) * options.train.micro_batch) != 0)
-    throw UserError("train.global_batch",
-                    fmt::format("{} is not a multiple of data ranks {} x micro_batch {}", options.train.global_batch,
-                                mesh.size(Axis::data), options.train.micro_batch));
-
-  ExecutionResources rate_resources(device, configuration.run.deterministic);
-  const DeviceRates rates = measure_rates(rate_resources.execution(), options.precision.parameters);
-
-  // On the CPU a clock costs nothing and the timed steps are profiled. On a GPU events between kernels cost time, so
-  // that steps are timed without them, and others profiled.
-  constexpr std::int64_t warm_up = 2;
-  const bool on_gpu = device.kind == DeviceKind::cuda;
-  ExecutionResources resources(device, configuration.run.deterministic);
-  Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
-  std::vector<double> times, profiled_times;
+// What the steps took on this rank.
+struct StepTimes {
+  double median = 0.0;             // seconds of a step
+  double profiled = 0.0;           // the mean of the steps that the profiler saw
   std::optional<IdealStep> ideal;  // of a pipeline: of the last step, whose time is compared with it
+  std::size_t peak_bytes = 0;
+  std::string memory;  // what the peak is made of
+};
+
+// On the CPU a clock costs nothing and the timed steps are profiled. On a GPU events between kernels cost time, so that
+// steps are timed without them, and others profiled.
+StepTimes time_steps(const TrainerOptions& options, Mesh& mesh, ExecutionResources& resources, Profiler& profiler,
+                     std::int64_t steps) {
+  constexpr std::int64_t warm_up = 2;
+  const Device device = resources.execution().device;
+  const bool on_gpu = device.kind == DeviceKind::cuda;
+  StepTimes result;
+  std::vector<double> times;
   {
     Steps timed(options, mesh, device, on_gpu ? nullptr : &profiler, resources);
     const bool pipelined = mesh.size(Axis::pipeline) > 1;
@@ -239,96 +233,156 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
     timed.run(warm_up);
     profiler.clear();
     times = timed.run(steps);
-    if (pipelined) ideal = timed.runner().ideal_step();
+    if (pipelined) result.ideal = timed.runner().ideal_step();
   }
-  const std::size_t peak_bytes = resources.ledger().peak_total();
-  const std::string memory = resources.ledger().breakdown();
+  result.peak_bytes = resources.ledger().peak_total();
+  result.memory = resources.ledger().breakdown();
+  result.median = median_of(times);
   if (on_gpu) {
     Steps profiled(options, mesh, device, &profiler, resources);
     profiled.run(warm_up);
-    ranks.barrier();
+    mesh.world().barrier();
     profiler.clear();
-    profiled_times = profiled.run(steps);
-  } else {
-    profiled_times = times;
+    times = profiled.run(steps);
   }
-  const double seconds = median_of(times), profiled_seconds = mean_of(profiled_times);
-  const TimelineSummary timeline = summarize_profile(profiler, profiled_seconds, steps);
-  if (line.has("trace")) write_trace(line.text("trace"), profiler, ranks);
-  const double tokens = static_cast<double>(options.train.global_batch * options.data.sequence_length);
-  const double flops = training_flops_per_token(options.model) * tokens / seconds;
-  // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
-  const double best_rate =
-      std::max(rates.gemm_operations_per_second,
-               measure_rates(rate_resources.execution(), options.precision.parameters).gemm_operations_per_second);
-  const double gemm_rate = ranks.all_reduce(best_rate, ReduceOp::sum);
-  if (ranks.rank() != 0) return ExitCode::done;
-  const double peak = data_sheet_peak(device, options.precision) * ranks.size();
+  result.profiled = mean_of(times);
+  return result;
+}
 
+// Per step, the longest first.
+std::vector<BenchRow> profile_rows(Profiler& profiler, std::int64_t steps) {
   std::vector<BenchRow> rows;
-  for (const auto& [name, entry] : profiler.entries()) {
-    const double n = static_cast<double>(steps);
+  const double n = static_cast<double>(steps);
+  for (const auto& [name, entry] : profiler.entries())
     rows.push_back(
         {name, entry.calls / steps, entry.seconds / n, entry.floor_seconds / n, entry.operations / n, entry.bytes / n});
-  }
   std::ranges::sort(rows, [](const BenchRow& a, const BenchRow& b) { return a.seconds > b.seconds; });
-  rows.push_back({on_gpu ? "idle" : "host and idle", 0, timeline.idle, 0.0, 0.0, 0.0});
+  return rows;
+}
 
-  if (line.has("json")) {
-    nlohmann::ordered_json result = {
-        {"parameters", parameter_count(options.model)},
-        {"layout", mesh.shape().describe()},
-        {"device", describe_device(device)},
-        {"precision", describe_precision(options.precision)},
-        {"threads_per_rank", compute_threads()},
-        {"tokens_per_step", tokens},
-        {"step_seconds", seconds},
-        {"tokens_per_second", tokens / seconds},
-        {"model_flops_per_second", flops},
-        {"gemm_flops_per_second", gemm_rate},
-        {"utilisation", flops / gemm_rate},
-        {"data_sheet_utilisation", peak > 0.0 ? nlohmann::ordered_json(flops / peak) : nullptr},
-        {"copy_bytes_per_second", rates.copy_bytes_per_second},
-        {"memory_peak_bytes", peak_bytes},
-        {"profiled_step_seconds", profiled_seconds},
-        {"compute_seconds", timeline.compute},
-        {"communication_seconds", timeline.communication},
-        {"exposed_communication_seconds", timeline.exposed_communication},
-        {"idle_seconds", timeline.idle},
-        {"ideal_step_seconds", ideal ? nlohmann::ordered_json(ideal->seconds) : nullptr},
-        {"ideal_bubble", ideal ? nlohmann::ordered_json(ideal->bubble) : nullptr},
-        {"parts", nlohmann::ordered_json::parse(format_json(rows, profiled_seconds))}};
-    std::printf("%s\n", result.dump().c_str());
-    return ExitCode::done;
+// What rank 0 prints.
+struct StepReport {
+  const TrainerOptions& options;
+  Mesh& mesh;
+  Device device;
+  std::int64_t steps;  // timed
+  DeviceRates rates;   // of rank 0, at the start
+  StepTimes times;
+  TimelineSummary timeline;
+  std::vector<BenchRow> rows;
+  double gemm_rate;  // of all ranks' products, operations per second
+
+  double tokens() const {  // of a step
+    return static_cast<double>(options.train.global_batch * options.data.sequence_length);
   }
-  std::printf("model        %s parameters; %s; %lld tokens a step\n",
-              human_count(static_cast<double>(parameter_count(options.model))).c_str(), mesh.shape().describe().c_str(),
-              static_cast<long long>(tokens));
-  std::printf("device       %s a rank; %s\n", describe_device(device).c_str(),
-              describe_precision(options.precision).c_str());
-  std::printf("rates        products %s, copy %s, measured at the start on rank 0\n",
-              rate_text(rates.gemm_operations_per_second, "FLOP").c_str(),
-              rate_text(rates.copy_bytes_per_second, "B").c_str());
-  std::printf("%s", format_table(rows, profiled_seconds).c_str());
-  std::printf("timeline     %s\n", describe_timeline(timeline, on_gpu).c_str());
-  std::printf("step         %.4f s (median of %lld), %.0f tokens/s, %s = %.1f %% of the products' rate\n", seconds,
-              static_cast<long long>(steps), tokens / seconds, rate_text(flops, "FLOP").c_str(),
-              100.0 * flops / gemm_rate);
+  double operation_rate() const { return training_flops_per_token(options.model) * tokens() / times.median; }
+  double peak() const { return data_sheet_peak(device, options.precision) * mesh.world().size(); }
+};
+
+void print_json(const StepReport& report) {
+  using Json = nlohmann::ordered_json;
+  const double seconds = report.times.median, peak = report.peak();
+  const std::optional<IdealStep>& ideal = report.times.ideal;
+  const Json result = {{"parameters", parameter_count(report.options.model)},
+                       {"layout", report.mesh.shape().describe()},
+                       {"device", describe_device(report.device)},
+                       {"precision", describe_precision(report.options.precision)},
+                       {"threads_per_rank", compute_threads()},
+                       {"tokens_per_step", report.tokens()},
+                       {"step_seconds", seconds},
+                       {"tokens_per_second", report.tokens() / seconds},
+                       {"model_flops_per_second", report.operation_rate()},
+                       {"gemm_flops_per_second", report.gemm_rate},
+                       {"utilisation", report.operation_rate() / report.gemm_rate},
+                       {"data_sheet_utilisation", peak > 0.0 ? Json(report.operation_rate() / peak) : Json()},
+                       {"copy_bytes_per_second", report.rates.copy_bytes_per_second},
+                       {"memory_peak_bytes", report.times.peak_bytes},
+                       {"profiled_step_seconds", report.times.profiled},
+                       {"compute_seconds", report.timeline.compute},
+                       {"communication_seconds", report.timeline.communication},
+                       {"exposed_communication_seconds", report.timeline.exposed_communication},
+                       {"idle_seconds", report.timeline.idle},
+                       {"ideal_step_seconds", ideal ? Json(ideal->seconds) : Json()},
+                       {"ideal_bubble", ideal ? Json(ideal->bubble) : Json()},
+                       {"parts", Json::parse(format_json(report.rows, report.times.profiled))}};
+  std::printf("%s\n", result.dump().c_str());
+}
+
+void print_pipeline(const StepReport& report, const IdealStep& ideal) {
+  const TrainConfig& train = report.options.train;
+  const std::int64_t micro_batches = train.global_batch / train.micro_batch / report.mesh.size(Axis::data);
+  fmt::print(
+      "pipeline     schedule {}, {} micro-batches: with passes as measured and transfers for nothing, a step of "
+      "{:.4f} s, bubble {:.1f} %;\n"
+      "             the step is {:.1f} % above\n",
+      report.options.layout.schedule, micro_batches, ideal.seconds, 100.0 * ideal.bubble,
+      100.0 * (report.times.median / ideal.seconds - 1.0));
+}
+
+void print_text(const StepReport& report) {
+  const double seconds = report.times.median, operations = report.operation_rate(), peak = report.peak();
+  const bool on_gpu = report.device.kind == DeviceKind::cuda;
+  fmt::print("model        {} parameters; {}; {} tokens a step\n",
+             human_count(static_cast<double>(parameter_count(report.options.model))), report.mesh.shape().describe(),
+             static_cast<std::int64_t>(report.tokens()));
+  fmt::print("device       {} a rank; {}\n", describe_device(report.device),
+             describe_precision(report.options.precision));
+  fmt::print("rates        products {}, copy {}, measured at the start on rank 0\n",
+             rate_text(report.rates.gemm_operations_per_second, "FLOP"),
+             rate_text(report.rates.copy_bytes_per_second, "B"));
+  fmt::print("{}", format_table(report.rows, report.times.profiled));
+  fmt::print("timeline     {}\n", describe_timeline(report.timeline, on_gpu));
+  fmt::print("step         {:.4f} s (median of {}), {:.0f} tokens/s, {} = {:.1f} % of the products' rate\n", seconds,
+             report.steps, report.tokens() / seconds, rate_text(operations, "FLOP"),
+             100.0 * operations / report.gemm_rate);
   if (peak > 0.0)
-    std::printf("             %.1f %% of %s, the data sheet's dense bf16\n", 100.0 * flops / peak,
-                rate_text(peak, "FLOP").c_str());
-  std::printf(
+    fmt::print("             {:.1f} % of {}, the data sheet's dense bf16\n", 100.0 * operations / peak,
+               rate_text(peak, "FLOP"));
+  fmt::print(
       "             (6 x parameters without the input embedding's look-up + 12 x layers x hidden x head width "
       "operations a token)\n");
-  if (ideal)
-    std::printf(
-        "pipeline     schedule %s, %lld micro-batches: with passes as measured and transfers for nothing, a step of "
-        "%.4f s, bubble %.1f %%;\n"
-        "             the step is %.1f %% above\n",
-        options.layout.schedule.c_str(),
-        static_cast<long long>(options.train.global_batch / options.train.micro_batch / mesh.size(Axis::data)),
-        ideal->seconds, 100.0 * ideal->bubble, 100.0 * (seconds / ideal->seconds - 1.0));
-  std::printf("memory       %s at the peak\n%s", human_bytes(static_cast<double>(peak_bytes)).c_str(), memory.c_str());
+  if (report.times.ideal) print_pipeline(report, *report.times.ideal);
+  fmt::print("memory       {} at the peak\n{}", human_bytes(static_cast<double>(report.times.peak_bytes)),
+             report.times.memory);
+}
+
+void check_batch(const TrainConfig& train, const Mesh& mesh) {
+  if (train.global_batch % (mesh.size(Axis::data) * train.micro_batch) == 0) return;
+  throw UserError("train.global_batch", fmt::format("{} is not a multiple of data ranks {} x micro_batch {}",
+                                                    train.global_batch, mesh.size(Axis::data), train.micro_batch));
+}
+
+}  // namespace
+
+ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line = command_line();
+  if (!line.parse(arguments)) return ExitCode::done;
+  const RunConfiguration configuration = read_configuration(line);
+  const std::int64_t steps = line.integer("steps", 5, 1, 1000);
+  const Device device = choose_device(configuration.run.device);
+  const TrainerOptions options = configuration.trainer_options(device);
+  Communicator& ranks = world.communicator(device, configuration.transport);
+  Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
+  configure_threads(configuration.run.threads);
+  check_batch(options.train, mesh);
+
+  ExecutionResources rate_resources(device, configuration.run.deterministic);
+  const DeviceRates rates = measure_rates(rate_resources.execution(), options.precision.parameters);
+  ExecutionResources resources(device, configuration.run.deterministic);
+  Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
+  const StepTimes times = time_steps(options, mesh, resources, profiler, steps);
+  const TimelineSummary timeline = summarize_profile(profiler, times.profiled, steps);
+  if (line.has("trace")) write_trace(line.text("trace"), profiler, ranks);
+  // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
+  const DeviceRates rates_after = measure_rates(rate_resources.execution(), options.precision.parameters);
+  const double best_rate = std::max(rates.gemm_operations_per_second, rates_after.gemm_operations_per_second);
+  const double gemm_rate = ranks.all_reduce(best_rate, ReduceOp::sum);
+  if (ranks.rank() != 0) return ExitCode::done;
+
+  std::vector<BenchRow> rows = profile_rows(profiler, steps);
+  rows.push_back({device.kind == DeviceKind::cuda ? "idle" : "host and idle", 0, timeline.idle, 0.0, 0.0, 0.0});
+  const StepReport report{options, mesh, device, steps, rates, times, timeline, rows, gemm_rate};
+  line.has("json") ? print_json(report) : print_text(report);
   return ExitCode::done;
 }
 

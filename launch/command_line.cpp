@@ -33,6 +33,7 @@ CommandLine::CommandLine(std::string usage, std::string summary, std::string exa
   state_->visible.add_options()("help", "show this and an example");
 }
 
+CommandLine::CommandLine(CommandLine&&) noexcept = default;
 CommandLine::~CommandLine() = default;
 
 void CommandLine::flag(const std::string& name, const std::string& documentation) {

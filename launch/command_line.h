@@ -13,6 +13,7 @@ class CommandLine {
  public:
   // `usage` is what follows "fulmen " on the usage line; `example` is a whole command that works.
   CommandLine(std::string usage, std::string summary, std::string example);
+  CommandLine(CommandLine&&) noexcept;
   ~CommandLine();
 
   void flag(const std::string& name, const std::string& documentation);

@@ -28,6 +28,7 @@ namespace {
 
 struct EvalOptions {
   std::filesystem::path data;
+  std::int64_t samples = 0;  // of the corpus
   std::int64_t sequence_length = 0;
   std::int64_t micro_batch = 0;
   bool reset_state_at_documents = true;
@@ -54,16 +55,14 @@ std::vector<Batch> read_batches(const CorpusReader& corpus, const EvalOptions& o
 // Writes each micro-batch's logits as it passes: dataset /logits [samples, length, vocabulary], fp64 or fp32.
 class LogitsFile {
  public:
-  LogitsFile(const std::string& path, std::int64_t samples, const EvalOptions& options, ModelRunner& runner,
-             const ModelConfig& model, const Execution& execution)
-      : file_(hdf5::File::create(path)),
-        samples_(samples),
+  LogitsFile(const EvalOptions& options, ModelRunner& runner, const ModelConfig& model, const Execution& execution)
+      : file_(hdf5::File::create(options.dump_logits)),
         logits_(execution.device, runner.parameters().precision().parameters,
                 {options.micro_batch * options.sequence_length, model.vocabulary}, MemoryKind::workspace,
                 *execution.ledger),
         host_(logits_.view().bytes()),
         dataset_(file_.create_dataset("/logits", accumulation_dtype(logits_.view().dtype()),
-                                      {samples, options.sequence_length, model.vocabulary})),
+                                      {options.samples, options.sequence_length, model.vocabulary})),
         options_(options),
         runner_(runner) {
     runner.executor().on_forward = [this](int, int slot) { write(slot); };
@@ -88,13 +87,13 @@ class LogitsFile {
     }
     const Tensor all(data, accumulation_dtype(logits.dtype()),
                      {options_.micro_batch, options_.sequence_length, logits.size(1)});
-    const std::int64_t rows = std::min(options_.micro_batch, samples_ - next_);
+    const std::int64_t rows = std::min(options_.micro_batch, options_.samples - next_);
     dataset_.write({next_, 0, 0}, all.slice(0, 0, rows));
     next_ += rows;
   }
 
   hdf5::File file_;
-  std::int64_t samples_, next_ = 0;
+  std::int64_t next_ = 0;
   OwnedTensor logits_;
   std::vector<std::byte> host_;
   std::vector<float> wide_;  // of bf16 logits
@@ -130,9 +129,7 @@ EvalOptions options_from(const CheckpointDescription& saved) {
   return options;
 }
 
-}  // namespace
-
-ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
+CommandLine command_line() {
   CommandLine line(
       "eval --checkpoint DIR --data DIR [options]",
       "Mean loss over all samples of a corpus, and its perplexity. Under mpirun the samples are shared out.",
@@ -150,8 +147,96 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   line.option("dump-logits",
               "write all logits to this HDF5 file, /logits [samples, length, vocabulary]; one rank only");
   line.flag("json", "print the result as one JSON object");
-  if (!line.parse(arguments)) return ExitCode::done;
+  return line;
+}
 
+// That the corpus holds tokens of the checkpoint's tokeniser, as far as both say.
+void check_tokens(const CorpusReader& corpus, const std::filesystem::path& folder, const CheckpointReader& checkpoint,
+                  const ModelConfig& model) {
+  const CorpusManifest& manifest = corpus.manifest();
+  if (manifest.vocabulary > model.vocabulary)
+    throw UserError(folder.string(),
+                    fmt::format("has a vocabulary of {}, the model only {}", manifest.vocabulary, model.vocabulary),
+                    "use a corpus made with the model's tokeniser");
+  const auto tokenizer = checkpoint.tokenizer_file();
+  if (!tokenizer) return;
+  const bool other_kind =
+      manifest.tokenizer != TokenizerKind::sentencepiece && manifest.tokenizer != TokenizerKind::none;
+  const std::string& file = manifest.tokenizer_file;
+  if (other_kind || (!file.empty() && read_text(folder / file) != read_text(*tokenizer)))
+    throw UserError(folder.string(), "was made with another tokeniser than the checkpoint has",
+                    "prepare the text with --tokenizer-model and the checkpoint's own: " + tokenizer->string());
+}
+
+// Flags win over what the checkpoint's own training used.
+EvalOptions read_options(const CommandLine& line, const CheckpointDescription& saved, const CorpusReader& corpus) {
+  EvalOptions options = options_from(saved);
+  options.data = line.text("data");
+  options.dump_logits = line.text("dump-logits");
+  if (options.sequence_length == 0) options.sequence_length = 2048;
+  options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, std::int64_t{1} << 32);
+  options.samples = corpus.samples(options.sequence_length);
+  if (options.samples == 0)
+    throw UserError(options.data.string(),
+                    fmt::format("its {} tokens are less than one sample of {} and its target", corpus.tokens(),
+                                options.sequence_length),
+                    "use a shorter --sequence-length");
+  options.micro_batch =
+      line.integer("micro-batch", std::max<std::int64_t>(4096 / options.sequence_length, 1), 1, 1 << 20);
+  options.micro_batch = std::min(options.micro_batch, options.samples);
+  return options;
+}
+
+std::optional<CorpusReader> open_baseline(const CommandLine& line, const CorpusReader& corpus) {
+  if (!line.has("baseline")) return std::nullopt;
+  std::optional<CorpusReader> baseline(line.text("baseline"));
+  if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
+    throw UserError("--baseline",
+                    fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary,
+                                corpus.manifest().vocabulary),
+                    "give the training corpus that this one belongs to");
+  return baseline;
+}
+
+// Over all samples and ranks. Collective.
+StepLoss evaluate(ModelRunner& runner, const CorpusReader& corpus, const EvalOptions& options, Mesh& mesh) {
+  const IndexRange mine = partition(options.samples, mesh.size(Axis::data), mesh.coordinate(Axis::data));
+  const IndexRange slice =
+      sequence_slice(options.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
+  constexpr std::int64_t batches_at_a_time = 8;
+  const std::int64_t stride = batches_at_a_time * options.micro_batch;
+  runner.reset_loss();
+  Progress bar("eval", mine.size(), mesh.world().rank() != 0);
+  for (std::int64_t first = mine.begin; first < mine.end; first += stride) {
+    const std::int64_t end = std::min(mine.end, first + stride);
+    runner.evaluate(read_batches(corpus, options, slice, first, end));
+    bar.update(end - mine.begin);
+  }
+  bar.finish();
+  return runner.reduce_loss();
+}
+
+nlohmann::ordered_json describe_result(const StepLoss& loss, const EvalOptions& options, const CorpusReader& corpus,
+                                       const std::optional<CorpusReader>& baseline, std::int64_t step) {
+  const double bits = loss.loss_nats / std::numbers::ln2;
+  nlohmann::ordered_json result = {
+      {"loss_nats", loss.loss_nats}, {"loss_bits", bits},          {"perplexity", std::exp(loss.loss_nats)},
+      {"tokens", loss.targets},      {"samples", options.samples}, {"step", step}};
+  const CorpusManifest& manifest = corpus.manifest();
+  if (const auto bytes = manifest.text_bytes)
+    result["bits_per_byte"] = bits * static_cast<double>(corpus.tokens()) / static_cast<double>(*bytes);
+  if (baseline) {
+    result["uniform_nats"] = std::log(static_cast<double>(manifest.vocabulary));
+    result["unigram_nats"] = unigram_loss_nats(*baseline, corpus, manifest.vocabulary);
+  }
+  return result;
+}
+
+}  // namespace
+
+ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line = command_line();
+  if (!line.parse(arguments)) return ExitCode::done;
   const Device device = choose_device(line.text("device", "auto"), "--device");
   const Precision precision = parse_precision(line.text("precision", "auto"), device);
   Communicator& ranks = world.communicator(device, "auto");
@@ -164,45 +249,10 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
   const ModelConfig model = ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
   const CorpusReader corpus(line.text("data"));
-  if (corpus.manifest().vocabulary > model.vocabulary)
-    throw UserError(
-        line.text("data"),
-        fmt::format("has a vocabulary of {}, the model only {}", corpus.manifest().vocabulary, model.vocabulary),
-        "use a corpus made with the model's tokeniser");
-  if (const auto tokenizer = checkpoint.tokenizer_file()) {
-    const CorpusManifest& manifest = corpus.manifest();
-    const bool other_kind =
-        manifest.tokenizer != TokenizerKind::sentencepiece && manifest.tokenizer != TokenizerKind::none;
-    if (other_kind || (!manifest.tokenizer_file.empty() && read_text(std::filesystem::path(line.text("data")) /
-                                                                     manifest.tokenizer_file) != read_text(*tokenizer)))
-      throw UserError(line.text("data"), "was made with another tokeniser than the checkpoint has",
-                      "prepare the text with --tokenizer-model and the checkpoint's own: " + tokenizer->string());
-  }
+  check_tokens(corpus, line.text("data"), checkpoint, model);
   run_agreed(ranks, [&] { verify_corpus(line.text("data"), ranks.rank(), ranks.size()); });
-
-  EvalOptions options = options_from(checkpoint.description());
-  options.data = line.text("data");
-  options.dump_logits = line.text("dump-logits");
-  if (options.sequence_length == 0) options.sequence_length = 2048;
-  options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, std::int64_t{1} << 32);
-  const std::int64_t samples = corpus.samples(options.sequence_length);
-  if (samples == 0)
-    throw UserError(line.text("data"),
-                    fmt::format("its {} tokens are less than one sample of {} and its target", corpus.tokens(),
-                                options.sequence_length),
-                    "use a shorter --sequence-length");
-  options.micro_batch =
-      line.integer("micro-batch", std::max<std::int64_t>(4096 / options.sequence_length, 1), 1, 1 << 20);
-  options.micro_batch = std::min(options.micro_batch, samples);
-  std::optional<CorpusReader> baseline;
-  if (line.has("baseline")) {
-    baseline.emplace(line.text("baseline"));
-    if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
-      throw UserError("--baseline",
-                      fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary,
-                                  corpus.manifest().vocabulary),
-                      "give the training corpus that this one belongs to");
-  }
+  const EvalOptions options = read_options(line, checkpoint.description(), corpus);
+  const std::optional<CorpusReader> baseline = open_baseline(line, corpus);
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
 
   ExecutionResources resources(device);
@@ -216,40 +266,11 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
               resources.execution());
   std::optional<LogitsFile> logits;
-  if (!options.dump_logits.empty())
-    logits.emplace(options.dump_logits, samples, options, runner, model, resources.execution());
-
-  const IndexRange mine = partition(samples, mesh.size(Axis::data), mesh.coordinate(Axis::data));
-  const IndexRange slice =
-      sequence_slice(options.sequence_length, mesh.size(Axis::sequence), mesh.coordinate(Axis::sequence));
-  constexpr std::int64_t batches_at_a_time = 8;
-  const std::int64_t stride = batches_at_a_time * options.micro_batch;
-  runner.reset_loss();
-  Progress bar("eval", mine.size(), ranks.rank() != 0);
-  for (std::int64_t first = mine.begin; first < mine.end; first += stride) {
-    const std::int64_t end = std::min(mine.end, first + stride);
-    runner.evaluate(read_batches(corpus, options, slice, first, end));
-    bar.update(end - mine.begin);
-  }
-  bar.finish();
-  const StepLoss loss = runner.reduce_loss();
+  if (!options.dump_logits.empty()) logits.emplace(options, runner, model, resources.execution());
+  const StepLoss loss = evaluate(runner, corpus, options, mesh);
   if (logits) logits->close();
   if (ranks.rank() != 0) return ExitCode::done;
-
-  nlohmann::ordered_json result = {{"loss_nats", loss.loss_nats},
-                                   {"loss_bits", loss.loss_nats / std::numbers::ln2},
-                                   {"perplexity", std::exp(loss.loss_nats)},
-                                   {"tokens", loss.targets},
-                                   {"samples", samples},
-                                   {"step", checkpoint.description().step}};
-  if (const auto bytes = corpus.manifest().text_bytes)
-    result["bits_per_byte"] =
-        loss.loss_nats / std::numbers::ln2 * static_cast<double>(corpus.tokens()) / static_cast<double>(*bytes);
-  if (baseline) {
-    result["uniform_nats"] = std::log(static_cast<double>(corpus.manifest().vocabulary));
-    result["unigram_nats"] = unigram_loss_nats(*baseline, corpus, corpus.manifest().vocabulary);
-  }
-  print_result(result, line.has("json"));
+  print_result(describe_result(loss, options, corpus, baseline, checkpoint.description().step), line.has("json"));
   return ExitCode::done;
 }
 

@@ -27,9 +27,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointReader& checkpoint, cons
   return make_tokenizer(TokenizerKind::none, {}, vocabulary);
 }
 
-}  // namespace
-
-ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
+CommandLine command_line() {
   CommandLine line(
       "generate --checkpoint DIR --prompt TEXT [options]",
       "Continues a text by recurrent decoding: memory does not grow with its length. A checkpoint without a\n"
@@ -46,18 +44,58 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");
   line.option("tokenizer", "auto (default: the checkpoint's own) or bytes");
   line.flag("json", "print text, token ids and rate as one JSON object");
+  return line;
+}
+
+SamplingOptions sampling_options(const CommandLine& line) {
+  SamplingOptions sampling;
+  sampling.temperature = line.number("temperature", 0.8, 0.0, 100.0);
+  sampling.top_k = line.integer("top-k", 0, 0, 1 << 30);
+  sampling.top_p = line.number("top-p", 0.95, 1e-9, 1.0);
+  sampling.seed = static_cast<std::uint64_t>(line.integer("seed", 1, 0, std::int64_t{1} << 62));
+  return sampling;
+}
+
+// At least one token: an empty prompt begins a document, where the tokeniser has a mark for its end.
+std::vector<std::int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text, std::int64_t vocabulary) {
+  std::vector<std::int32_t> prompt = tokenizer.encode(text);
+  if (prompt.empty()) {
+    if (!tokenizer.end_of_document()) throw UserError("--prompt", "holds no token", "give at least one");
+    prompt.push_back(static_cast<std::int32_t>(*tokenizer.end_of_document()));
+  }
+  for (const std::int32_t id : prompt)
+    if (id < 0 || id >= vocabulary)
+      throw UserError("--prompt", fmt::format("token {} is not in the model's vocabulary of {}", id, vocabulary));
+  return prompt;
+}
+
+// At most `count` tokens after the prompt, and none from the end of the document on.
+std::vector<std::int32_t> continue_prompt(const std::vector<std::int32_t>& prompt, std::int64_t count,
+                                          const Sampler& sampler, std::optional<std::int64_t> end_of_document,
+                                          Decoder& decoder) {
+  std::vector<std::int32_t> generated;
+  std::int32_t token = prompt.back();
+  while (static_cast<std::int64_t>(generated.size()) < count) {
+    std::vector<double> logits = decoder.advance(token);
+    token = static_cast<std::int32_t>(sampler.sample(
+        Tensor(logits.data(), DType::fp64, {static_cast<std::int64_t>(logits.size())}), decoder.position()));
+    if (end_of_document == token) break;
+    generated.push_back(token);
+  }
+  return generated;
+}
+
+}  // namespace
+
+ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line = command_line();
   if (!line.parse(arguments)) return ExitCode::done;
   if (world.size() > 1) throw UserError("generate", "runs as one process", "start it without mpirun");
   configure_threads({});
 
   const Device device = choose_device(line.text("device", "auto"), "--device");
   const Precision precision = parse_precision(line.text("precision", "auto"), device);
-  SamplingOptions sampling;
-  sampling.temperature = line.number("temperature", 0.8, 0.0, 100.0);
-  sampling.top_k = line.integer("top-k", 0, 0, 1 << 30);
-  sampling.top_p = line.number("top-p", 0.95, 1e-9, 1.0);
-  sampling.seed = static_cast<std::uint64_t>(line.integer("seed", 1, 0, std::int64_t{1} << 62));
-  const Sampler sampler(sampling);
+  const Sampler sampler(sampling_options(line));
   const std::int64_t count = line.integer("tokens", 100, 0, std::int64_t{1} << 40);
   const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
 
@@ -65,27 +103,11 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   Decoder decoder(checkpoint, precision, resources.execution());
   const std::unique_ptr<Tokenizer> tokenizer =
       tokenizer_of(checkpoint, line.text("tokenizer", "auto"), decoder.config().vocabulary);
-  std::vector<std::int32_t> prompt = tokenizer->encode(line.text("prompt"));
-  if (prompt.empty()) {
-    if (!tokenizer->end_of_document()) throw UserError("--prompt", "holds no token", "give at least one");
-    prompt.push_back(static_cast<std::int32_t>(*tokenizer->end_of_document()));
-  }
-  for (const std::int32_t id : prompt)
-    if (id < 0 || id >= decoder.config().vocabulary)
-      throw UserError("--prompt",
-                      fmt::format("token {} is not in the model's vocabulary of {}", id, decoder.config().vocabulary));
-
+  const std::vector<std::int32_t> prompt = encode_prompt(*tokenizer, line.text("prompt"), decoder.config().vocabulary);
   for (std::size_t i = 0; i + 1 < prompt.size(); ++i) decoder.advance(prompt[i]);
-  std::vector<std::int32_t> generated;
-  std::int32_t token = prompt.back();
   const auto start = std::chrono::steady_clock::now();
-  while (static_cast<std::int64_t>(generated.size()) < count) {
-    std::vector<double> logits = decoder.advance(token);
-    token = static_cast<std::int32_t>(sampler.sample(
-        Tensor(logits.data(), DType::fp64, {static_cast<std::int64_t>(logits.size())}), decoder.position()));
-    if (tokenizer->end_of_document() == token) break;
-    generated.push_back(token);
-  }
+  const std::vector<std::int32_t> generated =
+      continue_prompt(prompt, count, sampler, tokenizer->end_of_document(), decoder);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const double rate = seconds > 0.0 ? static_cast<double>(generated.size()) / seconds : 0.0;
 

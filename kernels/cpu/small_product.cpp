@@ -122,8 +122,11 @@ void multiply_baseline(const SmallProduct<T>& product) {
 template <class T>
 auto pick_multiply() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("x86-64-v4")) return &multiply_avx512<T>;
-  if (__builtin_cpu_supports("x86-64-v3")) return &multiply_avx2<T>;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return &multiply_avx512<T>;
+  if (avx2) return &multiply_avx2<T>;
 #endif
   return &multiply_baseline<T>;
 }

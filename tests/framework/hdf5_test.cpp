@@ -215,30 +215,30 @@ TEST_F(Hdf5, FilesAreReproducible) {
   EXPECT_EQ(hash_file(folder_ / "a.h5"), hash_file(folder_ / "b.h5"));
 }
 
+// /parameters/w of `whole`: columns [0, 4) in two files by rows, columns [4, 9) in one, column 9 in none.
+void write_virtual(const fs::path& folder, const Tensor& whole) {
+  std::vector<VirtualSource> sources;
+  const auto piece = [&](const std::string& name, std::int64_t r0, std::int64_t r1, std::int64_t c0, std::int64_t c1) {
+    const Tensor part = whole.slice(0, r0, r1).slice(1, c0, c1);
+    File file = File::create(folder / name);
+    file.create_dataset("/parameters/w 100%", DType::fp64, part.shape()).write({0, 0}, part);
+    file.close();
+    sources.push_back({name, "/parameters/w 100%", part.shape(), {r0, c0}});
+  };
+  piece("shard-%b.h5", 0, 2, 0, 4);
+  piece("shard-1.h5", 2, 6, 0, 4);
+  piece("shard-2.h5", 0, 6, 4, 9);
+  File file = File::create(folder / "parameters.h5");
+  file.create_virtual("/parameters/w", DType::fp64, whole.shape(), sources);
+  file.create_virtual("/parameters/none", DType::fp32, {3}, {});
+  file.close();
+}
+
 TEST_F(Hdf5, VirtualDatasetsSurviveRenamingAndShowMissingPiecesAsNan) {
   const Shape shape{6, 10};
   std::vector<double> values = random_values(60);
-  const Tensor whole = view(values, shape);
   fs::create_directory(folder_ / "tmp");
-  {
-    // Columns [0, 4) in two files by rows, columns [4, 9) in one, column 9 in none.
-    std::vector<VirtualSource> sources;
-    const auto piece = [&](const std::string& name, std::int64_t r0, std::int64_t r1, std::int64_t c0,
-                           std::int64_t c1) {
-      const Tensor part = whole.slice(0, r0, r1).slice(1, c0, c1);
-      File file = File::create(folder_ / "tmp" / name);
-      file.create_dataset("/parameters/w 100%", DType::fp64, part.shape()).write({0, 0}, part);
-      file.close();
-      sources.push_back({name, "/parameters/w 100%", part.shape(), {r0, c0}});
-    };
-    piece("shard-%b.h5", 0, 2, 0, 4);
-    piece("shard-1.h5", 2, 6, 0, 4);
-    piece("shard-2.h5", 0, 6, 4, 9);
-    File file = File::create(folder_ / "tmp/parameters.h5");
-    file.create_virtual("/parameters/w", DType::fp64, shape, sources);
-    file.create_virtual("/parameters/none", DType::fp32, {3}, {});
-    file.close();
-  }
+  write_virtual(folder_ / "tmp", view(values, shape));
   fs::rename(folder_ / "tmp", folder_ / "step-1");
   const auto check = [&](const Dataset& dataset, bool second_missing) {
     ASSERT_EQ(dataset.shape(), shape);

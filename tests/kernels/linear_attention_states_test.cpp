@@ -161,6 +161,61 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeForward) {
   }
 }
 
+// What the backward pass of slices starts from, by slice.
+struct SliceStates {
+  std::vector<Tensor> before;                         // the state before the slice
+  std::vector<Tensor> piece_states, piece_gradients;  // of the pieces that a GPU cuts it into
+};
+
+SliceStates pass_states(Slices& slices, const AttentionCase& c, DType dtype, const Tensor& upstream) {
+  Host& host = slices.host;
+  SliceStates result;
+  for (std::int64_t s = 0; s < slices.count(); ++s) {
+    const Tensor& kept = result.piece_states.emplace_back(testing::make_piece_states(host, slices.inputs(s)));
+    linear_attention_final_state(host.execution, slices.inputs(s), slices.states.select(0, s), kept);
+  }
+  for (std::int64_t s = 0; s < slices.count(); ++s) result.before.push_back(slices.combine(s, SliceSide::before));
+  for (std::int64_t s = 0; s < slices.count(); ++s) {
+    const Tensor& kept = result.piece_gradients.emplace_back(testing::make_piece_states(host, slices.inputs(s)));
+    linear_attention_initial_state_gradient(host.execution, slices.inputs(s), slices.part(upstream, s),
+                                            slices.states.select(0, s), kept);
+  }
+  // What the pieces make of zero becomes what they begin with.
+  for (std::int64_t s = 0; s < slices.count(); ++s) {
+    LinearAttentionInputs inputs = slices.inputs(s);
+    inputs.initial_state = result.before[static_cast<std::size_t>(s)];
+    const Tensor& kept = result.piece_states[static_cast<std::size_t>(s)];
+    const Tensor output = testing::make_heads(host, slices.problem, dtype, c.layout, c.value_width);
+    linear_attention_forward(host.execution, inputs, {slices.part(output, s), {}, {}, kept, !kept.is_null()});
+  }
+  return result;
+}
+
+// The gradients of all slices. The states' share of them is added afterwards, or comes in the same pass from the states
+// of pieces that are there.
+void run_backward(Slices& slices, const SliceStates& states, const Tensor& upstream, const testing::Triple& triple,
+                  const Tensor& d_theta, bool added) {
+  for (std::int64_t s = 0; s < slices.count(); ++s) {
+    LinearAttentionInputs inputs = slices.inputs(s);
+    inputs.initial_state = states.before[static_cast<std::size_t>(s)];
+    LinearAttentionGradients gradients;
+    gradients.d_output = slices.part(upstream, s);
+    gradients.d_query = slices.part(triple.query, s);
+    gradients.d_key = slices.part(triple.key, s);
+    gradients.d_value = slices.part(triple.value, s);
+    gradients.d_theta = d_theta;
+    const Tensor after = slices.combine(s, SliceSide::after);
+    if (!added) {
+      gradients.d_final_state = after;
+      inputs.piece_states = states.piece_states[static_cast<std::size_t>(s)];
+      gradients.piece_gradients = states.piece_gradients[static_cast<std::size_t>(s)];
+    }
+    linear_attention_backward(slices.host.execution, inputs, gradients);
+    gradients.d_final_state = after;
+    if (added) linear_attention_add_final_state_gradient(slices.host.execution, inputs, gradients);
+  }
+}
+
 TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
   std::uint64_t stream = 1000;
   for (const AttentionCase& c : sliced_cases()) {
@@ -173,26 +228,7 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
       const auto expected = reference::linear_attention_backward(problem, d_output, {});
       const Tensor upstream = testing::make_heads(host, problem, dtype, c.layout, c.value_width);
       testing::write(upstream, d_output);
-
-      std::vector<Tensor> before, piece_states, piece_gradients;
-      for (std::int64_t s = 0; s < slices.count(); ++s) {
-        piece_states.push_back(testing::make_piece_states(host, slices.inputs(s)));
-        linear_attention_final_state(host.execution, slices.inputs(s), slices.states.select(0, s), piece_states.back());
-      }
-      for (std::int64_t s = 0; s < slices.count(); ++s) before.push_back(slices.combine(s, SliceSide::before));
-      for (std::int64_t s = 0; s < slices.count(); ++s) {
-        piece_gradients.push_back(testing::make_piece_states(host, slices.inputs(s)));
-        linear_attention_initial_state_gradient(host.execution, slices.inputs(s), slices.part(upstream, s),
-                                                slices.states.select(0, s), piece_gradients.back());
-      }
-      // What the pieces make of zero becomes what they begin with.
-      for (std::int64_t s = 0; s < slices.count(); ++s) {
-        LinearAttentionInputs inputs = slices.inputs(s);
-        inputs.initial_state = before[static_cast<std::size_t>(s)];
-        const Tensor& kept = piece_states[static_cast<std::size_t>(s)];
-        const Tensor output = testing::make_heads(host, problem, dtype, c.layout, c.value_width);
-        linear_attention_forward(host.execution, inputs, {slices.part(output, s), {}, {}, kept, !kept.is_null()});
-      }
+      const SliceStates states = pass_states(slices, c, dtype, upstream);
 
       // One token sees itself at no distance, where the terms of theta's gradient cancel: what it is added to sets the
       // scale.
@@ -201,25 +237,7 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeBackward) {
         const testing::Triple triple = testing::make_triple(host, problem, dtype, c.layout);
         Tensor d_theta;
         if (c.lrpe) d_theta = host.tensor(DType::fp64, {c.heads, c.key_width}, theta_before);
-        for (std::int64_t s = 0; s < slices.count(); ++s) {
-          LinearAttentionInputs inputs = slices.inputs(s);
-          inputs.initial_state = before[static_cast<std::size_t>(s)];
-          LinearAttentionGradients gradients;
-          gradients.d_output = slices.part(upstream, s);
-          gradients.d_query = slices.part(triple.query, s);
-          gradients.d_key = slices.part(triple.key, s);
-          gradients.d_value = slices.part(triple.value, s);
-          gradients.d_theta = d_theta;
-          const Tensor after = slices.combine(s, SliceSide::after);
-          if (!added) {  // and with the states of pieces that are there
-            gradients.d_final_state = after;
-            inputs.piece_states = piece_states[static_cast<std::size_t>(s)];
-            gradients.piece_gradients = piece_gradients[static_cast<std::size_t>(s)];
-          }
-          linear_attention_backward(host.execution, inputs, gradients);
-          gradients.d_final_state = after;
-          if (added) linear_attention_add_final_state_gradient(host.execution, inputs, gradients);
-        }
+        run_backward(slices, states, upstream, triple, d_theta, added);
         const std::string name = fmt::format("{}: {}", added ? "state added" : "state first", c.describe());
         const double tolerance = testing::tolerance_of(dtype);
         testing::expect_close(triple.query, expected.d_query, tolerance, "d_query, " + name);

@@ -18,6 +18,28 @@ struct Case {
 
 class GoldenModel : public ::testing::TestWithParam<Case> {};
 
+void expect_gradients(const ParameterStore& parameters, const Golden& golden, const Execution& execution,
+                      double tensor_tolerance) {
+  std::size_t compared = 0;
+  for (const ParameterPiece& piece : parameters.pieces(parameters.flat_gradients())) {
+    if (piece.memory.size(0) != piece.global_shape[0]) continue;  // parts of the fused projection: below
+    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/grads/" + piece.tensor)),
+              tensor_tolerance)
+        << piece.tensor;
+    ++compared;
+  }
+  const std::int64_t layers = golden.config().layers;
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    const std::string projection = fmt::format("model.layers.{}.token_mixer.qkvu_proj.weight", layer);
+    EXPECT_LE(relative_difference(host_values(execution, parameters.gradient(parameters.id(projection))),
+                                  golden.values("/grads/" + projection)),
+              tensor_tolerance)
+        << projection;
+    ++compared;
+  }
+  EXPECT_EQ(compared, static_cast<std::size_t>(2 + 5 * layers));  // embedding, theta, five tensors a layer
+}
+
 TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   const auto [name, dtype, loss_tolerance, tensor_tolerance] = GetParam();
   const Golden golden(name);
@@ -74,23 +96,7 @@ TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   EXPECT_LE(relative_difference(host_values(execution, logits), golden.values("/logits")), tensor_tolerance);
   stage.forward(0, batch, {}, {}, true);
   stage.backward(0, batch, {}, {});
-  std::size_t compared = 0;
-  for (const ParameterPiece& piece : parameters.pieces(parameters.flat_gradients())) {
-    if (piece.memory.size(0) != piece.global_shape[0]) continue;  // parts of the fused projection: below
-    EXPECT_LE(relative_difference(host_values(execution, piece.memory), golden.values("/grads/" + piece.tensor)),
-              tensor_tolerance)
-        << piece.tensor;
-    ++compared;
-  }
-  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string projection = fmt::format("model.layers.{}.token_mixer.qkvu_proj.weight", layer);
-    EXPECT_LE(relative_difference(host_values(execution, parameters.gradient(parameters.id(projection))),
-                                  golden.values("/grads/" + projection)),
-              tensor_tolerance)
-        << projection;
-    ++compared;
-  }
-  EXPECT_EQ(compared, static_cast<std::size_t>(2 + 5 * config.layers));  // embedding, theta, five tensors a layer
+  expect_gradients(parameters, golden, execution, tensor_tolerance);
 }
 
 INSTANTIATE_TEST_SUITE_P(
