@@ -32,6 +32,16 @@ void add(const Execution& execution, const Tensor& a, const Tensor& b, const Ten
       [&] { cuda::add(execution, a, b, out); });
 }
 
+void add_to(const Execution& execution, const Tensor& out, const Tensor& a) {
+  FULMEN_CHECK(out.rank() == 2, "out is {}, expected a matrix", out.describe());
+  check_matrix(out, out.dtype(), out.size(0), out.size(1), "out");
+  check_matrix(a, out.dtype(), out.size(0), out.size(1), "a");
+  if (out.elements() == 0) return;
+  run_on_device(
+      execution, {"add", 0.0, traffic({a, out, out})}, [&] { cpu::add_to(execution, out, a); },
+      [&] { cuda::add_to(execution, out, a); });
+}
+
 void sum_parts(const Execution& execution, std::span<const Tensor> parts, const Tensor& out) {
   FULMEN_CHECK(!parts.empty() && parts.size() <= most_parts, "{} parts of a sum", parts.size());
   check_contiguous(out, "out");

@@ -9,6 +9,8 @@ namespace fulmen {
 
 void fill_zero(const Execution& execution, const Tensor& x);                                // contiguous, any dtype
 void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);  // out = a + b, contiguous
+// out += a; matrices of equal shape, unit inner stride, any row strides.
+void add_to(const Execution& execution, const Tensor& out, const Tensor& a);
 // out = the sum of 1 to most_parts parts, added in their order in fp32, or fp64, and rounded to their dtype at the end.
 // All are contiguous, and out may be one of the parts.
 inline constexpr int most_parts = 8;

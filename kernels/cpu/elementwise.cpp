@@ -117,6 +117,18 @@ void add(const Execution&, const Tensor& a, const Tensor& b, const Tensor& out) 
   });
 }
 
+void add_to(const Execution&, const Tensor& out, const Tensor& a) {
+  const std::int64_t width = out.size(1);
+  dispatch_fp32_fp64(out.dtype(), [&]<class T>(T) {
+    parallel_rows(out.size(0), width, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t row = first; row < last; ++row) {
+        T* const sum = out.as<T>() + row * out.stride(0);
+        add_range(sum, a.as<T>() + row * a.stride(0), sum, 0, width);
+      }
+    });
+  });
+}
+
 void sum_parts(const Execution&, std::span<const Tensor> parts, const Tensor& out) {
   dispatch_fp32_fp64(out.dtype(), [&]<class T>(T) {
     parallel_elements(out.elements(),

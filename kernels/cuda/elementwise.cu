@@ -30,6 +30,25 @@ struct Add {
   }
 };
 
+template <class T>
+struct AddTo {
+  static constexpr int items = items_for(2);
+  template <int length>
+  struct Loaded {
+    Packet<T, length> out, a;
+  };
+  Rows<T> out, a;
+
+  template <int length>
+  __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
+    return {load_packet<length>(out.at(row, column)), load_packet<length>(a.at(row, column))};
+  }
+  template <int length>
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
+    store_packet(out.at(row, column), make_packet<T, length>([&](int j) { return loaded.out[j] + loaded.a[j]; }));
+  }
+};
+
 // Unused parts are null.
 template <class T>
 struct SumParts {
@@ -254,6 +273,15 @@ void add(const Execution& execution, const Tensor& a, const Tensor& b, const Ten
     const bool packets = packets_aligned(row_packet<T>, {a.flatten(), b.flatten(), out.flatten()});
     dispatch_length<row_packet<T>>(
         packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, a.elements()); });
+  });
+}
+
+void add_to(const Execution& execution, const Tensor& out, const Tensor& a) {
+  dispatch_floating(out.dtype(), [&]<class T>(T) {
+    const AddTo<T> operation{rows_of<T>(out), rows_of<T>(a)};
+    dispatch_length<row_packet<T>>(packets_aligned(row_packet<T>, {out, a}), [&](auto length) {
+      launch_pass<length.value>(execution, operation, out.size(0), out.size(1));
+    });
   });
 }
 

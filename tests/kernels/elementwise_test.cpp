@@ -53,6 +53,28 @@ TEST(Elementwise, AddAndScale) {
   }
 }
 
+TEST(Elementwise, AddToKeepsStrides) {
+  Random random(50300);
+  for (const DType dtype : testing::test_dtypes()) {
+    for (const std::int64_t width : {1, 8, 13, 640}) {
+      for (const std::int64_t offset : testing::slice_offsets) {
+        SCOPED_TRACE(fmt::format("{} width {} at {}", name_of(dtype), width, offset));
+        Host host;
+        const std::int64_t rows = 211;
+        const Values a = testing::rounded(random.normals(rows * width), dtype);
+        const Values b = testing::rounded(random.normals(rows * width), dtype);
+        Values sum(a.size());
+        for (std::size_t i = 0; i < a.size(); ++i)
+          sum[i] = dtype == DType::fp64 ? a[i] + b[i] : static_cast<float>(a[i]) + static_cast<float>(b[i]);
+        const testing::Sliced out(host, dtype, width, offset, a);
+        add_to(host.execution, out, host.strided(dtype, rows, width, 3, b));
+        EXPECT_EQ(testing::read(out.part), testing::rounded(sum, dtype));
+        out.expect_margins_untouched();
+      }
+    }
+  }
+}
+
 // Of every number of parts, in their order, to the bit; out is poisoned memory, or the part in the middle.
 template <class Sum>
 void expect_sum_of_parts(std::int64_t size, DType dtype, int count, std::uint64_t stream) {
@@ -173,6 +195,8 @@ TEST(Elementwise, RefusesWhatDoesNotFit) {
   const Tensor x = host.poisoned(DType::fp32, {4, 4});
   EXPECT_THROW(add(host.execution, x, host.poisoned(DType::fp32, {4, 3}), x), InternalError);
   EXPECT_THROW(add(host.execution, x, host.poisoned(DType::fp64, {4, 4}), x), InternalError);
+  EXPECT_THROW(add_to(host.execution, x, host.poisoned(DType::fp32, {4, 3})), InternalError);
+  EXPECT_THROW(add_to(host.execution, x, host.poisoned(DType::fp64, {4, 4})), InternalError);
   EXPECT_THROW(scale(host.execution, x.slice(1, 0, 2), 2.0), InternalError);
   EXPECT_THROW(copy(host.execution, host.integers<std::int32_t>({1}, {1}), host.poisoned(DType::fp32, {1})),
                InternalError);
