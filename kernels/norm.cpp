@@ -7,8 +7,9 @@
 
 namespace fulmen {
 
-void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch, double epsilon,
-                           const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms) {
+namespace {
+
+void check_residual_norm(const Tensor& residual, const Tensor& branch, const Tensor& sum, const Tensor& normed) {
   FULMEN_CHECK(residual.rank() == 2, "residual is {}, expected a matrix", residual.describe());
   const DType dtype = residual.dtype();
   const std::int64_t tokens = residual.size(0), width = residual.size(1);
@@ -20,7 +21,44 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
     FULMEN_CHECK(sum.is_null() || sum.data() == residual.data(), "without a branch, sum must be null or the residual");
   }
   check_matrix(normed, dtype, tokens, width, "normed");
-  check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
+}
+
+void check_residual_norm_backward(const Tensor& d_normed, const Tensor& sum, const Tensor& d_residual,
+                                  const Tensor& d_sum, const Tensor& normed) {
+  FULMEN_CHECK(sum.rank() == 2, "sum is {}, expected a matrix", sum.describe());
+  const DType dtype = sum.dtype();
+  const std::int64_t tokens = sum.size(0), width = sum.size(1);
+  check_matrix(sum, dtype, tokens, width, "sum");
+  check_matrix(d_normed, dtype, tokens, width, "d_normed");
+  if (d_residual) check_matrix(d_residual, dtype, tokens, width, "d_residual");
+  check_matrix(d_sum, dtype, tokens, width, "d_sum");
+  if (normed) check_matrix(normed, dtype, tokens, width, "normed");
+}
+
+// A vector that must be there, or must not.
+void check_weight(const Tensor& weight, bool wanted, DType dtype, std::int64_t width, const char* name) {
+  if (wanted)
+    check_vector(weight, dtype, width, name);
+  else
+    FULMEN_CHECK(weight.is_null(), "this kind of norm has no {}", name);
+}
+
+void check_weights(const NormWeights& weights, DType dtype, std::int64_t width) {
+  check_weight(weights.gain, weights.kind != NormKind::simple, dtype, width, "gain");
+  check_weight(weights.bias, weights.kind == NormKind::layer, dtype, width, "bias");
+}
+
+void check_statistics(const Tensor& statistics, NormKind kind, DType dtype, std::int64_t tokens) {
+  check_matrix(statistics, accumulation_dtype(dtype), tokens, statistics_of(kind), "statistics");
+  FULMEN_CHECK(statistics.is_contiguous(), "statistics is not contiguous");
+}
+
+}  // namespace
+
+void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch, double epsilon,
+                           const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms) {
+  check_residual_norm(residual, branch, sum, normed);
+  check_vector(inverse_rms, accumulation_dtype(residual.dtype()), residual.size(0), "inverse_rms");
   if (residual.elements() == 0) return;
   run_on_device(
       execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
@@ -31,20 +69,49 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
                             const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum,
                             const Tensor& normed) {
-  FULMEN_CHECK(sum.rank() == 2, "sum is {}, expected a matrix", sum.describe());
-  const DType dtype = sum.dtype();
-  const std::int64_t tokens = sum.size(0), width = sum.size(1);
-  check_matrix(sum, dtype, tokens, width, "sum");
-  check_matrix(d_normed, dtype, tokens, width, "d_normed");
-  check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
-  if (d_residual) check_matrix(d_residual, dtype, tokens, width, "d_residual");
-  check_matrix(d_sum, dtype, tokens, width, "d_sum");
-  if (normed) check_matrix(normed, dtype, tokens, width, "normed");
+  check_residual_norm_backward(d_normed, sum, d_residual, d_sum, normed);
+  check_vector(inverse_rms, accumulation_dtype(sum.dtype()), sum.size(0), "inverse_rms");
   if (sum.elements() == 0) return;
   run_on_device(
       execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
       [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); },
       [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); });
+}
+
+void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch,
+                           const NormWeights& weights, double epsilon, const Tensor& sum, const Tensor& normed,
+                           const Tensor& statistics) {
+  check_residual_norm(residual, branch, sum, normed);
+  check_weights(weights, residual.dtype(), residual.size(1));
+  check_statistics(statistics, weights.kind, residual.dtype(), residual.size(0));
+  if (weights.kind == NormKind::simple)
+    return residual_norm_forward(execution, residual, branch, epsilon, sum, normed, statistics.flatten());
+  if (residual.elements() == 0) return;
+  run_on_device(
+      execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
+      [&] { cpu::residual_norm_forward(execution, residual, branch, weights, epsilon, sum, normed, statistics); },
+      [&] { cuda::residual_norm_forward(execution, residual, branch, weights, epsilon, sum, normed, statistics); });
+}
+
+void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
+                            const NormWeights& weights, const Tensor& statistics, const Tensor& d_residual,
+                            const Tensor& d_sum, const Tensor& normed, const NormWeightGradients& gradients) {
+  check_residual_norm_backward(d_normed, sum, d_residual, d_sum, normed);
+  const std::int64_t width = sum.size(1);
+  check_weights(weights, sum.dtype(), width);
+  check_statistics(statistics, weights.kind, sum.dtype(), sum.size(0));
+  check_weight(gradients.d_gain, !weights.gain.is_null(), accumulation_dtype(sum.dtype()), width, "d_gain");
+  check_weight(gradients.d_bias, !weights.bias.is_null(), accumulation_dtype(sum.dtype()), width, "d_bias");
+  if (weights.kind == NormKind::simple)
+    return residual_norm_backward(execution, d_normed, sum, statistics.flatten(), d_residual, d_sum, normed);
+  if (sum.elements() == 0) return;
+  const auto run = [&](auto backend) {
+    backend(execution, d_normed, sum, weights, statistics, d_residual, d_sum, normed, gradients);
+  };
+  run_on_device(
+      execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
+      [&] { run([](const auto&... arguments) { cpu::residual_norm_backward(arguments...); }); },
+      [&] { run([](const auto&... arguments) { cuda::residual_norm_backward(arguments...); }); });
 }
 
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums) {

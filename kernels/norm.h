@@ -1,9 +1,11 @@
-// SimpleRMSNorm (no gain, no bias), fused with what stands beside it: the residual addition before it, the gate after
-// it.
+// Norms of rows, fused with what stands beside them: the residual addition before, the gate after. SimpleRMSNorm has
+// neither gain nor bias:
 //   y = x / sqrt(mean_j(x_j^2) + eps)     TransNormerLLM (arXiv 2307.14995), eps inside the root as in the released
 //   code
 // Statistics are kept in the accumulation dtype (fp32, or fp64 for fp64 tensors).
 #pragma once
+
+#include <cstdint>
 
 #include "framework/execution.h"
 #include "kernels/activation.h"
@@ -25,6 +27,44 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
                             const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum,
                             const Tensor& normed);
+
+// What a norm divides by and multiplies with. m = mean_j(x_j); r is the inverse root of a mean square plus eps.
+enum class NormKind : std::uint8_t {
+  simple,        // y = x r,                  r = 1 / sqrt(mean_j(x_j^2) + eps)
+  rms,           // y = x r gain,             the same r         (LLaMA)
+  zero_centred,  // y = x r (1 + gain),       the same r         (Qwen3-Next)
+  layer,         // y = (x - m) r gain + bias,  r = 1 / sqrt(mean_j((x_j - m)^2) + eps)   (GPT-2)
+};
+
+struct NormWeights {
+  NormKind kind = NormKind::simple;
+  Tensor gain;  // [width], the activations' dtype; null for simple
+  Tensor bias;  // [width], the activations' dtype; null but for layer
+};
+
+// Where the gradients of NormWeights go; null where the weight is null. [width], accumulation dtype. They are added to
+// in an order that no number of threads changes.
+struct NormWeightGradients {
+  Tensor d_gain, d_bias;
+};
+
+// What the backward pass needs of a row: r, and for layer m after it.
+constexpr std::int64_t statistics_of(NormKind kind) { return kind == NormKind::layer ? 2 : 1; }
+
+// As residual_norm_forward above, for a norm of any kind: normed = norm(sum). statistics [tokens, statistics_of(kind)],
+// contiguous, accumulation dtype.
+void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch,
+                           const NormWeights& weights, double epsilon, const Tensor& sum, const Tensor& normed,
+                           const Tensor& statistics);
+
+// As residual_norm_backward above. With n = (sum - m) r (m = 0 but for layer), g = gain (or 1 + gain, or 1) and
+// d_n = d_normed g:
+//   d_sum = d_residual + r * (d_n - n mean_j(d_n n) - mean_j(d_n)),   the last mean for layer only,
+//   d_gain += sum over tokens of d_normed n,   d_bias += sum over tokens of d_normed.
+// normed is written again with gain and bias applied.
+void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
+                            const NormWeights& weights, const Tensor& statistics, const Tensor& d_residual,
+                            const Tensor& d_sum, const Tensor& normed, const NormWeightGradients& gradients);
 
 // row_sums [tokens] = sum over the last dimension of values [tokens, n]; both in the accumulation dtype.
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums);

@@ -14,6 +14,21 @@ double mean_square(const double* x, std::int64_t width) {
   return sum / static_cast<double>(width);
 }
 
+// What a norm multiplies a column with.
+double factor(NormKind kind, const Values& gain, std::int64_t column) {
+  if (kind == NormKind::simple) return 1.0;
+  return kind == NormKind::zero_centred ? 1.0 + gain[column] : gain[column];
+}
+
+// A row without its mean where the norm takes that away.
+Values centred(const double* x, NormKind kind, std::int64_t width) {
+  double mean = 0;
+  for (std::int64_t j = 0; j < width && kind == NormKind::layer; ++j) mean += x[j] / static_cast<double>(width);
+  Values row(x, x + width);
+  for (double& value : row) value -= mean;
+  return row;
+}
+
 // log sum_j exp(x_j), shifted by the maximum.
 double log_sum_exp(const double* x, std::int64_t count) {
   double maximum = x[0], sum = 0;
@@ -51,6 +66,36 @@ Values simple_rms_norm_backward(const Values& x, const Values& d_y, std::int64_t
             d_y[row + i] * ((i == j ? r : 0.0) - x[row + i] * x[row + j] * r * r * r / static_cast<double>(width));
   }
   return d_x;
+}
+
+Values norm(const Values& x, NormKind kind, const Values& gain, const Values& bias, std::int64_t width,
+            double epsilon) {
+  Values y;
+  for (std::size_t row = 0; row < x.size(); row += width) {
+    const Values normed = simple_rms_norm(centred(&x[row], kind, width), width, epsilon);
+    for (std::int64_t j = 0; j < width; ++j)
+      y.push_back(normed[j] * factor(kind, gain, j) + (kind == NormKind::layer ? bias[j] : 0.0));
+  }
+  return y;
+}
+
+NormGradients norm_backward(const Values& x, NormKind kind, const Values& gain, const Values& d_y, std::int64_t width,
+                            double epsilon) {
+  NormGradients result{{}, Values(width, 0.0), Values(width, 0.0)};
+  for (std::size_t row = 0; row < x.size(); row += width) {
+    const Values apart = centred(&x[row], kind, width), normed = simple_rms_norm(apart, width, epsilon);
+    Values d_normed(width);
+    for (std::int64_t j = 0; j < width; ++j) {
+      d_normed[j] = d_y[row + j] * factor(kind, gain, j);
+      result.d_gain[j] += d_y[row + j] * normed[j];
+      result.d_bias[j] += d_y[row + j];
+    }
+    // Taking the mean away is a projection, which is its own transpose.
+    const Values d_apart = simple_rms_norm_backward(apart, d_normed, width, epsilon);
+    const Values d_row = centred(d_apart.data(), kind, width);
+    result.d_x.insert(result.d_x.end(), d_row.begin(), d_row.end());
+  }
+  return result;
 }
 
 Values gated_norm(const Values& x, const Values& gate, Activation activation, std::int64_t width, double epsilon) {

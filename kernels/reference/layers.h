@@ -6,6 +6,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
+#include "kernels/norm.h"
 
 namespace fulmen::reference {
 
@@ -19,6 +20,15 @@ Values gemm(const Values& a, bool transpose_a, const Values& b, bool transpose_b
 Values simple_rms_norm(const Values& x, std::int64_t width, double epsilon);
 // d_x = J^T d_y with the whole Jacobian of each row.
 Values simple_rms_norm_backward(const Values& x, const Values& d_y, std::int64_t width, double epsilon);
+
+// A norm with weights, as kernels/norm.h has it, per row of [tokens, width]; gain and bias are empty where it has none.
+Values norm(const Values& x, NormKind kind, const Values& gain, const Values& bias, std::int64_t width, double epsilon);
+// The gradients with the whole Jacobian of each row.
+struct NormGradients {
+  Values d_x, d_gain, d_bias;
+};
+NormGradients norm_backward(const Values& x, NormKind kind, const Values& gain, const Values& d_y, std::int64_t width,
+                            double epsilon);
 
 // y = act(gate) * simple_rms_norm(x), and its gradients {d_x, d_gate}.
 Values gated_norm(const Values& x, const Values& gate, Activation activation, std::int64_t width, double epsilon);
