@@ -1,6 +1,16 @@
 // The record of a run.
 #include "train/metrics.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <fstream>
+#include <system_error>
+
 #include <nlohmann/json.hpp>
 
 #include "framework/error.h"
@@ -27,6 +37,12 @@ std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
   return kept;
 }
 
+// To the millisecond.
+double seconds_since_1970() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) / 1e3;
+}
+
 }  // namespace
 
 MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step) : path_(path) {
@@ -36,13 +52,57 @@ MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t res
     log_warning("the metrics of an earlier run in this folder are now {}", earlier.string());
   }
   write_text_atomically(path, lines_up_to(path, resumed_step));
-  file_.open(path, std::ios::app);
-  if (!file_) throw UserError(path.string(), "cannot be written", "check the folder's permissions and the disk");
+  if (!open())
+    throw UserError(path.string(), "cannot be written: " + std::generic_category().message(errno),
+                    "check the folder's permissions and the disk");
+}
+
+MetricsWriter::~MetricsWriter() {
+  if (waiting_lines_ > 0) give_notice(append());
+  if (waiting_lines_ + lost_lines_ > 0)
+    log_warning("{}: {} lines are lost, the disk did not take them", path_.string(), waiting_lines_ + lost_lines_);
+  if (file_ >= 0) ::close(file_);
+}
+
+bool MetricsWriter::open() {
+  if (file_ >= 0) ::close(file_);
+  file_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+  torn_at_.reset();
+  return file_ >= 0;
+}
+
+bool MetricsWriter::in_place() const {
+  struct stat named, opened;
+  return file_ >= 0 && ::stat(path_.c_str(), &named) == 0 && ::fstat(file_, &opened) == 0 &&
+         named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+}
+
+// What was written of a line that did not fit is cut off before anything follows it.
+int MetricsWriter::append() {
+  if (file_ < 0) return EBADF;
+  if (torn_at_ && ::ftruncate(file_, *torn_at_) != 0) return errno;
+  torn_at_.reset();
+  struct stat status;
+  if (::fstat(file_, &status) != 0) return errno;
+  std::size_t written = 0;
+  int code = 0;
+  while (code == 0 && written < waiting_.size()) {
+    const ssize_t bytes = ::write(file_, waiting_.data() + written, waiting_.size() - written);
+    if (bytes >= 0) written += static_cast<std::size_t>(bytes);
+    if (bytes < 0 && errno != EINTR) code = errno;
+  }
+  const std::size_t whole = written == 0 ? 0 : waiting_.rfind('\n', written - 1) + 1;  // npos + 1 is none
+  if (written > whole) torn_at_ = status.st_size + static_cast<off_t>(whole);
+  if (torn_at_ && ::ftruncate(file_, *torn_at_) == 0) torn_at_.reset();
+  waiting_lines_ -= std::count(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(whole), '\n');
+  waiting_.erase(0, whole);
+  return code;
 }
 
 void MetricsWriter::write(const StepMetrics& metrics) {
   nlohmann::ordered_json line = {
       {"step", metrics.step},
+      {"time", seconds_since_1970()},
       {"tokens", metrics.tokens},
       {"loss_nats", metrics.loss_nats},
       {"grad_norm", metrics.gradient_norm},
@@ -56,11 +116,28 @@ void MetricsWriter::write(const StepMetrics& metrics) {
   };
   if (metrics.bubble) line["bubble"] = *metrics.bubble;
   if (metrics.predicted_bubble) line["predicted_bubble"] = *metrics.predicted_bubble;
-  file_ << line.dump() << std::endl;
-  if (file_) return;
-  // A record is not worth a run.
-  log_warning("{}: the line of step {} cannot be written: check the disk", path_.string(), metrics.step);
-  file_.clear();
+  constexpr std::size_t most_waiting = std::size_t{8} << 20;
+  if (waiting_.size() < most_waiting) {
+    waiting_ += line.dump() + "\n";
+    ++waiting_lines_;
+  } else {
+    ++lost_lines_;
+  }
+  if (!in_place()) {
+    if (!in_trouble_)
+      log_warning("{} was removed or replaced: it is begun again at step {}", path_.string(), metrics.step);
+    if (!open()) return give_notice(errno);
+  }
+  give_notice(append());
+}
+
+// A record is not worth a run.
+void MetricsWriter::give_notice(int error) {
+  if (error != 0 && !in_trouble_)
+    log_warning("{} cannot be written: {}; its lines wait in memory: check the disk", path_.string(),
+                std::generic_category().message(error));
+  if (error == 0 && in_trouble_) log_info("{} is written again", path_.string());
+  in_trouble_ = error != 0;
 }
 
 double training_flops_per_token(const ModelConfig& config) {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <optional>
 #include <string>
@@ -27,17 +26,32 @@ struct StepMetrics {
   std::uint64_t memory_peak_bytes = 0;             // the largest of any rank
 };
 
-// Appends to a file, each line complete. Only rank 0 makes one.
+// Appends to a file, each line whole or not at all. Only rank 0 makes one.
 class MetricsWriter {
  public:
   // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not
   // writable.
   MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step);
+  ~MetricsWriter();  // says how many lines the disk has not taken
+  MetricsWriter(const MetricsWriter&) = delete;
+  MetricsWriter& operator=(const MetricsWriter&) = delete;
+
+  // Never ends a run: lines that the disk does not take wait in memory, the first 8 MiB of them, and are written before
+  // the next one. A file that somebody removed or replaced is begun again. Both are said once.
   void write(const StepMetrics& metrics);
 
  private:
-  std::ofstream file_;
+  bool open();            // for appending; errno says why not
+  bool in_place() const;  // whether the open file is the one of that name
+  int append();           // the waiting lines; 0, or the error's number
+  void give_notice(int error);
+
   std::filesystem::path path_;
+  int file_ = -1;
+  std::optional<std::int64_t> torn_at_;  // where half a line begins that could not be cut off yet
+  std::string waiting_;                  // whole lines
+  std::int64_t waiting_lines_ = 0, lost_lines_ = 0;
+  bool in_trouble_ = false;  // and that was said
 };
 
 // Arithmetic of training per token: 6 x parameters (the tied matrix counts once, as the output projection) plus the
