@@ -91,14 +91,15 @@ fs::path find_checkpoint(const fs::path& path) {
   std::error_code error;
   if (!fs::is_directory(path, error)) {
     throw UserError(path.string(), fs::exists(path, error) ? "is not a folder" : "there is no such folder",
-                    "give a checkpoint, or a folder of checkpoints");
+                    "give a checkpoint, a folder of checkpoints, or a run's folder");
   }
   if (fs::exists(path / manifest_file, error)) return CheckpointReader(path).folder();
   std::vector<std::string> skipped;
   if (const auto newest = newest_checkpoint(path, &skipped)) return *newest;
+  if (const auto newest = newest_checkpoint(path / "checkpoints", &skipped)) return *newest;
   std::string what = "holds no valid checkpoint";
   for (const std::string& why : skipped) what += "\n     " + why;
-  throw UserError(path.string(), what, "give a checkpoint, or a folder of checkpoints");
+  throw UserError(path.string(), what, "give a checkpoint, a folder of checkpoints, or a run's folder");
 }
 
 fs::path find_checkpoint(const fs::path& path, Communicator& communicator) {

@@ -50,7 +50,7 @@ ExitCode bench_decode(const std::vector<std::string>& arguments, World& world) {
       "bench decode --checkpoint DIR [options]",
       "Decodes token by token and compares the rate with what reading the weights once a token would allow.",
       "fulmen bench decode --checkpoint runs/demo/checkpoints");
-  line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
+  line.option("checkpoint", "a checkpoint, a folder of them or a run (then the newest)", true);
   line.option("tokens", "tokens to time (200)");
   line.option("device", "auto (default), cpu or cuda");
   line.option("precision", "auto (default: bf16 on a GPU, else fp32), bf16, fp32 or fp64");

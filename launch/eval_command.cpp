@@ -134,7 +134,7 @@ CommandLine command_line() {
       "eval --checkpoint DIR --data DIR [options]",
       "Mean loss over all samples of a corpus, and its perplexity. Under mpirun the samples are shared out.",
       "fulmen eval --checkpoint runs/demo/checkpoints --data corpus/holdout --baseline corpus");
-  line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
+  line.option("checkpoint", "a checkpoint, a folder of them or a run (then the newest)", true);
   line.option("data", "a corpus", true);
   line.option("sequence-length", "tokens of a sample (the checkpoint's own, or 2048)");
   line.option("micro-batch", "samples at a time (as many as make about 4096 tokens)");

@@ -33,7 +33,7 @@ CommandLine command_line() {
       "Continues a text by recurrent decoding: memory does not grow with its length. A checkpoint without a\n"
       "tokeniser takes and gives token ids, as numbers with spaces between.",
       "fulmen generate --checkpoint runs/demo/checkpoints --prompt 'Ship \\Ship\\, n.' --tokens 100 --seed 1");
-  line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
+  line.option("checkpoint", "a checkpoint, a folder of them or a run (then the newest)", true);
   line.option("prompt", "the text to continue", true);
   line.option("tokens", "tokens to generate at most (100)");
   line.option("temperature", "0 takes the likeliest token (0.8)");

@@ -39,7 +39,7 @@ ExitCode run_export(const std::vector<std::string>& arguments, World& world) {
       "Writes a checkpoint's parameters as config.json and safetensors, as the released TransNormerLLM models are\n"
       "named, with the tokeniser's model.",
       "fulmen export --checkpoint runs/demo/checkpoints --hf exported");
-  line.option("checkpoint", "a checkpoint, or a folder of them (then the newest)", true);
+  line.option("checkpoint", "a checkpoint, a folder of them or a run (then the newest)", true);
   line.option("hf", "the folder to write", true);
   line.option("dtype", "stored (default), fp32 or bf16");
   line.option("shard-bytes", "bytes above which the weights go into several files with an index (5368709120)");

@@ -6,7 +6,6 @@
 
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
 #include <ctime>
 #include <map>
 #include <string>
@@ -18,6 +17,7 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/log.h"
+#include "launch/slurm_job.h"
 #include "launch/watchdog.h"
 
 namespace fulmen {
@@ -32,15 +32,11 @@ struct Holder {
   std::string job, since;
 };
 
-std::string slurm_job() {
-  const char* job = std::getenv("SLURM_JOB_ID");
-  return job != nullptr ? job : "";
-}
-
 std::string own_text() {
   const RankPlace place = own_place();
-  return fmt::format("host: {}\npid: {}\nstarted: {}\njob: \"{}\"\nsince: \"{:%Y-%m-%d %H:%M:%S}\"\n", place.host,
-                     place.pid, place.started, slurm_job(), fmt::localtime(std::time(nullptr)));
+  return fmt::format("host: {}\nmachine: {}\npid: {}\nstarted: {}\njob: \"{}\"\nsince: \"{:%Y-%m-%d %H:%M:%S}\"\n",
+                     place.host, place.machine, place.pid, place.started, slurm_job().id,
+                     fmt::localtime(std::time(nullptr)));
 }
 
 // Empty where there is none.
@@ -58,6 +54,7 @@ Holder holder_of(const std::string& text, const fs::path& file) {
   try {
     std::map<std::string, std::string> keys = flatten_yaml(text, file.string());
     holder.place.host = keys["host"];
+    holder.place.machine = keys["machine"];
     holder.place.pid = std::strtoll(keys["pid"].c_str(), nullptr, 10);
     holder.place.started = std::strtoll(keys["started"].c_str(), nullptr, 10);
     holder.job = keys["job"];
@@ -88,10 +85,10 @@ fs::file_time_type time_of(const fs::path& file) {
 // Whether the holder of the lock is gone.
 bool stale(const Holder& holder, const fs::path& file, double patience) {
   if (holder.place.pid == 0) return true;
-  if (holder.place.host == own_place().host) return !process_lives(holder.place);
-  if (!holder.job.empty() && holder.job == slurm_job()) return true;  // requeued elsewhere
-  log_info("{} is of another host ({}): watching for {:.0f} s whether it is renewed", file.string(), holder.place.host,
-           patience);
+  if (shares_processes(holder.place, own_place())) return !process_lives(holder.place);
+  if (!holder.job.empty() && holder.job == slurm_job().id) return true;  // requeued elsewhere
+  log_info("{} is of another host or container ({}): watching for {:.0f} s whether it is renewed", file.string(),
+           holder.place.host, patience);
   const fs::file_time_type before = time_of(file);
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(patience);
   while (std::chrono::steady_clock::now() < end) {
@@ -143,12 +140,37 @@ RunLock::~RunLock() {
   if (text_of(file_) == text_) ::unlink(file_.c_str());
 }
 
+std::string RunLock::taken_by() {
+  const std::lock_guard lock(mutex_);
+  return taken_by_;
+}
+
 void RunLock::renew() {
   std::unique_lock lock(mutex_);
   while (!wake_.wait_for(lock, renewal, [&] { return over_; })) {
-    std::error_code ignored;
-    fs::last_write_time(file_, fs::file_time_type::clock::now(), ignored);
+    lock.unlock();
+    std::string other = look();
+    lock.lock();
+    taken_by_ = std::move(other);
   }
+}
+
+// Renews the lock; one that was removed is made again, unless another run was faster.
+std::string RunLock::look() const {
+  try {
+    if (text_of(file_) == text_) {
+      std::error_code ignored;
+      fs::last_write_time(file_, fs::file_time_type::clock::now(), ignored);
+    } else if (create(file_, text_)) {
+      log_warning("{} was removed: it is made again", file_.string());
+    } else if (const std::string found = text_of(file_); found != text_) {
+      const Holder holder = holder_of(found, file_);
+      return fmt::format("process {} on {}, since {}", holder.place.pid, holder.place.host, holder.since);
+    }
+  } catch (const Error&) {
+    // The folder is away: whoever writes into it says so.
+  }
+  return {};
 }
 
 }  // namespace fulmen

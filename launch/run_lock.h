@@ -10,8 +10,9 @@
 namespace fulmen {
 
 // Holds the lock of a run folder while it lives. The file names the host, the process and the job, and its time is
-// renewed every few seconds. A lock whose process has ended, on this host, is taken over; so is one of an earlier start
-// of the same Slurm job, and, after `patience` seconds of watching, one of another host that is not renewed any more.
+// renewed every few seconds. A lock whose process has ended, where that can be seen, is taken over; so is one of an
+// earlier start of the same Slurm job, and, after `patience` seconds of watching, one of another host or container that
+// is not renewed any more. A lock that somebody removed is made again.
 class RunLock {
  public:
   // Throws UserError when another run holds it.
@@ -20,14 +21,20 @@ class RunLock {
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;
 
+  // The run that has taken the folder over since, as after a long stop of this one or when somebody removed the file:
+  // "process 4711 on node7, since ...". Empty while the folder is this run's.
+  std::string taken_by();
+
  private:
   void renew();
+  std::string look() const;
 
   std::filesystem::path file_;
   std::string text_;  // what it holds while it is this run's
-  std::mutex mutex_;  // of the two below
+  std::mutex mutex_;  // of the three below
   std::condition_variable wake_;
   bool over_ = false;
+  std::string taken_by_;
   std::thread thread_;
 };
 

@@ -11,35 +11,15 @@
 #include "framework/signals.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
+#include "launch/resume.h"
 #include "launch/run_configuration.h"
 #include "launch/run_lock.h"
+#include "launch/slurm_job.h"
 #include "train/trainer.h"
 
 namespace fulmen {
 
 namespace {
-
-// The checkpoint to resume, decided by rank 0 for all.
-std::optional<std::filesystem::path> choose_checkpoint(const std::string& wish, const std::filesystem::path& root,
-                                                       Communicator& world) {
-  std::string chosen;
-  if (world.rank() == 0) {
-    std::vector<std::string> skipped;
-    const auto newest = newest_checkpoint(root, &skipped);
-    for (const std::string& folder : skipped) log_warning("not a valid checkpoint: {}", folder);
-    if (wish == "none" && newest)
-      throw UserError(root.string(), "already holds checkpoints, which a fresh start would mix with its own",
-                      "choose another run.directory, delete the folder, or use --resume auto");
-    if (wish == "auto" && !newest && !skipped.empty())
-      throw UserError(root.string(),
-                      "holds checkpoints, none of which can be used: a run from the start would replace them",
-                      "restore one of them, or choose another run.directory");
-    if (wish == "auto" && newest) chosen = newest->string();
-    if (wish != "auto" && wish != "none") chosen = find_checkpoint(wish).string();
-  }
-  chosen = world.broadcast_text(chosen, 0);
-  return chosen.empty() ? std::nullopt : std::optional<std::filesystem::path>(chosen);
-}
 
 void check_resume(const RunConfiguration& configuration, const std::filesystem::path& folder,
                   const std::vector<std::string>& allowed) {
@@ -64,8 +44,10 @@ void check_resume(const RunConfiguration& configuration, const std::filesystem::
 
 // For batch scripts: under srun a step's exit code can hide a 75 behind a killed rank's 137.
 void write_verdict(const std::filesystem::path& folder, ExitCode code, const std::string& reason) {
+  const SlurmJob job = slurm_job();
   write_text_atomically(folder / "verdict.yaml",
-                        fmt::format("exit_code: {}\nreason: {}\n", static_cast<int>(code), reason));
+                        fmt::format("exit_code: {}\nreason: {}\njob: \"{}\"\nattempt: \"{}\"\n", static_cast<int>(code),
+                                    reason, job.id, job.attempt));
 }
 
 // While an error is on its way, which tells more than a second one.
@@ -81,18 +63,22 @@ void write_failure(const std::filesystem::path& folder, ExitCode code) {
 
 ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
-      "train CONFIG [--set key=value]... [--resume auto|none|PATH]",
+      "train CONFIG [--set key=value]... [--resume auto|none|PATH | --rewind PATH]",
       "Trains the model that a YAML file describes; run it under mpirun or srun, or alone. SIGUSR1, SIGTERM,\n"
       "SIGINT or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
       "mpirun -n 4 fulmen train configs/demo.yaml --set parallel.tensor=2");
   line.positional("CONFIG", "the configuration");
   line.repeatable("set", "change a key; may be repeated: train.steps=100");
-  line.option("resume", "auto (default): the run folder's newest checkpoint if there is one; none; or a path");
+  line.option("resume",
+              "auto (default): the run folder's newest checkpoint if there is one; none: from the start; or a "
+              "checkpoint: from it, or from the folder's newest where that descends from it");
+  line.option("rewind", "a checkpoint to go back to; those of later steps are set aside");
   line.repeatable("allow-change",
                   "a key that may differ from the checkpoint's configuration although it changes the training");
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
+  const ResumeWish wish = parse_resume_wish(line.text("resume"), line.text("rewind"));
   const Device device = world.start_up().run("device", [&] { return choose_device(configuration.run.device); });
   TrainerOptions options = configuration.trainer_options(device);
   if (configuration.run.check_collectives) world.keep_order();
@@ -107,7 +93,16 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
     lock.emplace(folder);
     std::filesystem::remove(folder / "verdict.yaml");
   }
-  options.resume = choose_checkpoint(line.text("resume", "auto"), folder / "checkpoints", ranks);
+  std::optional<ResumeChoice> choice;  // rank 0's, for all
+  std::string chosen;
+  if (ranks.rank() == 0) {
+    choice.emplace(wish, folder);
+    if (choice->checkpoint()) chosen = choice->checkpoint()->string();
+    options.weights_are_set = [&] { choice->carry_out(); };
+    options.taken_by = [&] { return lock->taken_by(); };
+  }
+  chosen = ranks.broadcast_text(chosen, 0);
+  if (!chosen.empty()) options.resume = chosen;
   if (options.resume) check_resume(configuration, *options.resume, line.texts("allow-change"));
 
   catch_stop_signals();

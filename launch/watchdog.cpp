@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -68,7 +69,15 @@ RankPlace own_place() {
   place.pid = getpid();
   char state = 0;
   if (!read_process(place.pid, state, place.started)) place.started = 0;
+  std::ifstream boot("/proc/sys/kernel/random/boot_id");
+  std::error_code error;
+  const fs::path processes = fs::read_symlink("/proc/self/ns/pid", error);  // "pid:[4026531836]"
+  if (std::string id; std::getline(boot, id) && !error) place.machine = id + " " + processes.string();
   return place;
+}
+
+bool shares_processes(const RankPlace& a, const RankPlace& b) {
+  return !a.machine.empty() && a.machine == b.machine && a.host == b.host;
 }
 
 namespace {
@@ -88,19 +97,20 @@ bool process_lives(const RankPlace& place) { return state_of(place) != '\0'; }
 
 std::vector<RankPlace> gather_places(Communicator& ranks) {
   struct Packed {
-    char host[64];
+    char host[64], machine[64];
     std::int64_t pid, started;
   };
   const RankPlace own = own_place();
   Packed mine = {};
   std::copy_n(own.host.data(), std::min(own.host.size(), sizeof mine.host - 1), mine.host);
+  std::copy_n(own.machine.data(), std::min(own.machine.size(), sizeof mine.machine - 1), mine.machine);
   mine.pid = own.pid;
   mine.started = own.started;
   std::vector<Packed> all(static_cast<std::size_t>(ranks.size()));
   const auto bytes = static_cast<std::int64_t>(sizeof(Packed));
   ranks.all_gather(Tensor(&mine, DType::uint8, {bytes}), Tensor(all.data(), DType::uint8, {bytes * ranks.size()}), {});
   std::vector<RankPlace> places;
-  for (const Packed& packed : all) places.push_back({packed.host, packed.pid, packed.started});
+  for (const Packed& packed : all) places.push_back({packed.host, packed.pid, packed.started, packed.machine});
   return places;
 }
 
@@ -114,7 +124,7 @@ Watchdog::Watchdog(std::shared_ptr<FlightRecorder> recorder, Communicator& ranks
       places_(gather_places(ranks)) {
   const auto self = static_cast<std::size_t>(ranks_.rank());
   for (std::size_t rank = 0; rank < places_.size(); ++rank)
-    if (rank != self && places_[rank].host == places_[self].host && process_lives(places_[rank]))
+    if (rank != self && shares_processes(places_[rank], places_[self]) && process_lives(places_[rank]))
       neighbours_.push_back(static_cast<int>(rank));
   std::error_code ignored;
   if (ranks_.rank() == 0) {

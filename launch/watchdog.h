@@ -24,9 +24,12 @@ namespace fulmen {
 struct RankPlace {
   std::string host;
   std::int64_t pid = 0, started = 0;
+  std::string machine;  // what the number counts in: a start of a machine, and a namespace of processes on it
 };
 RankPlace own_place();
-// Whether such a process is there and not a zombie; to be asked on its own host.
+// Whether the process of a place can be seen from another: hosts of one name may be two machines, or two containers.
+bool shares_processes(const RankPlace& a, const RankPlace& b);
+// Whether such a process is there and not a zombie; to be asked where it can be seen.
 bool process_lives(const RankPlace& place);
 // Those of all ranks, in their order. Collective.
 std::vector<RankPlace> gather_places(Communicator& ranks);

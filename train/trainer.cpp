@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <utility>
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/parameters.h"
@@ -87,13 +89,15 @@ class Trainer {
 
  private:
   void set_weights();
-  void leave_later_steps();
   bool resumes_own_checkpoint();
   void remember_corpus();
   void write_header(double peak);
   void write_shard_maps();
   StepMetrics step(BatchLoader& loader);
   bool asked_to_stop();
+  void keep(const std::string& name, std::string text);
+  void look_after_folder();
+  std::string advice_after_divergence() const;
   void save();
 
   const TrainerOptions& options_;
@@ -108,6 +112,9 @@ class Trainer {
   Optimizer optimizer_;
   TrainingProgress progress_;
   std::int64_t saved_step_ = -1;
+  bool saved_here_ = false;                            // since the start of this process
+  std::map<std::string, std::string> kept_;            // files of the run folder, by name: their text
+  bool folder_damaged_ = false, folder_lost_ = false;  // and that was said
   double flops_per_token_ = 0.0, peak_ = 0.0;
   double bubbles_ = 0.0;         // measured, the sum over the steps of this process
   std::int64_t steps_done_ = 0;  // counted with a pipeline only
@@ -119,20 +126,13 @@ void Trainer::set_weights() {
     const CheckpointReader checkpoint(*options_.resume);
     progress_ = load_training_state(checkpoint, options_.model, runner_, optimizer_, mesh_.world());
     log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
-    run_agreed(mesh_.world(), [&] {
-      if (leader_) leave_later_steps();
-    });
     if (resumes_own_checkpoint()) saved_step_ = progress_.step;
   } else {
     initialize_training_state(static_cast<std::uint64_t>(options_.run.seed), runner_, optimizer_);
   }
-}
-
-// What this folder holds of later steps is of a branch that this run leaves: as the newest it would be resumed, and
-// these steps' own checkpoints would be pruned as older ones.
-void Trainer::leave_later_steps() {
-  if (const auto aside = set_aside_checkpoints_after(checkpoints_, progress_.step))
-    log_warning("the checkpoints after step {} are set aside in {}", progress_.step, aside->string());
+  run_agreed(mesh_.world(), [&] {
+    if (leader_ && options_.weights_are_set) options_.weights_are_set();
+  });
 }
 
 bool Trainer::resumes_own_checkpoint() {
@@ -149,7 +149,32 @@ void Trainer::remember_corpus() {
   const std::string& name = corpus.tokenizer_file;
   if (name.empty()) return;
   tokenizer_ = folder_ / name;
-  if (leader_) write_text_atomically(tokenizer_, read_text(std::filesystem::path(options_.data.path) / name));
+  if (leader_) keep(name, read_text(std::filesystem::path(options_.data.path) / name));
+}
+
+// Rank 0: writes a file into the run folder, where it stays for as long as the run.
+void Trainer::keep(const std::string& name, std::string text) {
+  write_text_atomically(folder_ / name, text);
+  kept_[name] = std::move(text);
+}
+
+// A folder that somebody removed or moved away would end the run at its next checkpoint.
+void Trainer::look_after_folder() {
+  std::vector<std::string> gone;
+  std::error_code unknown;
+  for (const auto& [name, text] : kept_)
+    if (!std::filesystem::exists(folder_ / name, unknown) && !unknown) gone.push_back(name);
+  if (gone.empty()) folder_damaged_ = folder_lost_ = false;
+  if (gone.empty()) return;
+  if (!std::exchange(folder_damaged_, true))
+    log_warning("{}: {} vanished from the run folder at step {}: writing it again", folder_.string(), join(gone, ", "),
+                progress_.step);
+  try {
+    std::filesystem::create_directories(folder_);
+    for (const std::string& name : gone) write_text_atomically(folder_ / name, kept_[name]);
+  } catch (const std::exception& error) {
+    if (!std::exchange(folder_lost_, true)) log_warning("{}", error.what());
+  }
 }
 
 // The slowest rank's time of each phase.
@@ -191,25 +216,32 @@ void Trainer::write_shard_maps() {
   std::string maps;
   for (int rank = 0; rank < model_ranks.size(); ++rank) maps += model_ranks.broadcast_text(mine, rank);
   if (!leader_) return;
-  write_text_atomically(folder_ / "shard_map.yaml",
-                        "# Rank r of a shard group owns part r of the `shards` equal parts of every bucket.\n"
-                        "format: fulmen-shard-map\nversion: 1\nmaps:\n" +
-                            maps);
+  keep("shard_map.yaml",
+       "# Rank r of a shard group owns part r of the `shards` equal parts of every bucket.\n"
+       "format: fulmen-shard-map\nversion: 1\nmaps:\n" +
+           maps);
 }
 
 void Trainer::write_header(double peak) {
-  write_text_atomically(folder_ / "configuration.yaml", options_.configuration);
-  write_text_atomically(
-      folder_ / "run.yaml",
-      fmt::format("parameters: {}\n"
-                  "ranks: {}\n"
-                  "layout: {}\n"
-                  "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
-                  "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
-                  "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
-                  parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
-                  peak, peak_matrix_size(execution_.device), peak_matrix_size(execution_.device),
-                  peak_matrix_size(execution_.device)));
+  keep("configuration.yaml", options_.configuration);
+  keep("run.yaml",
+       fmt::format("parameters: {}\n"
+                   "ranks: {}\n"
+                   "layout: {}\n"
+                   "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
+                   "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
+                   "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
+                   parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
+                   peak, peak_matrix_size(execution_.device), peak_matrix_size(execution_.device),
+                   peak_matrix_size(execution_.device)));
+}
+
+std::string Trainer::advice_after_divergence() const {
+  const std::string how = "a lower learning rate or more warm-up";
+  if (saved_here_) return "go on from the last checkpoint with " + how;
+  if (!options_.resume || progress_.step == 0) return "start again with " + how;
+  return fmt::format("{} leads there: go back to an older checkpoint (--rewind PATH), with {}",
+                     options_.resume->string(), how);
 }
 
 StepMetrics Trainer::step(BatchLoader& loader) {
@@ -223,10 +255,8 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   const double norm =
       optimizer_.gradient_norm();  // the device is done with the step: reading the loss has waited for it
   if (!std::isfinite(loss.loss_nats) || !std::isfinite(norm))
-    throw DivergedError(
-        fmt::format("step {}: the loss is {} and the gradient's norm {}\n"
-                    "  -> resume from the last checkpoint with a lower learning rate or more warm-up",
-                    progress_.step + 1, loss.loss_nats, norm));
+    throw DivergedError(fmt::format("step {}: the loss is {} and the gradient's norm {}\n  -> {}", progress_.step + 1,
+                                    loss.loss_nats, norm, advice_after_divergence()));
 
   const std::int64_t step_tokens = options_.train.global_batch * options_.data.sequence_length;
   progress_.step += 1;
@@ -257,11 +287,20 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   return metrics;
 }
 
+// Asked before anything of a step is written. Throws UserError when the run folder is another run's by now.
 bool Trainer::asked_to_stop() {
+  constexpr std::int64_t stop = 1, leave = 2;
+  const std::string other = leader_ && options_.taken_by ? options_.taken_by() : "";
   std::error_code unreadable;  // is no wish
   const bool file = leader_ && std::filesystem::exists(folder_ / "STOP", unreadable);
-  const std::int64_t wish = stop_signal() != 0 || file ? 1 : 0;
-  return mesh_.world().all_reduce(wish, ReduceOp::max) != 0;
+  const std::int64_t wish = !other.empty() ? leave : stop_signal() != 0 || file ? stop : 0;
+  const std::int64_t agreed = mesh_.world().all_reduce(wish, ReduceOp::max);
+  if (agreed == leave)
+    throw UserError(fmt::format("run.directory: {}", folder_.string()),
+                    fmt::format("was taken over by {}: this run ends at step {} without writing there",
+                                mesh_.world().broadcast_text(other, 0), progress_.step),
+                    "let one run at a time use a folder, and leave its run.lock alone");
+  return agreed == stop;
 }
 
 void Trainer::save() {
@@ -273,6 +312,7 @@ void Trainer::save() {
       save_training_state(checkpoints_, options_.model, options_.configuration, progress_, runner_, optimizer_, extra,
                           mesh_.world(), corpus_);
   saved_step_ = progress_.step;
+  saved_here_ = true;
   if (leader_) prune_checkpoints(checkpoints_, options_.checkpoint.keep);
   log_info("checkpoint {} in {:.2f} s", saved.string(), seconds_since(start));
 }
@@ -287,6 +327,8 @@ ExitCode Trainer::run() {
   while (progress_.step < steps_ && !stopped) {
     StepMetrics metrics = step(loader);
     if (options_.after_step) options_.after_step();
+    const bool asked = asked_to_stop();
+    if (leader_) look_after_folder();
     if (metrics.step % options_.run.log_every == 0 || metrics.step == steps_) {
       const auto peak_bytes = static_cast<std::int64_t>(execution_.ledger->peak_total());
       metrics.memory_peak_bytes = static_cast<std::uint64_t>(mesh_.world().all_reduce(peak_bytes, ReduceOp::max));
@@ -294,7 +336,7 @@ ExitCode Trainer::run() {
     }
     bar.update(metrics.step, fmt::format("loss {:.4f}  {} tokens/s", metrics.loss_nats,
                                          with_thousands(static_cast<std::int64_t>(metrics.tokens_per_second))));
-    stopped = progress_.step < steps_ && asked_to_stop();
+    stopped = progress_.step < steps_ && asked;
     const bool due = options_.checkpoint.every > 0 && progress_.step % options_.checkpoint.every == 0;
     if (due || stopped || progress_.step == steps_) save();
   }

@@ -26,7 +26,9 @@ struct TrainerOptions {
   RunConfig run;
   std::string configuration;                    // the resolved configuration, YAML, for the checkpoints
   std::optional<std::filesystem::path> resume;  // a checkpoint folder, or nothing for a fresh start
-  std::function<void()> after_step;             // called on all ranks after each step, if there is one
+  std::function<void()> weights_are_set;  // called on rank 0 before anything of the run is written, if there is one
+  std::function<std::string()> taken_by;  // asked on rank 0: who else has the run folder by now; empty: nobody
+  std::function<void()> after_step;       // called on all ranks after each step, if there is one
 };
 
 // Checks that belong to neither the schema nor the model: batches that data ranks and micro-batches do not divide, a

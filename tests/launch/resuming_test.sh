@@ -42,9 +42,10 @@ check 'a finished run of another folder is kept in this one' test -f copy/checkp
 
 # Back to an earlier step: the later ones are of a branch that is left, neither pruned nor resumed.
 cp -r whole back
-succeed 1 train good.yaml --set run.directory=back --resume back/checkpoints/step-00000005 --set train.steps=7 --set checkpoint.keep=1 --allow-change train.steps
+succeed 1 train good.yaml --set run.directory=back --rewind back/checkpoints/step-00000005 --set train.steps=7 --set checkpoint.keep=1 --allow-change train.steps
 check 'the new branch is kept' test "$(ls back/checkpoints | tr '\n' ' ')" = 'set-aside step-00000007 '
-check 'the old one is set aside' test "$(ls back/checkpoints/set-aside | tr '\n' ' ')" = 'step-00000010 step-00000012 '
+check 'the old one is set aside' test "$(ls back/checkpoints/set-aside | tr '\n' ' ')" = 'metrics.jsonl step-00000010 step-00000012 '
+check 'with what was logged of it' diff <(json back/checkpoints/set-aside/metrics.jsonl step) <(seq 12)
 succeed 1 train good.yaml --set run.directory=back --set train.steps=8 --allow-change train.steps
 check 'the new branch goes on' diff <(json back/metrics.jsonl step) <(seq 8)
 
@@ -52,6 +53,43 @@ printf '\0\0\n[1]\n{"step":"x"}\n' >>back/metrics.jsonl
 succeed 1 train good.yaml --set run.directory=back --set train.steps=8
 check 'that nothing is left to do is said' grep -q 'nothing is left to do' err
 check 'damaged lines are dropped' diff <(json back/metrics.jsonl step) <(seq 8)
+
+# The same command again goes on from where the run stands, whatever it began from.
+five=whole/checkpoints/step-00000005
+in_pieces 1 tuned 2 --resume $five
+check 'it goes on' diff <(json tuned/metrics.jsonl step) <(seq 6 7)
+check 'and says why' grep -q "tuned/checkpoints/step-00000006 descends from $five: going on from it" err
+mv $five elsewhere
+in_pieces 1 tuned 1 --resume $five
+in_pieces 1 tuned 1 --resume elsewhere
+mv elsewhere $five
+check 'where it began may be gone, or be elsewhere' diff <(json tuned/metrics.jsonl step) <(seq 6 9)
+in_pieces 1 tuned 1 --resume tuned/checkpoints/step-00000008 --set checkpoint.keep=1
+in_pieces 1 tuned 1 --resume tuned/checkpoints/step-00000008
+succeed 1 train good.yaml --set run.directory=tuned --resume tuned
+check 'from a step of its own, there or pruned' diff <(json tuned/metrics.jsonl step) <(seq 6 12)
+refuse 1 step-00000099 'no such folder' -- train good.yaml --set run.directory=tuned --resume tuned/checkpoints/step-00000099
+refuse 1 'is not what the checkpoints in tuned/checkpoints descend from' --rewind -- \
+  train good.yaml --set run.directory=tuned --resume whole/checkpoints/step-00000010
+refuse 1 'both given' -- train good.yaml --set run.directory=tuned --resume $five --rewind $five
+# Going back is another wish, each time it is said.
+in_pieces 1 tuned 2 --rewind $five
+check 'back, and back again' diff <(json tuned/metrics.jsonl step) <(echo 6)
+check 'all of another line is set aside' test "$(ls tuned/checkpoints | tr '\n' ' ')" = 'set-aside set-aside-2 step-00000006 '
+rm -rf tuned/checkpoints
+refuse 1 'was started from' '--resume none' -- train good.yaml --set run.directory=tuned
+# Within a job of Slurm, which repeats the command with each requeue, once is enough.
+export SLURM_JOB_ID=9
+in_pieces 1 tuned 1 --rewind $five
+SLURM_RESTART_COUNT=1 in_pieces 1 tuned 1 --rewind $five
+SLURM_RESTART_COUNT=2 in_pieces 1 tuned 1 --rewind $five
+check 'a requeued --rewind goes on' diff <(json tuned/metrics.jsonl step) <(seq 6 8)
+in_pieces 1 fresh 1 --resume none
+SLURM_RESTART_COUNT=1 in_pieces 1 fresh 1 --resume none
+check 'a requeued --resume none goes on' diff <(json fresh/metrics.jsonl step) <(seq 2)
+SLURM_JOB_ID=10 SLURM_RESTART_COUNT=1 refuse 1 'already holds checkpoints' -- train good.yaml --set run.directory=fresh --resume none
+unset SLURM_JOB_ID
+refuse 1 'already holds checkpoints' -- train good.yaml --set run.directory=fresh --resume none
 
 mkdir late && touch late/STOP
 succeed 1 train good.yaml --set run.directory=late --set train.steps=1

@@ -110,6 +110,28 @@ for ranks in 1 4; do
   check 'the message names the step' grep -q '^fulmen: error.*: step [0-9]*: the loss is' err
   check 'one message' test "$(grep -c '^fulmen: error' err)" = 1
   check 'the verdict' grep -qx 'exit_code: 3' diverged/verdict.yaml
+  check 'the advice without a checkpoint' grep -q -- '-> start again with' err
 done
+rm -rf diverged
+succeed 1 train good.yaml --set train.steps=2 --set run.directory=diverged
+expect_code 3 1 train good.yaml --set train.optimizer.lr=1e3 --set train.optimizer.weight_decay=1e3 --set run.directory=diverged \
+  --allow-change train.optimizer.lr --allow-change train.optimizer.weight_decay --allow-change train.steps
+check 'right after a resume not the same checkpoint' grep -q -- '-> diverged/checkpoints/step-00000002 leads there: go back to an older' err
+
+# What is taken out of the run folder in the middle, and the folder itself, come back: nothing that is still to be made is lost.
+start 1
+rm run/metrics.jsonl run/configuration.yaml
+for attempt in {1..100}; do [[ -e run/metrics.jsonl && -e run/configuration.yaml ]] && break; sleep 0.1; done
+check 'metrics go on' test -s run/metrics.jsonl
+check 'that they were removed is said' grep -q 'run/metrics.jsonl was removed or replaced: it is begun again' err
+check 'the configuration is there again' test -s run/configuration.yaml
+mv run gone
+for attempt in {1..100}; do [[ -s run/metrics.jsonl && -e run/run.yaml && -e run/run.lock ]] && break; sleep 0.1; done
+check 'a folder that vanished is said' grep -q 'run: .*configuration.yaml.* vanished from the run folder' err
+check 'its lock is made again' test -e run/run.lock
+kill -USR1 $process
+ended 'a run whose folder vanished' 75
+check 'it saves a checkpoint' "$FULMEN_HERE" inspect run/checkpoints --json
+check 'a tokeniser or none, but every file' test -s run/run.yaml -a -s run/shard_map.yaml
 
 finish
