@@ -28,14 +28,14 @@ ParameterDeclaration declare_projection(const ModelConfig& config, const std::st
 // One ladder of frequencies across all heads: theta[h, 0, j] = 10000^(-2 (h e + j) / d).
 ParameterDeclaration declare_theta(const ModelConfig& config, const std::string& name) {
   const double hidden = static_cast<double>(config.hidden);
-  ParameterDeclaration declaration = declare_weight(
+  ParameterDeclaration declaration = declare_vector(
       name, {config.heads, 1, config.head_width()},
       [hidden](const RandomStream&, std::int64_t index) {
         return std::pow(10000.0, -2.0 * static_cast<double>(index) / hidden);
       },
-      0, config.heads);
-  declaration.group.wide = true;
-  declaration.group.weight_decay = false;
+      config.heads);
+  declaration.group.narrowest = DType::fp64;
+  declaration.group.whole = true;
   return declaration;
 }
 

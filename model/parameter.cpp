@@ -34,6 +34,13 @@ ParameterDeclaration declare_weight(const std::string& name, Shape shape, Initia
   return declaration;
 }
 
+ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initializer initializer, std::int64_t units) {
+  ParameterDeclaration declaration = declare_weight(name, std::move(shape), std::move(initializer), 0, units);
+  declaration.group.gradient = GradientForm::sum;
+  declaration.group.weight_decay = false;
+  return declaration;
+}
+
 Initializer normal_initializer(double std) {
   return [std](const RandomStream& random, std::int64_t index) {
     return std * random.normal(static_cast<std::uint64_t>(index));

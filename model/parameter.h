@@ -23,9 +23,17 @@ struct LogicalTensor {
   Initializer initializer;
 };
 
+// How a parameter's gradient comes about.
+enum class GradientForm : std::uint8_t {
+  product,  // matrix products in backward_weight; the first of a step overwrites (ParameterStore::first_accumulation)
+  sum,      // sums in backward_input, from zero: gains, biases, decays, angles
+};
+
 // What parameters of one flat buffer have in common.
 struct ParameterGroupKey {
-  bool wide = false;  // kept in fp64 with fp64 gradients whatever the model's precision (LRPE's theta)
+  DType narrowest = DType::bf16;  // weights and gradients are this wide or wider, whatever the model's precision
+  GradientForm gradient = GradientForm::product;
+  bool whole = false;  // also under ZeRO 2 and 3: too few elements for collectives of their own in every layer
   bool weight_decay = true;
   double learning_rate_scale = 1.0;
   std::string clip_group = "default";
@@ -53,6 +61,9 @@ struct ParameterDeclaration {
 // units = 0, replicated. Placed replicated_partial over data and sequence, owned along pipeline.
 ParameterDeclaration declare_weight(const std::string& name, Shape shape, Initializer initializer, int dimension,
                                     std::int64_t units);
+// A parameter [n], or a small tensor, whose gradient is summed in backward_input; not decayed. Split along its first
+// dimension over the tensor ranks in `units`, or, with units = 0, replicated.
+ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initializer initializer, std::int64_t units);
 // The placement that weights have over data, sequence and pipeline, with `tensor` along the tensor axis.
 std::array<AxisPlacement, mesh_axes> weight_placement(AxisPlacement tensor);
 

@@ -15,6 +15,8 @@ std::int64_t aligned(std::int64_t elements) {
   return (elements + parameter_alignment - 1) / parameter_alignment * parameter_alignment;
 }
 
+DType wider(DType a, DType b) { return size_of(a) < size_of(b) ? b : a; }
+
 // Appends to the last run where the two are neighbours in memory.
 void append_run(FlatParts& runs, const Tensor& run) {
   if (!runs.empty()) {
@@ -86,7 +88,7 @@ void ParameterStore::place_buckets() {
   for (std::size_t group = 0; group < groups_.size(); ++group)
     for (const std::size_t b : in_order(group)) {
       Storage& storage = storage_[b];
-      const bool of_layers = !map_.buckets()[b].layers.empty() && !groups_[group].key.wide;
+      const bool of_layers = !map_.buckets()[b].layers.empty() && !groups_[group].key.whole;
       storage.whole_weights = sharding_.stage < 3 || !of_layers;
       storage.whole_gradients = sharding_.stage < 2 || !of_layers;
       storage.weights_begin = weights[group];
@@ -110,7 +112,7 @@ void ParameterStore::allocate(const Execution& execution) {
       if (gradients_in_slots(b)) gradient_slot = std::max(gradient_slot, whole);
     }
     const auto allocate = [&](DType dtype, std::int64_t elements, MemoryKind kind) {
-      return OwnedTensor(execution.device, group.key.wide ? DType::fp64 : dtype, {elements}, kind, *execution.ledger);
+      return OwnedTensor(execution.device, wider(dtype, group.key.narrowest), {elements}, kind, *execution.ledger);
     };
     group.weights = allocate(precision_.parameters, weights, MemoryKind::weights);
     group.gradients = allocate(precision_.gradients, gradients, MemoryKind::gradients);
@@ -211,12 +213,13 @@ void ParameterStore::initialize(std::uint64_t seed, const Execution& execution, 
 
 void ParameterStore::zero_gradients(const Execution& execution) {
   for (ParameterGroup& group : groups_)
-    if (group.key.wide) fill_zero(execution, group.gradients);
-  for (ParameterId id = 0; id < declarations_.size(); ++id) unwritten_[id] = !declarations_[id].group.wide;
+    if (group.key.gradient == GradientForm::sum) fill_zero(execution, group.gradients);
+  for (ParameterId id = 0; id < declarations_.size(); ++id) unwritten_[id] = is_product(id);
 }
 
 void ParameterStore::zero_slot(std::size_t bucket, const Execution& execution) {
   const Tensor whole = bucket_gradients(bucket);
+  if (groups_[group_of(bucket)].key.gradient == GradientForm::sum) return fill_zero(execution, whole);
   std::int64_t end = 0;
   const auto fill_gap = [&](std::int64_t next) {
     if (next > end) fill_zero(execution, whole.slice(0, end, next));

@@ -37,8 +37,8 @@ using ParameterId = std::size_t;
 struct ParameterGroup {
   ParameterGroupKey key;
   std::int64_t elements = 0;                              // of all its buckets
-  OwnedTensor weights;                                    // flat, fp64 when the key is wide, else Precision::parameters
-  OwnedTensor gradients;                                  // flat, fp64 when the key is wide, else Precision::gradients
+  OwnedTensor weights;                                    // flat, Precision::parameters or as wide as the key asks
+  OwnedTensor gradients;                                  // flat, Precision::gradients or as wide as the key asks
   std::vector<OwnedTensor> weight_slots, gradient_slots;  // each as large as the group's largest sharded bucket
 };
 
@@ -70,9 +70,8 @@ class ParameterStore {
   // Whole buckets [elements], in their own memory or in the slot that they are bound to.
   Tensor bucket_weights(std::size_t bucket) const;
   Tensor bucket_gradients(std::size_t bucket) const;
-  // Whether the whole bucket exists in a slot only: that of a layer whose gradients come from backward_weight alone.
-  // Others (the embedding, used at both ends of a micro-batch; LRPE's theta, which gets its gradient earlier) always
-  // exist whole.
+  // Whether the whole bucket exists in a slot only: that of a layer, unless its key says otherwise. A parameter that no
+  // single layer uses (the embedding, used at both ends of a micro-batch) always exists whole.
   bool weights_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_weights; }
   bool gradients_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_gradients; }
   // Gives a slot of the bucket's group to it; the slot's former bucket is then in none.
@@ -84,12 +83,12 @@ class ParameterStore {
   void initialize(std::uint64_t seed, const Execution& execution);
   // The same into this rank's parts of another copy of the weights.
   void initialize(std::uint64_t seed, const Execution& execution, const FlatParts& parts) const;
-  // Gradients count as zero from here on. Those of matrices are not written: what comes first, as first_accumulation
-  // says, must overwrite what is left of the step before. A step forms the gradient of every matrix.
+  // Gradients count as zero from here on. Sums are set to zero. Products are not written: what comes first, as
+  // first_accumulation says, must overwrite what is left of the step before. A step forms every gradient of that form.
   void zero_gradients(const Execution& execution);
   // The same for a bucket in a slot, which may hold what is left of another one.
   void zero_slot(std::size_t bucket, const Execution& execution);
-  // Whether nothing was added to this gradient since it counted as zero. True once.
+  // Whether nothing was added to this gradient, a product, since it counted as zero. True once.
   bool first_accumulation(ParameterId id) { return std::exchange(unwritten_[id], false); }
 
   // The local pieces of every logical tensor as they lie in `parts` (of weights, gradients or moments alike). Padding
@@ -124,6 +123,7 @@ class ParameterStore {
   void place_buckets();
   void allocate(const Execution& execution);
   std::size_t group_of(std::size_t bucket) const { return map_.buckets()[bucket].group; }
+  bool is_product(ParameterId id) const { return declarations_[id].group.gradient == GradientForm::product; }
   Tensor view(ParameterId id, const Tensor& bucket) const;
   std::vector<ParameterPiece> owned_pieces(ParameterId id, const FlatParts& parts) const;
 

@@ -50,9 +50,14 @@ void GradientSync::begin_step(int micro_batches) {
   }
 }
 
-void GradientSync::before_backward_weight(std::int64_t layer) {
+bool GradientSync::in_slot_for(std::size_t b, GradientForm form) const {
+  const std::size_t group = parameters_.shard_map().buckets()[b].group;
+  return parameters_.gradients_in_slots(b) && parameters_.groups()[group].key.gradient == form;
+}
+
+void GradientSync::take_slots(std::int64_t layer, GradientForm form) {
   for (const std::size_t b : parameters_.shard_map().buckets_of(layer)) {
-    if (!parameters_.gradients_in_slots(b)) continue;
+    if (!in_slot_for(b, form)) continue;
     const std::size_t group = parameters_.shard_map().buckets()[b].group;
     std::size_t& slot = next_slot_[group];
     std::size_t& holder = slots_[group][slot];
@@ -65,16 +70,33 @@ void GradientSync::before_backward_weight(std::int64_t layer) {
   }
 }
 
-void GradientSync::after_backward_weight(std::int64_t layer) {
+void GradientSync::leave_slots(std::int64_t layer, GradientForm form) {
   for (const std::size_t b : parameters_.shard_map().buckets_of(layer)) {
-    FULMEN_CHECK(buckets_[b].passes > 0, "layer {} is done more often than there are micro-batches", layer);
-    --buckets_[b].passes;
-    if (parameters_.gradients_in_slots(b)) {
-      start(b);
-      if (!overlap_) finish_scatter(b);
-    } else if (overlap_ && buckets_[b].passes == 0) {
-      start(b);
-    }
+    if (!in_slot_for(b, form)) continue;
+    count_pass(b, layer);
+    start(b);
+    if (!overlap_) finish_scatter(b);
+  }
+}
+
+void GradientSync::count_pass(std::size_t b, std::int64_t layer) {
+  FULMEN_CHECK(buckets_[b].passes > 0, "layer {} is done more often than there are micro-batches", layer);
+  --buckets_[b].passes;
+}
+
+void GradientSync::before_backward_input(std::int64_t layer) {
+  leave_slots(std::exchange(in_backward_input_, layer), GradientForm::sum);
+  take_slots(layer, GradientForm::sum);
+}
+
+void GradientSync::before_backward_weight(std::int64_t layer) { take_slots(layer, GradientForm::product); }
+
+void GradientSync::after_backward_weight(std::int64_t layer) {
+  leave_slots(layer, GradientForm::product);
+  for (const std::size_t b : parameters_.shard_map().buckets_of(layer)) {
+    if (parameters_.gradients_in_slots(b)) continue;
+    count_pass(b, layer);
+    if (overlap_ && buckets_[b].passes == 0) start(b);
   }
 }
 
@@ -145,6 +167,7 @@ void GradientSync::reduce_shared() {
 }
 
 void GradientSync::reduce_gradients() {
+  leave_slots(std::exchange(in_backward_input_, no_layer), GradientForm::sum);
   for (std::size_t b = 0; b < buckets_.size(); ++b)
     if (overlap_ && buckets_[b].progress == Progress::none) start(b);
   for (std::size_t b = 0; b < buckets_.size(); ++b) finish(b);

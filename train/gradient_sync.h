@@ -4,7 +4,7 @@
 // The order of collectives is a function of the schedule alone, so all ranks of a group have the same. With overlap a
 // bucket is reduced when its last layer is done with the last micro-batch; what remains follows after the schedule, in
 // the order of the shard map. Sharded gradients (ZeRO 2 and 3) are reduced after every micro-batch, with overlap or
-// without.
+// without: products when the layer's backward_weight is done, sums when its backward_input is.
 #pragma once
 
 #include <vector>
@@ -25,7 +25,8 @@ class GradientSync {
 
   // Sets gradients to zero; every layer will be done `micro_batches` times.
   void begin_step(int micro_batches);
-  // The hooks of a layer.
+  // The hooks of a layer. Its backward_input is over when another one begins, or the schedule has ended.
+  void before_backward_input(std::int64_t layer);
   void before_backward_weight(std::int64_t layer);
   void after_backward_weight(std::int64_t layer);
   // After the schedule: what stages share (the tied embedding) over replicas and stages; then all that is left, waited
@@ -34,6 +35,7 @@ class GradientSync {
   void reduce_gradients();
 
  private:
+  static constexpr std::int64_t no_layer = -1;
   struct Shared {
     std::size_t bucket;
     Communicator* stages;
@@ -48,6 +50,11 @@ class GradientSync {
     Pending pending;
   };
 
+  // Whether a bucket has a slot during this half of a layer's backward, and only then.
+  bool in_slot_for(std::size_t bucket, GradientForm form) const;
+  void take_slots(std::int64_t layer, GradientForm form);
+  void leave_slots(std::int64_t layer, GradientForm form);
+  void count_pass(std::size_t bucket, std::int64_t layer);
   void start(std::size_t bucket);
   void finish_scatter(
       std::size_t bucket);  // adds it where gradients are in slots; starts the sum across copies once they are whole
@@ -64,6 +71,7 @@ class GradientSync {
   std::vector<std::vector<std::size_t>> slots_;  // per group: the bucket that each slot holds, or none
   std::vector<std::size_t> next_slot_;           // per group
   std::vector<Shared> shared_;
+  std::int64_t in_backward_input_ = no_layer;  // the layer that sums its gradients, or did last
 };
 
 }  // namespace fulmen

@@ -13,7 +13,7 @@ class MasterWeights {
   // Starts as what the weights are.
   MasterWeights(ParameterStore& parameters, const Execution& execution);
 
-  // In the precision's master dtype (fp64 in wide groups): what checkpoints hold.
+  // In the precision's master dtype (fp64 where a group's key asks): what checkpoints hold.
   const FlatParts& flat() const { return master_; }
   // The part of a bucket's weights that follows its master by rounding; null where they are the same memory.
   Tensor rounded(std::size_t bucket) const;

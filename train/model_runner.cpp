@@ -135,7 +135,10 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
   sync_.connect();
 
   context_.hooks.before_forward = [this](std::int64_t layer) { weights_.before_forward(layer); };
-  context_.hooks.before_backward_input = [this](std::int64_t layer) { weights_.before_backward(layer); };
+  context_.hooks.before_backward_input = [this](std::int64_t layer) {
+    weights_.before_backward(layer);
+    sync_.before_backward_input(layer);
+  };
   context_.hooks.before_backward_weight = [this](std::int64_t layer) { sync_.before_backward_weight(layer); };
   context_.hooks.after_backward_weight = [this](std::int64_t layer) { sync_.after_backward_weight(layer); };
 }

@@ -207,7 +207,7 @@ TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
     used.parameters.zero_gradients(used.execution());
     for (ParameterId id = 0; id < used.parameters.size(); ++id) {
       const Tensor gradient = used.parameters.gradient(id);
-      if (used.parameters.declaration(id).group.wide) continue;
+      if (used.parameters.declaration(id).group.gradient == GradientForm::sum) continue;
       testing::write(gradient, testing::Values(static_cast<std::size_t>(gradient.elements()), std::nan("")));
     }
     for (RunningModel* model : {&fresh, &used}) {

@@ -214,12 +214,15 @@ TEST_P(EveryRank, ThetaHasAGroupOfItsOwn) {
       EXPECT_EQ(group.elements % 64, 0);
       EXPECT_EQ(group.weights.view().elements(), group.elements);
       EXPECT_EQ(group.gradients.view().elements(), group.elements);
-      EXPECT_EQ(group.weights.view().dtype(), group.key.wide ? DType::fp64 : DType::fp32);
-      EXPECT_EQ(group.gradients.view().dtype(), group.key.wide ? DType::fp64 : DType::fp32);
-      EXPECT_EQ(group.key.weight_decay, !group.key.wide);
+      const bool theta = group.key.narrowest == DType::fp64;
+      EXPECT_EQ(group.weights.view().dtype(), theta ? DType::fp64 : DType::fp32);
+      EXPECT_EQ(group.gradients.view().dtype(), theta ? DType::fp64 : DType::fp32);
+      EXPECT_EQ(group.key.weight_decay, !theta);
+      EXPECT_EQ(group.key.gradient, theta ? GradientForm::sum : GradientForm::product);
     }
     for (ParameterId id = 0; id < store.size(); ++id)
-      EXPECT_EQ(store.declaration(id).group.wide, store.declaration(id).name.ends_with("lrpe.theta"));
+      EXPECT_EQ(store.declaration(id).group.narrowest == DType::fp64,
+                store.declaration(id).name.ends_with("lrpe.theta"));
     EXPECT_LE(store.groups().size(), 2u);
   }
 }

@@ -135,9 +135,11 @@ class SummedByHand : public ShardedRun {
     for (std::int64_t layer = 0; layer < 3; ++layer) {
       list.push_back(declare_weight(fmt::format("{}.a", layer), {17, 11}, initializer, 0, 0));
       list.push_back(declare_weight(fmt::format("{}.b", layer), {5 + layer, 7}, initializer, 0, 0));
-      list.push_back(declare_weight(fmt::format("{}.theta", layer), {30}, initializer, 0, 0));
-      list.back().group.wide = true;
-      for (std::size_t i = list.size() - 3; i < list.size(); ++i) list[i].layer = layer;
+      list.push_back(declare_vector(fmt::format("{}.theta", layer), {30}, initializer, 0));
+      list.back().group.whole = true;
+      for (const char* name : {"gain", "bias"})
+        list.push_back(declare_vector(fmt::format("{}.{}", layer, name), {21}, initializer, 0));
+      for (std::size_t i = list.size() - 5; i < list.size(); ++i) list[i].layer = layer;
     }
     Sharding sharding;
     sharding.shards = shard_count(options_.layout, mesh_);
@@ -158,16 +160,40 @@ class SummedByHand : public ShardedRun {
       value = (first ? 0.0 : value) + factor * static_cast<double>(i + 1);
     }
   }
+  static double factor_of(int micro_batch) { return 100.0 * micro_batch + test_world().rank() + 1; }
+  void add_vectors(std::int64_t layer, double factor) {
+    for (const char* name : {"theta", "gain", "bias"}) add_to(store_->id(fmt::format("{}.{}", layer, name)), factor);
+  }
+  void add_matrices(std::int64_t layer, double factor) {
+    for (const char* name : {"a", "b"}) add_to(store_->id(fmt::format("{}.{}", layer, name)), factor);
+  }
+  // The two halves layer by layer.
   void backward(int micro_batch) {
-    const double factor = 100.0 * micro_batch + test_world().rank() + 1;
-    const ParameterId table = store_->id("table");
-    add_to(table, factor);
+    const double factor = factor_of(micro_batch);
+    add_to(store_->id("table"), factor);
     for (std::int64_t layer = 2; layer >= 0; --layer) {
-      add_to(store_->id(fmt::format("{}.theta", layer)), factor);
+      sync_->before_backward_input(layer);
       sync_->before_backward_weight(layer);
-      for (const char* name : {"a", "b"}) add_to(store_->id(fmt::format("{}.{}", layer, name)), factor);
+      add_vectors(layer, factor);
+      add_matrices(layer, factor);
       sync_->after_backward_weight(layer);
     }
+  }
+  // The two halves of all micro-batches apart, as zero-bubble schedules have them.
+  void backward_in_halves() {
+    for (int m = 0; m < micro_batches; ++m) {
+      add_to(store_->id("table"), factor_of(m));
+      for (std::int64_t layer = 2; layer >= 0; --layer) {
+        sync_->before_backward_input(layer);
+        add_vectors(layer, factor_of(m));
+      }
+    }
+    for (int m = 0; m < micro_batches; ++m)
+      for (std::int64_t layer = 2; layer >= 0; --layer) {
+        sync_->before_backward_weight(layer);
+        add_matrices(layer, factor_of(m));
+        sync_->after_backward_weight(layer);
+      }
   }
 
   std::optional<ParameterStore> store_;
@@ -176,9 +202,10 @@ class SummedByHand : public ShardedRun {
 };
 
 TEST_P(SummedByHand, OwnersHoldTheSumOverRanksAndMicroBatches) {
-  for (int step = 0; step < 2; ++step) {
+  for (int step = 0; step < 3; ++step) {
     sync_->begin_step(micro_batches);
-    for (int m = 0; m < micro_batches; ++m) backward(m);
+    if (step == 1) backward_in_halves();
+    for (int m = 0; m < micro_batches && step != 1; ++m) backward(m);
     sync_->reduce_shared();
     sync_->reduce_gradients();
     double factor = 0.0;
@@ -200,8 +227,20 @@ TEST_P(SummedByHand, OwnersHoldTheSumOverRanksAndMicroBatches) {
       elements += rows * width;
     }
     EXPECT_EQ(test_world().all_reduce(elements, ReduceOp::sum) * store_->sharding().shards,
-              ranks * (9 * 13 + 3 * (17 * 11 + 30) + (5 + 6 + 7) * 7));
+              ranks * (9 * 13 + 3 * (17 * 11 + 30 + 2 * 21) + (5 + 6 + 7) * 7));
   }
+}
+
+// From stage 2 and 3 on the gradients and the weights of vectors are in parts like those of matrices.
+TEST_P(SummedByHand, VectorsAreShardedLikeMatrices) {
+  const auto bucket = [&](const char* name) { return store_->shard_map().place(store_->id(name)).bucket; };
+  for (const char* name : {"1.a", "1.gain", "1.bias"}) {
+    EXPECT_EQ(store_->gradients_in_slots(bucket(name)), GetParam().zero >= 2) << name;
+    EXPECT_EQ(store_->weights_in_slots(bucket(name)), GetParam().zero >= 3) << name;
+  }
+  EXPECT_EQ(bucket("1.gain"), bucket("1.bias"));
+  EXPECT_NE(bucket("1.gain"), bucket("1.a"));
+  for (const char* name : {"table", "1.theta"}) EXPECT_FALSE(store_->gradients_in_slots(bucket(name))) << name;
 }
 
 TEST_P(SummedByHand, ALayerThatIsNotDoneIsNoticed) {
@@ -232,7 +271,7 @@ TEST_P(SummedByHand, WeightsAreWholeWhereTheyAreUsed) {
     };
     expect_weight("table");
     const auto expect_layer = [&](std::int64_t layer) {
-      for (const char* name : {"a", "b", "theta"}) expect_weight(fmt::format("{}.{}", layer, name));
+      for (const char* name : {"a", "b", "theta", "gain", "bias"}) expect_weight(fmt::format("{}.{}", layer, name));
     };
     for (int m = 0; m < 2; ++m) {
       for (std::int64_t layer = 0; layer < 3; ++layer) {
