@@ -9,6 +9,7 @@
 #include <atomic>
 #include <iterator>
 #include <thread>
+#include <vector>
 
 #include "framework/error.h"
 
@@ -32,13 +33,17 @@ void note(int signal) {
   caught.compare_exchange_strong(none, signal);
 }
 
-constexpr int stop_signals[] = {SIGUSR1, SIGTERM, SIGINT};
+// nohup ignores SIGHUP for the program that it starts.
+bool hangup_is_ignored() {
+  struct sigaction action {};
+  if (sigaction(SIGHUP, nullptr, &action) != 0) throw_system_error("cannot ask for the action of SIGHUP");
+  return action.sa_handler == SIG_IGN;
+}
 
-sigset_t stop_signal_set() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (const int signal : stop_signals) sigaddset(&set, signal);
-  return set;
+std::vector<int> stop_signals() {
+  std::vector<int> signals = {SIGUSR1, SIGTERM, SIGINT};
+  if (!hangup_is_ignored()) signals.push_back(SIGHUP);
+  return signals;
 }
 
 constexpr int fatal_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
@@ -64,10 +69,12 @@ void catch_stop_signals() {
   action.sa_handler = note;
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
-  for (const int signal : stop_signals)
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : stop_signals()) {
     if (sigaction(signal, &action, nullptr) != 0) throw_system_error("cannot catch a stop signal");
-
-  const sigset_t set = stop_signal_set();
+    sigaddset(&set, signal);
+  }
   if (pthread_sigmask(SIG_BLOCK, &set, nullptr) != 0) throw_system_error("cannot block the stop signals");
 #pragma omp parallel
   pthread_sigmask(SIG_BLOCK, &set, nullptr);

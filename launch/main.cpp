@@ -4,6 +4,7 @@
 #include <new>
 
 #include "framework/log.h"
+#include "framework/standard_streams.h"
 #include "framework/text.h"
 #include "launch/command.h"
 #include "launch/version.h"
@@ -59,9 +60,12 @@ int run(const std::vector<std::string>& arguments, World& world) {
 
 int guarded_main(const std::vector<std::string>& arguments) {
   World world;
-  configure_logging(world.rank(), world.size());
   try {
-    return run(arguments, world);
+    settle_standard_streams();
+    configure_logging(world.rank(), world.size());
+    const int code = run(arguments, world);
+    finish_standard_output();
+    return code;
   } catch (const Error& error) {
     return world.fail(error);
   } catch (const std::bad_alloc&) {

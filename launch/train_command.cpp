@@ -65,7 +65,7 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
       "train CONFIG [--set key=value]... [--resume auto|none|PATH | --rewind PATH]",
       "Trains the model that a YAML file describes; run it under mpirun or srun, or alone. SIGUSR1, SIGTERM,\n"
-      "SIGINT or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
+      "SIGINT, SIGHUP or a file STOP in the run folder end it with a checkpoint and exit code 75: start it again.",
       "mpirun -n 4 fulmen train configs/demo.yaml --set parallel.tensor=2");
   line.positional("CONFIG", "the configuration");
   line.repeatable("set", "change a key; may be repeated: train.steps=100");

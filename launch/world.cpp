@@ -126,49 +126,39 @@ void cancel_operations(std::shared_ptr<FlightRecorder> recorder) {
 }  // namespace
 
 int World::fail(const Error& error) {
+  int rank = 0, size = 1;
+  try {
+    rank = this->rank(), size = this->size();
+  } catch (const UserError&) {
+    // It is the launcher's environment that is wrong, and this is what is reported.
+  }
   if (watchdog_) {
     // An operation that the watchdog cancelled is not what went wrong.
     if (watchdog_->ends_the_job()) std::this_thread::sleep_for(std::chrono::seconds(30));
     watchdog_->rank_failed(error.what());
   }
-  if (rank() > 0) {
+  if (rank > 0) {
     // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after
     // more than a second where MPI has not started and the launcher only sees a process end.
     obey_stop_signals();
     const int patience = communicator_ ? 2000 : 5000;
-    std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank(), 50)));
+    std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank, 50)));
   }
-  const std::string place = size() > 1 ? " [rank " + std::to_string(rank()) + "]" : "";
+  const std::string place = size > 1 ? " [rank " + std::to_string(rank) + "]" : "";
   std::fflush(stdout);
   std::fprintf(stderr, "fulmen: error%s: %s\n", place.c_str(), error.what());
   std::fflush(stderr);
-  if (communicator_ && size() > 1) cancel_operations(recorder_);
-  if (communicator_ && size() > 1) communicator_->abort(static_cast<int>(error.code()));
+  if (communicator_ && size > 1) cancel_operations(recorder_);
+  if (communicator_ && size > 1) communicator_->abort(static_cast<int>(error.code()));
   return static_cast<int>(error.code());
 }
-
-namespace {
-
-int environment_number(const char* name) {
-  const char* text = std::getenv(name);
-  return text ? std::atoi(text) : 0;
-}
-
-// This process's number among the ranks on its host, as the launcher tells it; 0 without a launcher.
-int local_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"})
-    if (std::getenv(name)) return environment_number(name);
-  return MpiSession::launched() ? environment_number("SLURM_LOCALID") : 0;
-}
-
-}  // namespace
 
 Device choose_device(const std::string& wish, const std::string& key) {
   if (wish != "auto" && wish != "cpu" && wish != "cuda")
     throw UserError(key, "'" + wish + "' is unknown", "use auto, cpu or cuda");
   if (wish == "cpu") return Device::cpu();
   const int gpus = gpu::device_count();
-  if (gpus > 0) return Device::cuda(local_rank() % gpus);
+  if (gpus > 0) return Device::cuda(MpiSession::environment_local_rank() % gpus);
   if (wish == "auto") return Device::cpu();
   throw UserError(key + ": " + wish, gpu::unavailable_reason(), "set it to cpu or auto, or run where there is a GPU");
 }
@@ -178,12 +168,22 @@ std::string describe_device(Device device) {
   return fmt::format("GPU {}, {}", device.index, gpu::properties(device.index).name);
 }
 
+namespace {
+
+// What OMP_NUM_THREADS says of the outermost level, "8,2"; 0 where it says nothing. OpenMP itself warns of nonsense.
+int openmp_threads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  return text ? std::atoi(text) : 0;
+}
+
+}  // namespace
+
 void configure_threads(const std::optional<std::int64_t>& wanted) {
-  const int given = environment_number("SLURM_CPUS_ON_NODE");  // cores of this host that the job was given
+  const int given = MpiSession::environment_cores().value_or(0);
   const int cores = given > 0 ? given : host_cores();
   const int share = std::max(1, cores / std::max(1, MpiSession::environment_local_size()));
   int threads = wanted ? static_cast<int>(*wanted) : share;
-  if (const int environment = environment_number("OMP_NUM_THREADS"); environment > 0) threads = environment;
+  if (const int environment = openmp_threads(); environment > 0) threads = environment;
   constexpr int most_per_core =
       64;  // beyond, threads wait for each other for minutes, and some have no room for a stack
   if (threads > most_per_core * host_cores())

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "parallel/communicator.h"
 
@@ -24,11 +25,14 @@ class MpiSession {
 
   // Whether a launcher (mpirun, srun) started this process as one of several ranks or at least offers MPI.
   static bool launched();
-  // This process's rank, rank count and ranks on its host as the launcher's environment tells them, before MPI starts;
-  // 0, 1, 1 without a launcher. Throw UserError when a variable is not a number.
+  // This process's rank, rank count, ranks on its host and number among those, as the launcher's environment tells
+  // them, before MPI starts; 0, 1, 1, 0 without a launcher. Throw UserError when a variable is not a number.
   static int environment_rank();
   static int environment_size();
   static int environment_local_size();
+  static int environment_local_rank();
+  // Cores of this host that a Slurm job was given. Throws likewise.
+  static std::optional<int> environment_cores();
 };
 
 }  // namespace fulmen

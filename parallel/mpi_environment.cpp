@@ -92,4 +92,11 @@ int MpiSession::environment_local_size() {
   return in_slurm_step() ? slurm_tasks_here().value_or(1) : 1;
 }
 
+int MpiSession::environment_local_rank() {
+  if (const auto rank = first_of({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"})) return *rank;
+  return in_slurm_step() ? integer("SLURM_LOCALID").value_or(0) : 0;
+}
+
+std::optional<int> MpiSession::environment_cores() { return integer("SLURM_CPUS_ON_NODE"); }
+
 }  // namespace fulmen

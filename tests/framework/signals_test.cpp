@@ -25,15 +25,16 @@ int wait_for_signal() {
   return stop_signal();
 }
 
-// Whether this thread would run a handler for any of the three.
+// Whether this thread would run a handler for any of them.
 bool may_be_interrupted() {
   sigset_t blocked;
   pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
-  return !sigismember(&blocked, SIGUSR1) || !sigismember(&blocked, SIGTERM) || !sigismember(&blocked, SIGINT);
+  return !sigismember(&blocked, SIGUSR1) || !sigismember(&blocked, SIGTERM) || !sigismember(&blocked, SIGINT) ||
+         !sigismember(&blocked, SIGHUP);
 }
 
 TEST_F(Signals, EachSetsTheFlagOnly) {
-  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) {
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT, SIGHUP}) {
     EXPECT_EXIT(
         {
           catch_stop_signals();
@@ -54,6 +55,18 @@ TEST_F(Signals, TheFirstIsKept) {
         kill(getpid(), SIGTERM);
         std::this_thread::sleep_for(std::chrono::milliseconds(200));
         std::exit(stop_signal() == SIGUSR1 ? 0 : 2);
+      },
+      ::testing::ExitedWithCode(0), "");
+}
+
+TEST_F(Signals, AHangUpStaysIgnoredWhereItWas) {
+  EXPECT_EXIT(
+      {
+        signal(SIGHUP, SIG_IGN);  // as nohup does
+        catch_stop_signals();
+        kill(getpid(), SIGHUP);
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));
+        std::exit(stop_signal() == 0 ? 0 : 2);
       },
       ::testing::ExitedWithCode(0), "");
 }

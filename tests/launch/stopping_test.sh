@@ -68,7 +68,21 @@ stopped 'SIGTERM to one rank alone'
 start 1
 kill -INT $process
 stopped 'SIGINT to one rank alone'
+start 1
+kill -HUP $process
+stopped 'SIGHUP to one rank alone'
 check 'old checkpoints are pruned' test "$(find run/checkpoints -maxdepth 1 -name 'step-*' | wc -l)" = 3
+
+# Under nohup SIGHUP is ignored.
+trap '' HUP
+start 1
+kill -HUP $process
+before=$(lines)
+for attempt in {1..50}; do (($(lines) > before + 3)) && break; sleep 0.1; done
+check 'SIGHUP under nohup: the run goes on' test "$(lines)" -gt $((before + 3))
+kill -USR1 $process
+stopped 'SIGUSR1 under nohup'
+trap - HUP
 
 # One rank out of four.
 start 4

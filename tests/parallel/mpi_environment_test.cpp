@@ -17,7 +17,8 @@ class LauncherEnvironment {
     for (const char* name :
          {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_RANK", "PMI_SIZE",
           "PMIX_RANK", "MPI_LOCALNRANKS", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODEID", "SLURM_STEP_ID",
-          "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_MPI_TYPE", "SLURM_TASKS_PER_NODE"}) {
+          "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_MPI_TYPE", "SLURM_TASKS_PER_NODE",
+          "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "SLURM_CPUS_ON_NODE"}) {
       if (const char* value = std::getenv(name)) saved_[name] = value;
       unsetenv(name);
       names_.emplace_back(name);
@@ -101,10 +102,35 @@ TEST(LauncherEnvironment, BatchScriptIsNoStep) {
   expect_place(false, 0, 1, 1);
 }
 
+TEST(LauncherEnvironment, LocalRankAndCores) {
+  {
+    const LauncherEnvironment environment({{"OMPI_COMM_WORLD_LOCAL_RANK", "3"}, {"SLURM_LOCALID", "1"}});
+    EXPECT_EQ(MpiSession::environment_local_rank(), 3);
+    EXPECT_EQ(MpiSession::environment_cores(), std::nullopt);
+  }
+  {
+    const LauncherEnvironment environment({{"MPI_LOCALRANKID", "2"}, {"SLURM_LOCALID", "1"}});
+    EXPECT_EQ(MpiSession::environment_local_rank(), 2);
+  }
+  std::map<std::string, std::string> slurm = {
+      {"SLURM_PROCID", "9"}, {"SLURM_LOCALID", "1"}, {"SLURM_CPUS_ON_NODE", "48"}};
+  {
+    const LauncherEnvironment batch_script(slurm);
+    EXPECT_EQ(MpiSession::environment_local_rank(), 0);
+    EXPECT_EQ(MpiSession::environment_cores(), 48);
+  }
+  slurm["SLURM_STEP_ID"] = "0";
+  const LauncherEnvironment step(slurm);
+  EXPECT_EQ(MpiSession::environment_local_rank(), 1);
+}
+
 TEST(LauncherEnvironment, RefusesWhatIsNoNumber) {
   const LauncherEnvironment environment({{"OMPI_COMM_WORLD_RANK", "first"}, {"OMPI_COMM_WORLD_SIZE", "-2"}});
   EXPECT_THROW(MpiSession::environment_rank(), UserError);
   EXPECT_THROW(MpiSession::environment_size(), UserError);
+  const LauncherEnvironment others({{"OMPI_COMM_WORLD_LOCAL_RANK", "0x1"}, {"SLURM_CPUS_ON_NODE", "many"}});
+  EXPECT_THROW(MpiSession::environment_local_rank(), UserError);
+  EXPECT_THROW(MpiSession::environment_cores(), UserError);
 }
 
 }  // namespace
