@@ -21,13 +21,10 @@ Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const 
   checkpoint.verify(*self_);
   load_pieces(checkpoint, parameters_, parameters_.flat_weights(), "parameters/", execution);
   stage_.prepare({1, 1}, 1);
-  for (const Shape& shape : stage_.state_shapes(1)) {
-    if (shape.empty()) {
-      state_views_.emplace_back();
-      continue;
-    }
-    states_.emplace_back(execution.device, accumulation_dtype(precision.parameters), shape, MemoryKind::activations,
-                         *execution.ledger);
+  for (const StateSpec& state : stage_.states(1, 1)) {
+    const DType dtype =
+        state.type == PortType::activation ? precision.parameters : accumulation_dtype(precision.parameters);
+    states_.emplace_back(execution.device, dtype, state.shape, MemoryKind::activations, *execution.ledger);
     state_views_.push_back(states_.back());
   }
   token_ = OwnedTensor(execution.device, DType::int32, {1}, MemoryKind::data, *execution.ledger);

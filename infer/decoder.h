@@ -39,8 +39,8 @@ class Decoder {
   ParameterStore parameters_;
   ModelContext context_;
   Stage stage_;
-  std::vector<OwnedTensor> states_;  // of the sublayers that have one
-  std::vector<Tensor> state_views_;  // one per sublayer, null where there is none
+  std::vector<OwnedTensor> states_;  // of all branches, in their order
+  std::vector<Tensor> state_views_;
   OwnedTensor token_, position_tensor_, logits_;
   std::int64_t position_ = 0;
   std::vector<double> host_logits_;

@@ -275,7 +275,9 @@ struct StepReport {
   double tokens() const {  // of a step
     return static_cast<double>(options.train.global_batch * options.data.sequence_length);
   }
-  double operation_rate() const { return training_flops_per_token(options.model) * tokens() / times.median; }
+  double operation_rate() const {
+    return training_flops_per_token(options.model, options.data.sequence_length) * tokens() / times.median;
+  }
   double peak() const { return data_sheet_peak(device, options.precision) * mesh.world().size(); }
 };
 

@@ -1,31 +1,23 @@
 // What the layers of each model family are made of.
 #include "model/families.h"
 
-#include <algorithm>
-#include <iterator>
-
-#include "model/gated_linear_attention.h"
-#include "model/gated_linear_unit_mixer.h"
+#include "model/families/transnormer/layers.h"
 
 namespace fulmen {
 
-std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std::int64_t first, std::int64_t end) {
-  std::vector<ParameterDeclaration> list;
-  for (std::int64_t layer = first; layer < end; ++layer) {
-    const auto before = static_cast<std::ptrdiff_t>(list.size());
-    std::ranges::move(GatedLinearAttention::declare(config, layer), std::back_inserter(list));
-    std::ranges::move(GatedLinearUnitMixer::declare(config, layer), std::back_inserter(list));
-    for (auto added = list.begin() + before; added != list.end(); ++added) added->layer = layer;
-  }
-  return list;
+std::vector<Branch> layer_branches(const ModelConfig& config, std::int64_t layer) {
+  return transnormer_layer(config, layer);
 }
 
-std::vector<std::unique_ptr<Sublayer>> make_layer(const ModelConfig& config, std::int64_t layer,
-                                                  const ModelContext& context) {
-  std::vector<std::unique_ptr<Sublayer>> sublayers;
-  sublayers.push_back(std::make_unique<GatedLinearAttention>(config, layer, context));
-  sublayers.push_back(std::make_unique<GatedLinearUnitMixer>(config, layer, context));
-  return sublayers;
+std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std::int64_t first, std::int64_t end) {
+  std::vector<ParameterDeclaration> list;
+  for (std::int64_t layer = first; layer < end; ++layer)
+    for (const Branch& branch : layer_branches(config, layer))
+      for (ParameterDeclaration& declaration : branch.declarations()) {
+        declaration.layer = layer;
+        list.push_back(std::move(declaration));
+      }
+  return list;
 }
 
 }  // namespace fulmen

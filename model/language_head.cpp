@@ -49,7 +49,7 @@ void LanguageHead::normalize(int slot, const Tensor& residual, const Tensor& bra
   const Arena::Frame frame(*execution.scratch);
   const Tensor sum = execution.scratch->take(residual.dtype(), residual.shape());
   const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(residual.dtype()), {residual.size(0)});
-  add_and_normalize(context_, residual, branch, epsilon_, sum, normed(slot), inverse_rms);
+  residual_norm_forward(execution, residual, branch, epsilon_, sum, normed(slot), inverse_rms);
 }
 
 void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
@@ -62,7 +62,7 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(type), {residual.size(0)});
   const Tensor normed_part = gradient ? execution.scratch->take(type, residual.shape()) : normed(slot);
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
-  add_and_normalize(context_, residual, branch, epsilon_, sum, normed_part, inverse_rms);
+  residual_norm_forward(execution, residual, branch, epsilon_, sum, normed_part, inverse_rms);
 
   TokenGather normed_hidden(context_, normed_part, tokens, *execution.scratch);
   std::optional<TokenSum> d_normed;

@@ -7,8 +7,10 @@
 #include <optional>
 #include <vector>
 
+#include "model/micro_batch.h"
 #include "model/model_config.h"
-#include "model/sublayer.h"
+#include "model/model_context.h"
+#include "model/token_split.h"
 
 namespace fulmen {
 

@@ -1,8 +1,8 @@
-// The normed input of a sublayer in its backward pass.
+// The normed input of a branch in its backward pass.
 #include "model/normed_input.h"
 
 #include "kernels/norm.h"
-#include "model/sublayer.h"
+#include "model/model_context.h"
 
 namespace fulmen {
 

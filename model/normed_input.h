@@ -1,4 +1,4 @@
-// The normed input of a sublayer in its backward pass, where the weight gradients of the products behind the norm read
+// The normed input of a branch in its backward pass, where the weight gradients of the products behind the norm read
 // all of its tokens.
 #pragma once
 

@@ -41,6 +41,25 @@ ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initia
   return declaration;
 }
 
+ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, std::int64_t rows, std::int64_t columns,
+                                   std::int64_t units, const Initializer& initializer) {
+  ParameterDeclaration declaration = declare_weight(name, {parts * rows, columns}, initializer, 0, units);
+  declaration.segments.clear();
+  for (std::int64_t part = 0; part < parts; ++part) declaration.segments.push_back({name, part * rows, rows, units});
+  return declaration;
+}
+
+ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
+                                  const Initializer& initializer) {
+  const auto stem = [](const std::string& name) { return name.substr(0, name.rfind(".weight")); };
+  const std::string last = stem(second);
+  ParameterDeclaration declaration = declare_weight(first, shape, initializer, 0, shape[0]);
+  declaration.name = stem(first) + "_" + last.substr(last.rfind('.') + 1);
+  declaration.segments.push_back({second, 0, shape[0], shape[0]});
+  declaration.tensors.push_back({second, shape, initializer});
+  return declaration;
+}
+
 Initializer normal_initializer(double std) {
   return [std](const RandomStream& random, std::int64_t index) {
     return std * random.normal(static_cast<std::uint64_t>(index));

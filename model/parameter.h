@@ -64,6 +64,13 @@ ParameterDeclaration declare_weight(const std::string& name, Shape shape, Initia
 // A parameter [n], or a small tensor, whose gradient is summed in backward_input; not decayed. Split along its first
 // dimension over the tensor ranks in `units`, or, with units = 0, replicated.
 ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initializer initializer, std::int64_t units);
+// A weight whose logical tensor stacks `parts` matrices [rows, columns], each split over the tensor ranks in `units`.
+ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, std::int64_t rows, std::int64_t columns,
+                                   std::int64_t units, const Initializer& initializer);
+// Two weights that read the same input, as one: two logical tensors [rows, columns], each split by rows. Named after
+// both: a.x.weight and a.y.weight are a.x_y.
+ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
+                                  const Initializer& initializer);
 // The placement that weights have over data, sequence and pipeline, with `tensor` along the tensor axis.
 std::array<AxisPlacement, mesh_axes> weight_placement(AxisPlacement tensor);
 

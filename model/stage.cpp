@@ -56,18 +56,21 @@ std::int64_t parameter_count(const ModelConfig& config) {
 Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context, Recompute recompute)
     : range_(range), context_(context), recompute_(recompute), hidden_(config.hidden) {
   if (range.embedding) embedding_.emplace(config, context);
-  for (std::int64_t layer = range.first_layer; layer < range.end_layer; ++layer)
-    layers_.push_back(make_layer(config, layer, context));
+  for (std::int64_t layer = range.first_layer; layer < range.end_layer; ++layer) {
+    Layer& executors = layers_.emplace_back();
+    for (Branch& branch : layer_branches(config, layer))
+      executors.push_back(std::make_unique<BranchExecutor>(std::move(branch), context));
+  }
   if (range.head) head_.emplace(config, context);
-  loss_sum_ =
-      OwnedTensor(context.execution.device, DType::fp64, {1}, MemoryKind::activations, *context.execution.ledger);
+  for (OwnedTensor* sum : {&loss_sum_, &layer_loss_sum_})
+    *sum = OwnedTensor(context.execution.device, DType::fp64, {1}, MemoryKind::activations, *context.execution.ledger);
 }
 
 void Stage::prepare(const BatchShape& shape, int slots) {
   shape_ = shape;
   if (head_) head_->prepare(shape, slots);
   for (const Layer& layer : layers_)
-    for (const auto& sublayer : layer) sublayer->prepare(slots);
+    for (const auto& branch : layer) branch->prepare(slots, layer_loss_sum_);
   stash_.clear();
   dropped_.assign(static_cast<std::size_t>(slots), std::vector<std::vector<StashTensor>>(layers_.size()));
   for (int slot = 0; slot < slots; ++slot)
@@ -102,18 +105,18 @@ void Stage::place_dropped(int slot, std::size_t layer) {
 void Stage::restore(int slot, std::size_t layer, const MicroBatch& micro_batch) {
   if (recompute_ == Recompute::none) return;
   place_dropped(slot, layer);
-  const Layer& sublayers = layers_[layer];
+  const Layer& branches = layers_[layer];
   if (recompute_ == Recompute::selective) {
-    for (const auto& sublayer : sublayers) sublayer->restore(slot, micro_batch);
+    for (const auto& branch : branches) branch->restore(slot, micro_batch);
     return;
   }
   const Arena::Frame frame(*context_.execution.scratch);
-  const Tensor branch = take_activation(*context_.execution.scratch);
-  Tensor residual = sublayers.front()->sum(slot);
-  for (std::size_t i = 0; i < sublayers.size(); ++i) {
-    const bool last = i + 1 == sublayers.size();  // its output is known: it is the input of what comes after
-    sublayers[i]->forward(slot, micro_batch, residual, i == 0 ? Tensor() : branch, last ? Tensor() : branch);
-    residual = sublayers[i]->sum(slot);
+  const Tensor output = take_activation(*context_.execution.scratch);
+  Tensor residual = branches.front()->sum(slot);
+  for (std::size_t i = 0; i < branches.size(); ++i) {
+    const bool last = i + 1 == branches.size();  // its output is known: it is the input of what comes after
+    branches[i]->forward_again(slot, micro_batch, residual, i == 0 ? Tensor() : output, last ? Tensor() : output);
+    residual = branches[i]->sum(slot);
   }
 }
 
@@ -132,9 +135,9 @@ void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input
     layer_frame.emplace(scratch);
     place_dropped(slot, layer);
     LayerHooks::call(context_.hooks.before_forward, number_of(layer));
-    for (const auto& sublayer : layers_[layer]) {
-      sublayer->forward(slot, micro_batch, residual, branch, branch_memory);
-      residual = sublayer->sum(slot);
+    for (const auto& executor : layers_[layer]) {
+      executor->forward(slot, micro_batch, residual, branch, branch_memory);
+      residual = executor->sum(slot);
       branch = branch_memory;
     }
   }
@@ -188,7 +191,7 @@ void Stage::backward_weight(int slot) {
   FULMEN_CHECK(kept != kept_.end(), "backward_weight of slot {} before its backward_input", slot);
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
     LayerHooks::call(context_.hooks.before_backward_weight, number_of(layer));
-    for (const auto& sublayer : layers_[layer] | std::views::reverse) sublayer->backward_weight(slot);
+    for (const auto& branch : layers_[layer] | std::views::reverse) branch->backward_weight(slot);
     LayerHooks::call(context_.hooks.after_backward_weight, number_of(layer));
   }
   (*kept)->slot = -1;
@@ -199,7 +202,7 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
   Arena& scratch = *context_.execution.scratch;
   const Arena::Frame frame(scratch);
   TokenGather incoming(context_, head_ ? head_->d_in(slot) : d_output, shape_.tokens(), scratch), outgoing(d_input);
-  // Gradients between sublayers, in turns.
+  // Gradients between branches, in turns.
   TokenGather even = gathered_activation(scratch), odd = gathered_activation(scratch);
   TokenGather *d = &incoming, *next = &even, *after = &odd;
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
@@ -208,7 +211,7 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
     LayerHooks::call(context_.hooks.before_backward_weight, number_of(layer));
     restore(slot, layer, micro_batch);
     for (std::size_t i = layers_[layer].size(); i-- > 0;) {
-      const Arena::Frame sublayer_frame(scratch);
+      const Arena::Frame branch_frame(scratch);
       const bool first = layer == 0 && i == 0;
       TokenGather* const d_in = first && !embedding_ ? &outgoing : next;
       d_in->reset();
@@ -221,25 +224,25 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
   if (embedding_) embedding_->backward(micro_batch, *d);
 }
 
-std::vector<Shape> Stage::state_shapes(std::int64_t batch) const {
-  std::vector<Shape> shapes;
+std::vector<StateSpec> Stage::states(std::int64_t batch, std::int64_t length) const {
+  std::vector<StateSpec> list;
   for (const Layer& layer : layers_)
-    for (const auto& sublayer : layer) shapes.push_back(sublayer->state_shape(batch));
-  return shapes;
+    for (const auto& branch : layer) std::ranges::move(branch->states(batch, length), std::back_inserter(list));
+  return list;
 }
 
-void Stage::decode(const MicroBatch& micro_batch, const std::vector<Tensor>& states, const Tensor& logits) {
+void Stage::decode(const MicroBatch& micro_batch, std::span<const Tensor> states, const Tensor& logits) {
   FULMEN_CHECK(embedding_ && head_, "decoding needs the whole model on one stage");
   FULMEN_CHECK(recompute_ == Recompute::none, "decoding with recomputation");
   const Arena::Frame frame(*context_.execution.scratch);
   const Tensor branch_memory = take_activation(*context_.execution.scratch);
   Tensor residual = layers_.front().front()->sum(0), branch;
   embedding_->forward(micro_batch, residual);
-  std::size_t next = 0;
   for (const Layer& layer : layers_)
-    for (const auto& sublayer : layer) {
-      sublayer->decode(0, micro_batch, states[next++], residual, branch, branch_memory);
-      residual = sublayer->sum(0);
+    for (const auto& executor : layer) {
+      executor->decode(micro_batch, states.first(executor->state_count()), residual, branch, branch_memory);
+      states = states.subspan(executor->state_count());
+      residual = executor->sum(0);
       branch = branch_memory;
     }
   head_->normalize(0, residual, branch);

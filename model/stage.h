@@ -6,9 +6,9 @@
 #include <optional>
 #include <vector>
 
+#include "model/branch_executor.h"
 #include "model/language_head.h"
 #include "model/model_config.h"
-#include "model/sublayer.h"
 #include "model/token_embedding.h"
 #include "model/token_split.h"
 
@@ -46,16 +46,19 @@ class Stage {
   // by layer.
   void backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
   void backward_weight(int slot);
-  // Both halves, sublayer by sublayer, in less memory.
+  // Both halves, branch by branch, in less memory.
   void backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
 
   // Sum of the losses since it was last set to zero: fp64 [1] in device memory. Stays zero where there is no head.
   Tensor loss_sum() const { return loss_sum_; }
 
-  // Recurrent decoding on a stage that has both embedding and head, prepared for length 1: advances the states (one per
-  // sublayer, null where state_shapes is empty) by one token a row and writes the logits [batch, vocabulary columns].
-  std::vector<Shape> state_shapes(std::int64_t batch) const;
-  void decode(const MicroBatch& micro_batch, const std::vector<Tensor>& states, const Tensor& logits);
+  // Sum of what the layers themselves add to what is trained on, since it was last set to zero: fp64 [1].
+  Tensor layer_loss_sum() const { return layer_loss_sum_; }
+
+  // Recurrent decoding on a stage that has both embedding and head, prepared for length 1: advances the states by one
+  // token a row and writes the logits [batch, vocabulary columns]. `length`: the most tokens that a text may have.
+  std::vector<StateSpec> states(std::int64_t batch, std::int64_t length) const;
+  void decode(const MicroBatch& micro_batch, std::span<const Tensor> states, const Tensor& logits);
   // The logits of the slot's last forward, without a second pass through the layers: [tokens, vocabulary columns].
   void logits(int slot, const Tensor& out) const;
 
@@ -68,7 +71,7 @@ class Stage {
   Tensor layer_input(int slot, std::int64_t layer) const;
 
  private:
-  using Layer = std::vector<std::unique_ptr<Sublayer>>;
+  using Layer = std::vector<std::unique_ptr<BranchExecutor>>;
   struct Kept {  // memory that outlives backward_input, until backward_weight
     Arena arena;
     std::unique_ptr<Arena::Frame> frame;
@@ -95,7 +98,7 @@ class Stage {
   std::optional<LanguageHead> head_;
   std::vector<OwnedTensor> stash_;                              // what is kept, of all slots and layers
   std::vector<std::vector<std::vector<StashTensor>>> dropped_;  // what is not, by slot and layer
-  OwnedTensor loss_sum_;
+  OwnedTensor loss_sum_, layer_loss_sum_;
   std::vector<std::unique_ptr<Kept>> kept_;
 };
 

@@ -8,10 +8,13 @@
 
 namespace fulmen {
 
-// Operations per token of each stage's passes: two for each weight of a product, and those of the attention's state
-// (update and read-out, twice as many backward, LRPE layers twice). What is made again belongs to backward_input; the
-// head's three products to forward, where it forms its gradients at once; the embedding's row to both of its passes.
+// Operations per token of each stage's passes over samples of `length` tokens, counted from the branches of its layers.
+// What is made again belongs to backward_input; the head's three products to forward, where it forms its gradients at
+// once; the embedding's row to both of its passes.
 std::vector<PassCosts> stage_costs(const ModelConfig& config, const std::vector<StageRange>& ranges,
-                                   Recompute recompute);
+                                   std::int64_t length, Recompute recompute);
+
+// Operations per token of a forward and a backward pass that are not products with weights: attention.
+double operations_beside_products(const ModelConfig& config, std::int64_t length);
 
 }  // namespace fulmen

@@ -2,8 +2,10 @@
 // ranks. The same matrix is the output projection of the last stage (tied).
 #pragma once
 
+#include "model/micro_batch.h"
 #include "model/model_config.h"
-#include "model/sublayer.h"
+#include "model/model_context.h"
+#include "model/token_split.h"
 
 namespace fulmen {
 

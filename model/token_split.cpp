@@ -5,7 +5,7 @@
 #include <array>
 
 #include "kernels/elementwise.h"
-#include "model/sublayer.h"
+#include "model/model_context.h"
 
 namespace fulmen {
 

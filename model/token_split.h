@@ -71,6 +71,7 @@ class TokenSum {
   void add_up_partial();
   // Makes `part` the sum.
   void finish();
+  const Tensor& part() const { return part_; }
 
  private:
   void add_up_in_ring(const RowsOfProduct& product, bool beside);

@@ -16,6 +16,7 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/log.h"
+#include "model/stage_costs.h"
 
 namespace fulmen {
 
@@ -140,11 +141,8 @@ void MetricsWriter::give_notice(int error) {
   in_trouble_ = error != 0;
 }
 
-double training_flops_per_token(const ModelConfig& config) {
-  double attention = 0.0;
-  for (std::int64_t layer = 0; layer < config.layers; ++layer)
-    attention += 12.0 * static_cast<double>(config.hidden * config.head_width()) * (config.has_lrpe(layer) ? 2.0 : 1.0);
-  return 6.0 * static_cast<double>(parameter_count(config)) + attention;
+double training_flops_per_token(const ModelConfig& config, std::int64_t length) {
+  return 6.0 * static_cast<double>(parameter_count(config)) + operations_beside_products(config, length);
 }
 
 }  // namespace fulmen

@@ -7,7 +7,7 @@
 
 #include "data/batch.h"
 #include "framework/gpu.h"
-#include "model/sublayer.h"
+#include "model/micro_batch.h"
 
 namespace fulmen {
 

@@ -22,12 +22,17 @@ const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   return config;
 }
 
+// Where the slices of a sample begin, and the end.
+std::vector<std::int64_t> slice_starts(std::int64_t sample_length, int ranks) {
+  std::vector<std::int64_t> starts = {0};
+  for (int rank = 0; rank < ranks; ++rank) starts.push_back(sequence_slice(sample_length, ranks, rank).end);
+  return starts;
+}
+
 OwnedTensor slice_bounds(std::int64_t sample_length, int ranks, const Execution& execution) {
   if (ranks == 1) return {};
-  std::vector<std::int64_t> bounds = {0};
-  for (int rank = 0; rank < ranks; ++rank) bounds.push_back(sequence_slice(sample_length, ranks, rank).end);
   OwnedTensor tensor(execution.device, DType::int64, {ranks + 1}, MemoryKind::data, *execution.ledger);
-  copy_to_device(execution, bounds.data(), tensor);
+  copy_to_device(execution, slice_starts(sample_length, ranks).data(), tensor);
   return tensor;
 }
 
@@ -37,10 +42,11 @@ bool overlap_states(const LayoutConfig& layout, const Execution& execution) {
   return layout.overlaps("sequence") && (execution.device.kind == DeviceKind::cpu || layout.overlap != "auto");
 }
 
-SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, const LayoutConfig& layout,
-                               const Execution& execution) {
+SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, std::int64_t sample_length,
+                               const LayoutConfig& layout, const Execution& execution) {
   if (mesh.size(Axis::sequence) == 1) return {};
-  return {&mesh.along(Axis::sequence), bounds, overlap_states(layout, execution)};
+  return {&mesh.along(Axis::sequence), bounds, slice_starts(sample_length, mesh.size(Axis::sequence)),
+          overlap_states(layout, execution)};
 }
 
 Sharding sharding_of(const LayoutConfig& layout, Mesh& mesh) {
@@ -96,7 +102,7 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       mesh_(mesh),
       execution_(execution),
       ranges_(split_stages(config.layers, mesh.size(Axis::pipeline) * chunks_of(options), options.layout.stages)),
-      costs_{stage_costs(config, ranges_, parse_recompute(options.layout.recompute)), 0.0,
+      costs_{stage_costs(config, ranges_, options.micro_batch.length, parse_recompute(options.layout.recompute)), 0.0,
              options.layout.overlaps("pipeline")},
       schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline),
                               options.micro_batches, chunks_of(options), costs_)),
@@ -108,7 +114,7 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       context_{execution,
                &mesh.along(Axis::tensor),
                &parameters_,
-               sequence_slices(mesh, slice_bounds_, options.layout, execution),
+               sequence_slices(mesh, slice_bounds_, options.micro_batch.length, options.layout, execution),
                {},
                options.layout.tensor_sequence_split && mesh.size(Axis::tensor) > 1,
                options.layout.overlaps("tensor") && mesh.size(Axis::tensor) > 1,

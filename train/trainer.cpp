@@ -186,7 +186,7 @@ void log_start_up(const PhaseTimes& own, Communicator& ranks) {
 
 void Trainer::start(PhaseTimes& start_up) {
   start_up.run(options_.resume ? "loading" : "initialisation", [&] { set_weights(); });
-  flops_per_token_ = training_flops_per_token(options_.model);
+  flops_per_token_ = training_flops_per_token(options_.model, options_.data.sequence_length);
   start_up.run("measuring the peak", [&] {
     peak_ =
         mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);

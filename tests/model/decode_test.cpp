@@ -24,15 +24,13 @@ TEST_P(Decode, GivesTheLogitsOfTheChunkForm) {
   chunked.stage.prepare(shape, 1);
   recurrent.stage.prepare({shape.batch, 1}, 1);
   std::vector<Tensor> states;
-  for (const Shape& state : recurrent.stage.state_shapes(shape.batch))
+  for (const StateSpec& state : recurrent.stage.states(shape.batch, shape.length))
     states.push_back(
-        state.empty() ? Tensor()
-                      : host.tensor(DType::fp64, state, testing::Values(static_cast<std::size_t>(elements_of(state)))));
-  ASSERT_EQ(states.size(), static_cast<std::size_t>(2 * config.layers));
+        host.tensor(DType::fp64, state.shape, testing::Values(static_cast<std::size_t>(elements_of(state.shape)))));
+  ASSERT_EQ(states.size(), static_cast<std::size_t>(config.layers));
 
   for (const std::uint64_t conversation : {1, 2}) {  // the second starts from states set to zero again
-    for (const Tensor& state : states)
-      if (state) fill_zero(recurrent.execution(), state);
+    for (const Tensor& state : states) fill_zero(recurrent.execution(), state);
     RandomBatch batch(shape, config.vocabulary, conversation, false);
     const MicroBatch whole_batch = batch.view();
     chunked.stage.forward(0, whole_batch, {}, {}, false);
@@ -60,8 +58,7 @@ TEST_P(Decode, OfASingleStepRefusesMore) {
   testing::Host host;
   model.stage.prepare({1, 2}, 1);
   std::vector<Tensor> states;
-  for (const Shape& state : model.stage.state_shapes(1))
-    states.push_back(state.empty() ? Tensor() : host.poisoned(DType::fp64, state));
+  for (const StateSpec& state : model.stage.states(1, 2)) states.push_back(host.poisoned(DType::fp64, state.shape));
   RandomBatch batch({1, 2}, config.vocabulary, 1, false);
   const Tensor logits = host.poisoned(DType::fp64, {2, config.vocabulary});
   EXPECT_THROW(model.stage.decode(batch.view(), states, logits), InternalError);

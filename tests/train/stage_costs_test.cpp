@@ -8,6 +8,8 @@
 namespace fulmen {
 namespace {
 
+constexpr std::int64_t length = 2048;
+
 double total(const std::vector<PassCosts>& stages) {
   double sum = 0.0;
   for (const PassCosts& costs : stages) sum += costs.forward + costs.backward_input + costs.backward_weight;
@@ -20,15 +22,16 @@ TEST(StageCosts, AddUpToTheOperationsOfTraining) {
     const ModelConfig config = preset(name);
     for (const int stages : {1, 4}) {
       const auto ranges = split_stages(config.layers, stages, {});
-      const double training = training_flops_per_token(config);
-      EXPECT_NEAR(total(stage_costs(config, ranges, Recompute::none)) / training, 1.0, 1e-4) << name << ' ' << stages;
+      const double training = training_flops_per_token(config, length);
+      EXPECT_NEAR(total(stage_costs(config, ranges, length, Recompute::none)) / training, 1.0, 1e-4)
+          << name << ' ' << stages;
     }
   }
 }
 
 TEST(StageCosts, TheHeadMakesTheLastForwardLonger) {
   const ModelConfig config = preset("transnormer-385m");
-  const auto costs = stage_costs(config, split_stages(config.layers, 4, {}), Recompute::none);
+  const auto costs = stage_costs(config, split_stages(config.layers, 4, {}), length, Recompute::none);
   EXPECT_DOUBLE_EQ(costs[3].forward - costs[2].forward, 6.0 * static_cast<double>(config.vocabulary * config.hidden));
   EXPECT_DOUBLE_EQ(costs[3].backward_weight, costs[2].backward_weight);
 }
@@ -36,9 +39,9 @@ TEST(StageCosts, TheHeadMakesTheLastForwardLonger) {
 TEST(StageCosts, RecomputationMakesBackwardLongerByLessThanAForward) {
   const ModelConfig config = preset("transnormer-385m");
   const auto ranges = split_stages(config.layers, 3, {});
-  const PassCosts none = stage_costs(config, ranges, Recompute::none)[1],
-                  selective = stage_costs(config, ranges, Recompute::selective)[1],
-                  full = stage_costs(config, ranges, Recompute::full)[1];
+  const PassCosts none = stage_costs(config, ranges, length, Recompute::none)[1],
+                  selective = stage_costs(config, ranges, length, Recompute::selective)[1],
+                  full = stage_costs(config, ranges, length, Recompute::full)[1];
   EXPECT_LT(none.backward_input, selective.backward_input);
   EXPECT_LT(selective.backward_input, full.backward_input);
   EXPECT_LT(full.backward_input, none.backward_input + none.forward);
@@ -51,8 +54,8 @@ TEST(StageCosts, ZeroBubbleIsTheShortestScheduleOfStagesWithAHead) {
   const ModelConfig config = preset("transnormer-1b");
   const auto bubble = [&](ScheduleKind kind, const std::vector<std::int64_t>& stages) {
     const auto chunks = static_cast<int>(stages.size()) / 2;
-    const ScheduleCosts costs{stage_costs(config, split_stages(config.layers, 2 * chunks, stages), Recompute::none),
-                              0.0, true};
+    const ScheduleCosts costs{
+        stage_costs(config, split_stages(config.layers, 2 * chunks, stages), length, Recompute::none), 0.0, true};
     return check_schedule(make_schedule(kind, 2, 8, chunks, costs), 8, chunks, costs).bubble;
   };
   const double plain = bubble(ScheduleKind::one_forward_one_backward, {9, 7});

@@ -1,5 +1,5 @@
 // The decay of each head.
-#include "model/decay_slopes.h"
+#include "model/families/transnormer/decay_slopes.h"
 
 #include <bit>
 #include <cmath>

@@ -1,5 +1,5 @@
-// What is kept of a stash, and what is made again.
-#include "model/stash.h"
+// What is kept of a micro-batch, and what is made again.
+#include "model/keep.h"
 
 #include <fmt/format.h>
 
@@ -23,6 +23,7 @@ Recompute parse_recompute(std::string_view name) {
 }
 
 bool keeps(Recompute recompute, Keep keep) {
+  if (keep == Keep::remade || keep == Keep::never) return false;
   switch (recompute) {
     case Recompute::none: return true;
     case Recompute::selective: return keep != Keep::all;

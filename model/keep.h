@@ -22,10 +22,12 @@ enum class Keep : std::uint8_t {
   always,    // under every Recompute: what backward_weight reads
   products,  // not under full: outputs of matrix products, and what is too small to be worth making again
   all,       // under none only
+  remade,    // never: the backward pass writes it again where its gradient stood
+  never,     // scratch memory of the forward pass, which no backward pass reads
 };
 bool keeps(Recompute recompute, Keep keep);
 
-// A tensor of a sublayer's stash, to which the stage gives memory: its own for as long as the micro-batch is in flight,
+// A tensor of a branch's stash, to which the stage gives memory: its own for as long as the micro-batch is in flight,
 // or scratch memory of the pass through its layer; that is gone at backward_weight.
 struct StashTensor {
   Tensor* view;

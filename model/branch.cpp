@@ -1,0 +1,162 @@
+// Building branches, and counting what they cost.
+#include "model/branch.h"
+
+#include <algorithm>
+
+namespace fulmen {
+
+std::vector<std::int64_t> Branch::widths(const std::vector<Value>& of) const {
+  std::vector<std::int64_t> list;
+  for (const Value value : of) list.push_back(values[static_cast<std::size_t>(value.id)].width);
+  return list;
+}
+
+std::vector<ParameterDeclaration> Branch::declarations() const {
+  std::vector<ParameterDeclaration> list;
+  for (const Node& node : nodes)
+    for (const std::size_t weight : node.weights) list.push_back(parameters[weight]);
+  for (const ValueSpec& value : values)
+    if (value.kind == ValueSpec::Kind::parameter) list.push_back(parameters[value.parameter]);
+  return list;
+}
+
+Value BranchBuilder::add(ValueSpec spec) {
+  branch_.values.push_back(std::move(spec));
+  return {static_cast<int>(branch_.values.size()) - 1};
+}
+
+void BranchBuilder::read(Value value) { ++spec(value).readers; }
+
+// A weight's gradient reads the product's input when all else is gone.
+void BranchBuilder::read_by_product(Value value) {
+  read(value);
+  ValueSpec& input = spec(value);
+  FULMEN_CHECK(input.type == PortType::activation, "a product of values that are not activations");
+  ValueSpec& kept = input.kind == ValueSpec::Kind::view ? spec(input.parent) : input;
+  if (kept.kind != ValueSpec::Kind::normed && kept.keep != Keep::remade) kept.keep = Keep::always;
+}
+
+Value BranchBuilder::normed(const Norm& norm) {
+  FULMEN_CHECK(branch_.values.empty(), "a branch has one norm, at its beginning");
+  branch_.norm = norm;
+  return add({.kind = ValueSpec::Kind::normed, .width = branch_.hidden, .replicated = true});
+}
+
+std::vector<Value> BranchBuilder::project(Value value, std::vector<ParameterDeclaration> weights) {
+  const bool of_normed = spec(value).kind == ValueSpec::Kind::normed;
+  FULMEN_CHECK(!of_normed || !normed_projected_, "all products of the normed tokens are one call of project");
+  normed_projected_ = normed_projected_ || of_normed;
+  const bool small = !of_normed && spec(value).replicated;  // the second factor of a low rank: cheap to make again
+  read_by_product(value);
+  Node node{.kind = Node::Kind::project, .inputs = {value}};
+  std::vector<Value> values;
+  for (ParameterDeclaration& weight : weights) {
+    const bool replicated = weight.along(Axis::tensor) != AxisPlacement::split;
+    if (replicated) weight.placement = weight_placement(AxisPlacement::replicated_partial);
+    std::int64_t width = 0;
+    for (const Segment& segment : weight.segments) width += segment.extent;
+    const Value product = add({.kind = ValueSpec::Kind::product,
+                               .parameter = branch_.parameters.size(),
+                               .keep = small ? Keep::all : Keep::products,
+                               .width = width,
+                               .replicated = replicated});
+    node.weights.push_back(branch_.parameters.size());
+    node.outputs.push_back(product);
+    if (weight.segments.size() == 1) values.push_back(product);
+    for (std::size_t segment = 0; weight.segments.size() > 1 && segment < weight.segments.size(); ++segment) {
+      read(product);
+      values.push_back(add({.kind = ValueSpec::Kind::view,
+                            .parent = product,
+                            .segment = segment,
+                            .width = weight.segments[segment].extent,
+                            .replicated = replicated}));
+    }
+    branch_.parameters.push_back(std::move(weight));
+  }
+  branch_.nodes.push_back(std::move(node));
+  return values;
+}
+
+Value BranchBuilder::parameter(ParameterDeclaration declaration) {
+  std::int64_t width = 0;
+  for (const LogicalTensor& tensor : declaration.tensors) width += elements_of(tensor.shape);
+  const bool replicated = declaration.along(Axis::tensor) != AxisPlacement::split;
+  branch_.parameters.push_back(std::move(declaration));
+  return add({.kind = ValueSpec::Kind::parameter,
+              .parameter = branch_.parameters.size() - 1,
+              .width = width,
+              .replicated = replicated});
+}
+
+Value BranchBuilder::constant(std::vector<double> elements) {
+  const auto width = static_cast<std::int64_t>(elements.size());
+  return add(
+      {.kind = ValueSpec::Kind::constant, .elements = std::move(elements), .width = width, .differentiable = false});
+}
+
+std::vector<Value> BranchBuilder::apply(std::shared_ptr<const LocalOperation> operation,
+                                        const std::vector<Value>& inputs) {
+  bool replicated = true;
+  for (const Value input : inputs) {
+    read(input);
+    FULMEN_CHECK(spec(input).keep != Keep::remade,
+                 "an operation reads what only its own backward pass will make again");
+    replicated = replicated && spec(input).replicated;
+  }
+  Node node{.kind = Node::Kind::apply, .operation = operation, .inputs = inputs};
+  for (const Port& port : operation->outputs(branch_.widths(inputs)))
+    node.outputs.push_back(add({.kind = ValueSpec::Kind::result,
+                                .type = port.type,
+                                .keep = port.keep,
+                                .width = port.width,
+                                .replicated = replicated,
+                                .differentiable = port.differentiable}));
+  branch_.nodes.push_back(node);
+  return node.outputs;
+}
+
+void BranchBuilder::add_loss(std::shared_ptr<const LossOperation> loss, double coefficient,
+                             const std::vector<Value>& inputs) {
+  for (const Value input : inputs) read(input);
+  branch_.nodes.push_back(
+      {.kind = Node::Kind::loss, .loss = std::move(loss), .coefficient = coefficient, .inputs = inputs});
+}
+
+void BranchBuilder::contract(Value value, ParameterDeclaration weight) {
+  read_by_product(value);
+  branch_.nodes.push_back({.kind = Node::Kind::contract, .inputs = {value}, .weights = {branch_.parameters.size()}});
+  branch_.parameters.push_back(std::move(weight));
+}
+
+Branch BranchBuilder::finish() {
+  FULMEN_CHECK(!branch_.nodes.empty() && branch_.nodes.back().kind == Node::Kind::contract,
+               "a branch ends with contract");
+  for (std::size_t i = 0; i < branch_.values.size(); ++i)
+    FULMEN_CHECK(branch_.values[i].readers > 0, "nothing reads value {} of a branch", i);
+  return std::move(branch_);
+}
+
+BranchCosts costs_of(const Branch& branch, std::int64_t length) {
+  BranchCosts costs;
+  for (const Node& node : branch.nodes) {
+    double products = 0.0;
+    for (const std::size_t weight : node.weights)
+      for (const LogicalTensor& tensor : branch.parameters[weight].tensors)
+        products += 2.0 * static_cast<double>(elements_of(tensor.shape));
+    costs.products += products;
+    if (node.kind == Node::Kind::contract) costs.last_product = products;
+    const auto dropped = [&](Value value) {
+      return branch.values[static_cast<std::size_t>(value.id)].keep == Keep::all;
+    };
+    const bool again = std::any_of(node.outputs.begin(), node.outputs.end(), dropped);
+    if (again) costs.again += products;
+    if (node.kind != Node::Kind::apply) continue;
+    const Costs own = node.operation->costs(length, branch.widths(node.inputs));
+    costs.operations += own.operations;
+    costs.backward_operations += own.backward_operations;
+    if (again) costs.again += own.operations;
+  }
+  return costs;
+}
+
+}  // namespace fulmen

@@ -1,0 +1,107 @@
+// A residual branch as data: what it is made of, in the order of its forward pass. A mixer is a function that fills a
+// BranchBuilder; BranchExecutor (model/branch_executor.h) runs any branch in every layout. A branch is
+//   sum = residual + branch before it;   branch = f(norm(sum))
+// and f begins with products of the normed tokens (or other operations on them) and ends with contract().
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/crossing.h"
+#include "model/local_operation.h"
+#include "model/parameter.h"
+
+namespace fulmen {
+
+// The norm in front of a branch: x / sqrt(mean(x^2) + epsilon), over the hidden width.
+struct Norm {
+  double epsilon = 1e-6;
+};
+
+// What nodes read and write: an index into Branch::values.
+struct Value {
+  int id = -1;
+};
+
+struct ValueSpec {
+  enum class Kind : std::uint8_t { normed, product, view, result, parameter, constant };
+  Kind kind = Kind::result;
+  Value parent = {};                  // view: a product's
+  std::size_t segment = 0;            // view: of the product's weight
+  std::size_t parameter = 0;          // product: its weight; parameter
+  std::vector<double> elements = {};  // constant: one for each unit that tensor ranks share out
+  PortType type = PortType::activation;
+  Keep keep = Keep::never;
+  std::int64_t width = 0;   // columns over all tensor ranks
+  bool replicated = false;  // all tensor ranks hold all of it
+  bool differentiable = true;
+  int readers = 0;
+};
+
+struct Node {
+  enum class Kind : std::uint8_t { project, apply, loss, contract };
+  Kind kind = Kind::apply;
+  std::shared_ptr<const LocalOperation> operation = {};  // apply
+  std::shared_ptr<const LossOperation> loss = {};
+  double coefficient = 0.0;  // of the loss
+  std::vector<Value> inputs = {}, outputs = {};
+  std::vector<std::size_t> weights = {};  // project, contract: into Branch::parameters, as many as outputs of a project
+};
+
+struct Branch {
+  Norm norm;
+  std::int64_t hidden = 0;
+  std::vector<ParameterDeclaration> parameters;
+  std::vector<ValueSpec> values;
+  std::vector<Node> nodes;
+
+  // Weights of products in the order of their use, then what operations read themselves.
+  std::vector<ParameterDeclaration> declarations() const;
+  std::vector<std::int64_t> widths(const std::vector<Value>& of) const;  // over all tensor ranks
+};
+
+class BranchBuilder {
+ public:
+  explicit BranchBuilder(std::int64_t hidden) { branch_.hidden = hidden; }
+
+  // The normed tokens, [tokens, hidden]. Once, and first.
+  Value normed(const Norm& norm);
+  // value W^T for each weight [out, in]: a value for each segment of a weight, in their order. Weights of one call read
+  // their input together: all products of the normed tokens are one call. Units of a segment are shared out over the
+  // tensor ranks; a weight without units is computed whole on each of them, and its gradient is partial there.
+  std::vector<Value> project(Value value, std::vector<ParameterDeclaration> weights);
+  // Vectors and other parameters that operations read themselves; their gradients are formed with those of activations.
+  Value parameter(ParameterDeclaration declaration);
+  // fp64, an element for each unit (head) that the tensor ranks share out.
+  Value constant(std::vector<double> elements);
+  // Results of an operation.
+  std::vector<Value> apply(std::shared_ptr<const LocalOperation> operation, const std::vector<Value>& inputs);
+  // coefficient * the mean over the samples of the operation's loss is added to what is trained on.
+  void add_loss(std::shared_ptr<const LossOperation> loss, double coefficient, const std::vector<Value>& inputs);
+  // The end: value W^T, W [hidden, width] split by columns, summed over the tensor ranks.
+  void contract(Value value, ParameterDeclaration weight);
+
+  // Checks that every value is read. The builder is spent.
+  Branch finish();
+
+ private:
+  Value add(ValueSpec spec);
+  void read(Value value);
+  void read_by_product(Value value);
+  ValueSpec& spec(Value value) { return branch_.values[static_cast<std::size_t>(value.id)]; }
+  Branch branch_;
+  bool normed_projected_ = false;
+};
+
+// Operations per token of a branch's passes.
+struct BranchCosts {
+  double products = 0.0;      // of one pass; each half of backward takes as many again
+  double last_product = 0.0;  // the part of contract
+  double operations = 0.0;    // of everything else
+  double backward_operations = 0.0;
+  double again = 0.0;  // what Recompute::selective makes again
+};
+BranchCosts costs_of(const Branch& branch, std::int64_t length);
+
+}  // namespace fulmen

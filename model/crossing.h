@@ -1,0 +1,88 @@
+// Operations that look beyond a slice of a sequence. They say what crosses a border between slices, never to whom:
+// which ranks hold the neighbours, and how what crosses gets there, is in crossing.cpp alone.
+#pragma once
+
+#include "kernels/linear_attention_states.h"
+#include "model/local_operation.h"
+#include "model/model_context.h"
+
+namespace fulmen {
+
+// A recurrence whose state at a border sums up all that came before (arXiv 2404.02882, 2502.07563). The state is one
+// tensor in the accumulation dtype, whose first dimension is the batch. With `initial` null the state starts as zero.
+class CarryCore : public LocalOperation {
+ public:
+  // The states of all slices, [slices, state shape], and where the slices lie.
+  struct SliceTable {
+    Tensor states;
+    Tensor bounds;  // int64 [slices + 1]
+    int slice = 0;  // the one that asks
+  };
+
+  virtual Shape state_shape(std::int64_t batch, Widths in) const = 0;
+  // The state after the slice, from zero. What it leaves in `kept` is given to forward_from as `summarised`.
+  virtual void summarise(const Pass& pass, Tensors in, const Tensor& state, Tensors kept) const = 0;
+  // The state in front of the slice from those of the slices before it, or the gradient of the state behind it from
+  // those after it. reach int64 [batch]: how far a row's document goes on to that side.
+  virtual void combine(const Pass& pass, Tensors in, const SliceTable& table, SliceSide side, const Tensor& reach,
+                       const Tensor& out) const = 0;
+  virtual void forward_from(const Pass& pass, Tensors in, const Tensor& initial, bool summarised, Tensors out,
+                            Tensors kept) const = 0;
+  // What forward_from would have added to the results for a state that arrives later.
+  virtual void add_initial_state(const Pass& pass, Tensors in, const Tensor& initial, Tensors out) const = 0;
+  // The gradient of the initial state, with nothing coming from behind the slice. `work`: tensors like those kept,
+  // which backward_to is given again.
+  virtual void summarise_gradient(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
+                                  const Tensor& d_initial, Tensors work) const = 0;
+  virtual void backward_to(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
+                           const Tensor& d_final, Tensors work) const = 0;
+  // What backward_to would have added for d_final.
+  virtual void add_final_state_gradient(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
+                                        const Tensor& d_final) const = 0;
+
+  void forward(const Pass& pass, Tensors in, Tensors out, Tensors kept) const final {
+    forward_from(pass, in, {}, false, out, kept);
+  }
+  void backward(const Pass& pass, const BackwardTensors& tensors) const final {
+    backward_to(pass, tensors, {}, {}, {});
+  }
+};
+
+// An operation that reads some tokens in front of each of its own (token shift, a short convolution).
+class HaloCore : public LocalOperation {
+ public:
+  virtual std::int64_t halo() const = 0;  // tokens, of the first input
+  // before [batch, halo, width of the first input]: the tokens in front of the slice, of whatever document; zero where
+  // the sample begins; null: all are. micro_batch.tokens_before says how many belong to the row's first document.
+  virtual void forward_after(const Pass& pass, Tensors in, const Tensor& before, Tensors out, Tensors kept) const = 0;
+  // d_before: written, zero for tokens of other documents; null: not wanted.
+  virtual void backward_after(const Pass& pass, const BackwardTensors& tensors, const Tensor& before,
+                              const Tensor& d_before) const = 0;
+
+  void forward(const Pass& pass, Tensors in, Tensors out, Tensors kept) const final {
+    forward_after(pass, in, {}, out, kept);
+  }
+  void backward(const Pass& pass, const BackwardTensors& tensors) const final { backward_after(pass, tensors, {}, {}); }
+  // The last `halo` tokens, the newest last.
+  std::vector<StateSpec> states(std::int64_t batch, std::int64_t length, Widths in) const override;
+  void step(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors states) const override;
+};
+
+// How an operation that crosses borders runs on slices. The tensors of `crossing` belong to it from forward to
+// backward.
+class Crossing {
+ public:
+  virtual ~Crossing() = default;
+  // What it keeps of a micro-batch, besides what the operation keeps.
+  virtual std::vector<KeptTensor> kept(const BatchShape& shape, Widths in) const = 0;
+  // Whether what the operation keeps is good for the backward pass of a slice.
+  virtual bool keeps_own() const = 0;
+  virtual void forward(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors crossing) const = 0;
+  // The same from what was kept, for results that were not.
+  virtual void forward_again(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors crossing) const = 0;
+  virtual void backward(const Pass& pass, const BackwardTensors& tensors, Tensors crossing) const = 0;
+};
+// Null where this rank holds whole samples, or the operation looks at no other token.
+std::unique_ptr<Crossing> make_crossing(const ModelContext& context, const LocalOperation& operation);
+
+}  // namespace fulmen
