@@ -20,6 +20,11 @@ std::vector<ParameterDeclaration> Branch::declarations() const {
   return list;
 }
 
+std::int64_t CarriedPort::local_width(int tensor_ranks, int tensor_rank) const {
+  if (units == 0) return width;
+  return partition(units, tensor_ranks, tensor_rank).size() * (width / units);
+}
+
 Value BranchBuilder::add(ValueSpec spec) {
   branch_.values.push_back(std::move(spec));
   return {static_cast<int>(branch_.values.size()) - 1};
@@ -33,7 +38,8 @@ void BranchBuilder::read_by_product(Value value) {
   ValueSpec& input = spec(value);
   FULMEN_CHECK(input.type == PortType::activation, "a product of values that are not activations");
   ValueSpec& kept = input.kind == ValueSpec::Kind::view ? spec(input.parent) : input;
-  if (kept.kind != ValueSpec::Kind::normed && kept.keep != Keep::remade) kept.keep = Keep::always;
+  const bool lasts = kept.kind == ValueSpec::Kind::normed || kept.kind == ValueSpec::Kind::carried;
+  if (!lasts && kept.keep != Keep::remade) kept.keep = Keep::always;
 }
 
 Value BranchBuilder::normed(const Norm& norm) {
@@ -48,7 +54,7 @@ std::vector<Value> BranchBuilder::project(Value value, std::vector<ParameterDecl
   normed_projected_ = normed_projected_ || of_normed;
   const bool small = !of_normed && spec(value).replicated;  // the second factor of a low rank: cheap to make again
   read_by_product(value);
-  Node node{.kind = Node::Kind::project, .inputs = {value}};
+  Node node(Node::Kind::project, {value});
   std::vector<Value> values;
   for (ParameterDeclaration& weight : weights) {
     const bool replicated = weight.along(Axis::tensor) != AxisPlacement::split;
@@ -94,6 +100,16 @@ Value BranchBuilder::constant(std::vector<double> elements) {
       {.kind = ValueSpec::Kind::constant, .elements = std::move(elements), .width = width, .differentiable = false});
 }
 
+Value BranchBuilder::carried(const CarriedPort& port) {
+  return add({.kind = ValueSpec::Kind::carried, .carried = port, .width = port.width, .replicated = port.units == 0});
+}
+
+void BranchBuilder::carry(const CarriedPort& port, Value value) {
+  read(value);
+  FULMEN_CHECK(spec(value).width == port.width, "{} is {} wide, not {}", port.name, spec(value).width, port.width);
+  branch_.nodes.emplace_back(Node::Kind::carry, std::vector<Value>{value}).carried = port;
+}
+
 std::vector<Value> BranchBuilder::apply(std::shared_ptr<const LocalOperation> operation,
                                         const std::vector<Value>& inputs) {
   bool replicated = true;
@@ -103,7 +119,8 @@ std::vector<Value> BranchBuilder::apply(std::shared_ptr<const LocalOperation> op
                  "an operation reads what only its own backward pass will make again");
     replicated = replicated && spec(input).replicated;
   }
-  Node node{.kind = Node::Kind::apply, .operation = operation, .inputs = inputs};
+  Node node(Node::Kind::apply, inputs);
+  node.operation = operation;
   for (const Port& port : operation->outputs(branch_.widths(inputs)))
     node.outputs.push_back(add({.kind = ValueSpec::Kind::result,
                                 .type = port.type,
@@ -118,13 +135,14 @@ std::vector<Value> BranchBuilder::apply(std::shared_ptr<const LocalOperation> op
 void BranchBuilder::add_loss(std::shared_ptr<const LossOperation> loss, double coefficient,
                              const std::vector<Value>& inputs) {
   for (const Value input : inputs) read(input);
-  branch_.nodes.push_back(
-      {.kind = Node::Kind::loss, .loss = std::move(loss), .coefficient = coefficient, .inputs = inputs});
+  Node& node = branch_.nodes.emplace_back(Node::Kind::loss, inputs);
+  node.loss = std::move(loss);
+  node.coefficient = coefficient;
 }
 
 void BranchBuilder::contract(Value value, ParameterDeclaration weight) {
   read_by_product(value);
-  branch_.nodes.push_back({.kind = Node::Kind::contract, .inputs = {value}, .weights = {branch_.parameters.size()}});
+  branch_.nodes.emplace_back(Node::Kind::contract, std::vector<Value>{value}).weights = {branch_.parameters.size()};
   branch_.parameters.push_back(std::move(weight));
 }
 

@@ -24,13 +24,23 @@ struct Value {
   int id = -1;
 };
 
+// A tensor [tokens, width] that a branch hands to branches behind it (model/carried.h). Both sides say the same.
+struct CarriedPort {
+  std::string name;
+  std::int64_t width = 0;  // over all tensor ranks
+  std::int64_t units = 0;  // that they share out; 0: each holds all of it
+
+  std::int64_t local_width(int tensor_ranks, int tensor_rank) const;
+};
+
 struct ValueSpec {
-  enum class Kind : std::uint8_t { normed, product, view, result, parameter, constant };
+  enum class Kind : std::uint8_t { normed, product, view, result, parameter, constant, carried };
   Kind kind = Kind::result;
   Value parent = {};                  // view: a product's
   std::size_t segment = 0;            // view: of the product's weight
   std::size_t parameter = 0;          // product: its weight; parameter
   std::vector<double> elements = {};  // constant: one for each unit that tensor ranks share out
+  CarriedPort carried = {};
   PortType type = PortType::activation;
   Keep keep = Keep::never;
   std::int64_t width = 0;   // columns over all tensor ranks
@@ -40,13 +50,17 @@ struct ValueSpec {
 };
 
 struct Node {
-  enum class Kind : std::uint8_t { project, apply, loss, contract };
-  Kind kind = Kind::apply;
-  std::shared_ptr<const LocalOperation> operation = {};  // apply
-  std::shared_ptr<const LossOperation> loss = {};
+  enum class Kind : std::uint8_t { project, apply, loss, carry, contract };
+
+  Node(Kind node_kind, std::vector<Value> reads) : kind(node_kind), inputs(std::move(reads)) {}
+
+  Kind kind;
+  std::vector<Value> inputs, outputs;
+  std::vector<std::size_t> weights;  // project, contract: into Branch::parameters, as many as outputs of a project
+  std::shared_ptr<const LocalOperation> operation;  // apply
+  std::shared_ptr<const LossOperation> loss;
   double coefficient = 0.0;  // of the loss
-  std::vector<Value> inputs = {}, outputs = {};
-  std::vector<std::size_t> weights = {};  // project, contract: into Branch::parameters, as many as outputs of a project
+  CarriedPort carried;
 };
 
 struct Branch {
@@ -75,6 +89,9 @@ class BranchBuilder {
   Value parameter(ParameterDeclaration declaration);
   // fp64, an element for each unit (head) that the tensor ranks share out.
   Value constant(std::vector<double> elements);
+  // What a branch before this one handed on; and handing a value on, once for each name.
+  Value carried(const CarriedPort& port);
+  void carry(const CarriedPort& port, Value value);
   // Results of an operation.
   std::vector<Value> apply(std::shared_ptr<const LocalOperation> operation, const std::vector<Value>& inputs);
   // coefficient * the mean over the samples of the operation's loss is added to what is trained on.

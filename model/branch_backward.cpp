@@ -83,6 +83,7 @@ void BranchExecutor::differentiate(Differentiation& pass) {
   const Arena::Frame frame(*context_.execution.scratch);
   take_gradients(pass.slot, *context_.execution.scratch, false);
   pass.written.assign(branch_.values.size(), false);
+  for (std::size_t i = 0; i < branch_.values.size(); ++i) pass.written[i] = branch_.values[i].kind == Kind::carried;
   for (std::size_t n = branch_.nodes.size(); n-- > 0;) {
     const Node& node = branch_.nodes[n];
     switch (node.kind) {
@@ -92,6 +93,7 @@ void BranchExecutor::differentiate(Differentiation& pass) {
         break;
       case Node::Kind::apply: differentiate_operation(pass, n); break;
       case Node::Kind::loss: differentiate_loss(pass, n); break;
+      case Node::Kind::carry: differentiate_carried(pass, node); break;
     }
   }
 }
@@ -106,6 +108,17 @@ void BranchExecutor::differentiate_product(Differentiation& pass, const Node& no
                           pass.written[index(input)]);
     pass.written[index(input)] = true;
   }
+}
+
+void BranchExecutor::differentiate_carried(Differentiation& pass, const Node& node) {
+  const Value input = node.inputs[0];
+  const Tensor place = gradient_of(pass.slot, input),
+               d_carried = carried_->gradient(pass.slot.number, node.carried.name);
+  if (pass.written[index(input)])
+    add_to(context_.execution, place, d_carried);
+  else
+    copy(context_.execution, d_carried, place);
+  pass.written[index(input)] = true;
 }
 
 BranchExecutor::Destination BranchExecutor::destination(Differentiation& pass, Value value) {

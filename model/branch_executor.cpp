@@ -86,6 +86,9 @@ void BranchExecutor::resolve_widths() {
         copy_to_device(execution, value.elements.data() + own.begin, constants_[i]);
         break;
       }
+      case Kind::carried:
+        widths_[i] = value.carried.local_width(context_.tensor->size(), context_.tensor->rank());
+        break;
       case Kind::result: break;
     }
   }
@@ -111,10 +114,12 @@ void BranchExecutor::find_reruns() {
   }
 }
 
-void BranchExecutor::prepare(int slots, const Tensor& layer_loss) {
+void BranchExecutor::prepare(int slots, const Tensor& layer_loss, const CarriedTensors& carried) {
   layer_loss_ = layer_loss;
+  carried_ = &carried;
   slots_.assign(static_cast<std::size_t>(slots), {});
   for (Slot& slot : slots_) {
+    slot.number = static_cast<int>(&slot - slots_.data());
     slot.values.resize(branch_.values.size());
     slot.gradients.resize(branch_.values.size());
     slot.kept.resize(branch_.nodes.size());
@@ -169,6 +174,7 @@ Tensor BranchExecutor::tensor_of(const Slot& slot, Value value) const {
     case Kind::view: return view(slot.values[index(what.parent)], what);
     case Kind::parameter: return context_.parameters->weight(ids_[what.parameter]);
     case Kind::constant: return constants_[index(value)];
+    case Kind::carried: return carried_->value(slot.number, what.carried.name);
     case Kind::product:
     case Kind::result: break;
   }
@@ -178,6 +184,7 @@ Tensor BranchExecutor::tensor_of(const Slot& slot, Value value) const {
 Tensor BranchExecutor::gradient_of(const Slot& slot, Value value) const {
   const ValueSpec& what = spec(value);
   if (what.kind == Kind::view) return view(slot.gradients[index(what.parent)], what);
+  if (what.kind == Kind::carried) return carried_->gradient(slot.number, what.carried.name);
   return slot.gradients[index(value)];
 }
 
@@ -249,6 +256,9 @@ void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_ba
       case Node::Kind::loss:
         if (run == Run::first && states.empty()) add_loss(slot, n, micro_batch);
         break;
+      case Node::Kind::carry:
+        if (run == Run::first) carry(slot, node);
+        break;
       case Node::Kind::contract: contract(slot, node, branch_out); break;
       case Node::Kind::apply:
         if (states.empty() || state_counts_[n] == 0) {
@@ -318,6 +328,10 @@ void BranchExecutor::contract(Slot& slot, const Node& node, const Tensor& branch
                    values);
   });
   sum.finish();
+}
+
+void BranchExecutor::carry(Slot& slot, const Node& node) {
+  copy(context_.execution, tensor_of(slot, node.inputs[0]), carried_->value(slot.number, node.carried.name));
 }
 
 void BranchExecutor::add_loss(Slot& slot, std::size_t n, const MicroBatch& micro_batch) {

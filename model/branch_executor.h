@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "model/branch.h"
+#include "model/carried.h"
 #include "model/model_context.h"
 #include "model/token_split.h"
 
@@ -19,8 +20,9 @@ class BranchExecutor {
  public:
   BranchExecutor(Branch branch, const ModelContext& context);
 
-  // Makes room for `slots` stashes. layer_loss: fp64 [1], to which the branch adds its losses.
-  void prepare(int slots, const Tensor& layer_loss);
+  // Makes room for `slots` stashes. layer_loss: fp64 [1], to which the branch adds its losses. carried: the stage's,
+  // with as many slots.
+  void prepare(int slots, const Tensor& layer_loss, const CarriedTensors& carried);
   // The tensors of a slot's stash for micro-batches of this shape, the sum first. Valid until the next prepare.
   std::vector<StashTensor> stash(int slot, const BatchShape& shape);
 
@@ -56,6 +58,7 @@ class BranchExecutor {
 
  private:
   struct Slot {
+    int number = 0;
     Tensor sum, inverse_rms;                    // [residual rows, hidden], [residual rows]
     std::vector<Tensor> values;                 // by value, null for what has no memory of its own
     std::vector<std::vector<Tensor>> kept;      // by node: what its operation keeps,
@@ -101,6 +104,7 @@ class BranchExecutor {
   void project(Slot& slot, const Node& node, const Tensor& normed);
   void apply(Slot& slot, std::size_t node, const MicroBatch& micro_batch, Run run);
   void step(Slot& slot, std::size_t node, const MicroBatch& micro_batch, std::span<const Tensor> states);
+  void carry(Slot& slot, const Node& node);
   void add_loss(Slot& slot, std::size_t node, const MicroBatch& micro_batch);
   void contract(Slot& slot, const Node& node, const Tensor& branch_out);
 
@@ -121,6 +125,7 @@ class BranchExecutor {
   void begin_backward(Slot& slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out);
   void take_gradients(Slot& slot, Arena& arena, bool for_products);
   void differentiate(Differentiation& pass);
+  void differentiate_carried(Differentiation& pass, const Node& node);
   void differentiate_product(Differentiation& pass, const Node& node);
   void differentiate_operation(Differentiation& pass, std::size_t node);
   void differentiate_loss(Differentiation& pass, std::size_t node);
@@ -146,6 +151,7 @@ class BranchExecutor {
   bool normed_read_ = false;                          // by operations, not by outer alone
   std::size_t last_kept_node_ = 0;                    // the last that writes something kept
   Tensor layer_loss_;
+  const CarriedTensors* carried_ = nullptr;
   std::vector<Slot> slots_;
 };
 

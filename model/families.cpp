@@ -1,12 +1,22 @@
 // What the layers of each model family are made of.
 #include "model/families.h"
 
+#include <algorithm>
+
 #include "model/families/transnormer/layers.h"
 
 namespace fulmen {
 
 std::vector<Branch> layer_branches(const ModelConfig& config, std::int64_t layer) {
   return transnormer_layer(config, layer);
+}
+
+bool has_layer_losses(const ModelConfig& config) {
+  for (std::int64_t layer = 0; layer < config.layers; ++layer)
+    for (const Branch& branch : layer_branches(config, layer))
+      if (std::ranges::any_of(branch.nodes, [](const Node& node) { return node.kind == Node::Kind::loss; }))
+        return true;
+  return false;
 }
 
 std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std::int64_t first, std::int64_t end) {

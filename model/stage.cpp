@@ -53,8 +53,44 @@ std::int64_t parameter_count(const ModelConfig& config) {
   return count;
 }
 
+namespace {
+
+// The carried tensors that layers of the stage write or read, or that pass through it.
+std::vector<CarriedSpec> carried_through(const ModelConfig& config, const StageRange& range,
+                                         const Communicator& tensor) {
+  struct Span {
+    CarriedPort port;
+    std::int64_t written = -1, last_read = -1;  // layers
+  };
+  std::vector<Span> spans;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer)
+    for (const Branch& branch : layer_branches(config, layer)) {
+      for (const ValueSpec& value : branch.values) {
+        if (value.kind != ValueSpec::Kind::carried) continue;
+        const auto span = std::ranges::find_if(spans, [&](const Span& s) { return s.port.name == value.carried.name; });
+        FULMEN_CHECK(span != spans.end(), "layer {} reads {}, which no branch before it carries", layer,
+                     value.carried.name);
+        span->last_read = layer;
+      }
+      for (const Node& node : branch.nodes)
+        if (node.kind == Node::Kind::carry) spans.push_back({node.carried, layer, layer});
+    }
+  std::vector<CarriedSpec> specs;
+  for (const Span& span : spans)
+    if (span.written < range.end_layer && span.last_read >= range.first_layer)
+      specs.push_back({span.port.name, span.port.local_width(tensor.size(), tensor.rank()),
+                       span.written < range.first_layer, span.last_read >= range.end_layer});
+  return specs;
+}
+
+}  // namespace
+
 Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelContext& context, Recompute recompute)
-    : range_(range), context_(context), recompute_(recompute), hidden_(config.hidden) {
+    : range_(range),
+      context_(context),
+      recompute_(recompute),
+      hidden_(config.hidden),
+      carried_(carried_through(config, range, *context.tensor)) {
   if (range.embedding) embedding_.emplace(config, context);
   for (std::int64_t layer = range.first_layer; layer < range.end_layer; ++layer) {
     Layer& executors = layers_.emplace_back();
@@ -69,8 +105,9 @@ Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelCont
 void Stage::prepare(const BatchShape& shape, int slots) {
   shape_ = shape;
   if (head_) head_->prepare(shape, slots);
+  carried_.prepare(shape, slots, context_.activation_dtype(), context_.execution);
   for (const Layer& layer : layers_)
-    for (const auto& branch : layer) branch->prepare(slots, layer_loss_sum_);
+    for (const auto& branch : layer) branch->prepare(slots, layer_loss_sum_, carried_);
   stash_.clear();
   dropped_.assign(static_cast<std::size_t>(slots), std::vector<std::vector<StashTensor>>(layers_.size()));
   for (int slot = 0; slot < slots; ++slot)
@@ -124,7 +161,8 @@ void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input
   Arena& scratch = *context_.execution.scratch;
   const Arena::Frame frame(scratch);
   const Tensor branch_memory = take_activation(scratch);
-  Tensor residual = input, branch;
+  Tensor residual = residual_of(input), branch;
+  if (input) carried_.enter(context_.execution, slot, carried_of(input));
   if (embedding_) {
     residual = layers_.front().front()->sum(slot);
     embedding_->forward(micro_batch, residual);
@@ -144,7 +182,18 @@ void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input
   if (head_)
     head_->forward(slot, micro_batch, residual, branch, gradient, loss_sum_);
   else
-    add(context_.execution, residual, branch, output);
+    add(context_.execution, residual, branch, residual_of(output));
+  if (output) carried_.leave(context_.execution, slot, carried_of(output));
+}
+
+Tensor Stage::residual_of(const Tensor& crossing) const {
+  if (!crossing) return {};
+  return crossing.flatten().slice(0, 0, rows() * hidden_).reshape({rows(), hidden_});
+}
+
+Tensor Stage::carried_of(const Tensor& crossing) const {
+  if (!crossing) return {};
+  return crossing.flatten().slice(0, rows() * hidden_, crossing.elements());
 }
 
 Tensor Stage::take_activation(Arena& arena) const {
@@ -171,19 +220,21 @@ Stage::Kept& Stage::keep(int slot) {
 
 void Stage::backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input) {
   Arena& arena = keep(slot).arena;
-  TokenGather d(context_, head_ ? head_->d_in(slot) : d_output, shape_.tokens(), arena);
+  TokenGather d(context_, head_ ? head_->d_in(slot) : residual_of(d_output), shape_.tokens(), arena);
+  carried_.begin_backward(context_.execution, slot, carried_of(d_output));
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
     LayerHooks::call(context_.hooks.before_backward_input, number_of(layer));
     const Arena::Frame restored(*context_.execution.scratch);
     restore(slot, layer, micro_batch);
     for (std::size_t i = layers_[layer].size(); i-- > 0;) {
       const bool first = layer == 0 && i == 0;
-      TokenGather d_in = first && !embedding_ ? TokenGather(d_input) : gathered_activation(arena);
+      TokenGather d_in = first && !embedding_ ? TokenGather(residual_of(d_input)) : gathered_activation(arena);
       layers_[layer][i]->backward_input(slot, micro_batch, arena, d, d_in);
       d = std::move(d_in);
     }
   }
   if (embedding_) embedding_->backward(micro_batch, d);
+  if (d_input) carried_.end_backward(context_.execution, slot, carried_of(d_input));
 }
 
 void Stage::backward_weight(int slot) {
@@ -201,7 +252,9 @@ void Stage::backward_weight(int slot) {
 void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input) {
   Arena& scratch = *context_.execution.scratch;
   const Arena::Frame frame(scratch);
-  TokenGather incoming(context_, head_ ? head_->d_in(slot) : d_output, shape_.tokens(), scratch), outgoing(d_input);
+  TokenGather incoming(context_, head_ ? head_->d_in(slot) : residual_of(d_output), shape_.tokens(), scratch),
+      outgoing(residual_of(d_input));
+  carried_.begin_backward(context_.execution, slot, carried_of(d_output));
   // Gradients between branches, in turns.
   TokenGather even = gathered_activation(scratch), odd = gathered_activation(scratch);
   TokenGather *d = &incoming, *next = &even, *after = &odd;
@@ -222,6 +275,7 @@ void Stage::backward(int slot, const MicroBatch& micro_batch, const Tensor& d_ou
     LayerHooks::call(context_.hooks.after_backward_weight, number_of(layer));
   }
   if (embedding_) embedding_->backward(micro_batch, *d);
+  if (d_input) carried_.end_backward(context_.execution, slot, carried_of(d_input));
 }
 
 std::vector<StateSpec> Stage::states(std::int64_t batch, std::int64_t length) const {

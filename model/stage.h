@@ -37,13 +37,15 @@ class Stage {
   // Allocates for up to `slots` micro-batches of this shape in flight.
   void prepare(const BatchShape& shape, int slots);
 
-  // input [rows(), hidden], null where the embedding is; output alike, written for the next stage, null where the head
-  // is. With `gradient` a backward pass will follow.
+  // What crosses a border of stages is the residual stream [rows(), hidden], and after it the carried tensors that
+  // cross there (model/carried.h), end to end: entering_elements() in front of the stage, leaving_elements() behind it.
+  // input: null where the embedding is; output alike, written for the next stage, null where the head is. With
+  // `gradient` a backward pass will follow.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient);
 
-  // d_output [rows(), hidden], null where the head is; it must live until the slot's backward_weight. d_input alike,
-  // written for the stage before, null where the embedding is. What the forward pass did not keep is made again layer
-  // by layer.
+  // d_output: the gradient of output, null where the head is; it must live until the slot's backward_weight. d_input
+  // alike, written for the stage before, null where the embedding is. What the forward pass did not keep is made again
+  // layer by layer.
   void backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
   void backward_weight(int slot);
   // Both halves, branch by branch, in less memory.
@@ -65,6 +67,8 @@ class Stage {
   // Rows of what enters and leaves the stage, once prepared: all tokens, or this rank's part of them
   // (model/token_split.h).
   std::int64_t rows() const { return residual_rows(context_, shape_.tokens()); }
+  std::int64_t entering_elements() const { return rows() * hidden_ + carried_.entering_elements(); }
+  std::int64_t leaving_elements() const { return rows() * hidden_ + carried_.leaving_elements(); }
   const StageRange& range() const { return range_; }
   const std::optional<LanguageHead>& head() const { return head_; }
   // The hidden state that enters a layer of this stage, as of the slot's last forward: [rows(), hidden].
@@ -78,6 +82,9 @@ class Stage {
     int slot = -1;  // -1: free
   };
   Kept& keep(int slot);
+  // The parts of what crosses a border, null of null: the residual stream, and the carried tensors.
+  Tensor residual_of(const Tensor& crossing) const;
+  Tensor carried_of(const Tensor& crossing) const;
   Tensor take_activation(Arena& arena) const;
   TokenGather gathered_activation(Arena& arena) const;  // whose whole may be asked for
   std::int64_t number_of(std::size_t layer) const { return range_.first_layer + static_cast<std::int64_t>(layer); }
@@ -94,6 +101,7 @@ class Stage {
   std::int64_t hidden_;
   BatchShape shape_;
   std::optional<TokenEmbedding> embedding_;
+  CarriedTensors carried_;
   std::vector<Layer> layers_;
   std::optional<LanguageHead> head_;
   std::vector<OwnedTensor> stash_;                              // what is kept, of all slots and layers

@@ -7,34 +7,48 @@
 
 namespace fulmen {
 
-MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, const Execution& execution) {
+namespace {
+
+// Calls f(values, view, shape) for each array of a batch: the list that placing and copying share. The last one, whose
+// length differs from batch to batch, is copied as far as it goes.
+template <class F>
+void for_each_array(const Batch& batch, MicroBatch& view, const F& f) {
+  const std::int64_t tokens = view.shape.tokens(), rows = view.shape.batch;
+  f(batch.tokens, view.tokens, Shape{tokens});
+  f(batch.targets, view.targets, Shape{tokens});
+  f(batch.weights, view.weights, Shape{tokens});
+  f(batch.positions, view.positions, Shape{rows, view.shape.length});
+  f(batch.order.places, view.order.positions, Shape{tokens});
+  f(batch.tokens_before, view.tokens_before, Shape{rows});
+  f(batch.tokens_after, view.tokens_after, Shape{rows});
+  f(batch.segments, view.segments, Shape{tokens + 1});
+}
+
+template <class T>
+constexpr DType element_type(const std::vector<T>&) {
+  return dtype_of<T>;
+}
+
+}  // namespace
+
+MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, double sample_scale, const Execution& execution) {
   constexpr std::size_t alignment = 256;
+  view_.shape = shape;
+  view_.sample_scale = sample_scale;
   std::size_t bytes = 0;
   std::vector<std::size_t> offsets;
-  const auto place = [&](DType dtype, std::int64_t elements) {
+  for_each_array({}, view_, [&](const auto& values, const Tensor&, const Shape& extents) {
     offsets.push_back(bytes);
-    bytes += (static_cast<std::size_t>(elements) * size_of(dtype) + alignment - 1) / alignment * alignment;
-  };
-  const std::int64_t tokens = shape.tokens();
-  for (const DType dtype : {DType::int32, DType::int32, DType::fp32, DType::int64, DType::int32}) place(dtype, tokens);
-  for (int side = 0; side < 2; ++side) place(DType::int64, shape.batch);
-  place(DType::int64, tokens + 1);
-
+    const std::size_t own = static_cast<std::size_t>(elements_of(extents)) * size_of(element_type(values));
+    bytes += (own + alignment - 1) / alignment * alignment;
+  });
   memory_ = OwnedTensor(execution.device, DType::uint8, {static_cast<std::int64_t>(bytes)}, MemoryKind::data,
                         *execution.ledger);
-  const auto view = [&](std::size_t i, DType dtype, const Shape& s) {
-    return Tensor(static_cast<std::byte*>(memory_.view().data()) + offsets[i], dtype, s, execution.device);
-  };
-  view_ = {shape,
-           view(0, DType::int32, {tokens}),
-           view(1, DType::int32, {tokens}),
-           view(2, DType::fp32, {tokens}),
-           view(3, DType::int64, {shape.batch, shape.length}),
-           view(7, DType::int64, {tokens + 1}),
-           view(5, DType::int64, {shape.batch}),
-           view(6, DType::int64, {shape.batch}),
-           {view(4, DType::int32, {tokens})},
-           {}};
+  std::size_t next = 0;
+  for_each_array({}, view_, [&](const auto& values, Tensor& view, const Shape& extents) {
+    std::byte* const place = static_cast<std::byte*>(memory_.view().data()) + offsets[next++];
+    view = Tensor(place, element_type(values), extents, execution.device);
+  });
   if (execution.device.kind == DeviceKind::cuda) {
     pinned_.reset(static_cast<std::byte*>(gpu::allocate_pinned(bytes)));
     copied_ = gpu::Event(execution.device);
@@ -60,20 +74,12 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
 
   if (copied_) copied_.synchronize();
   std::size_t used = 0;
-  const auto put = [&](const auto& values, const Tensor& to) {
+  for_each_array(batch, view_, [&](const auto& values, const Tensor& to, const Shape&) {
     const auto offset =
         static_cast<std::size_t>(static_cast<std::byte*>(to.data()) - static_cast<std::byte*>(memory.data()));
     std::memcpy(staging() + offset, values.data(), to.bytes());
     used = offset + to.bytes();
-  };
-  put(batch.tokens, view_.tokens);
-  put(batch.targets, view_.targets);
-  put(batch.weights, view_.weights);
-  put(batch.positions, view_.positions);
-  put(batch.order.places, view_.order.positions);
-  put(batch.tokens_before, view_.tokens_before);
-  put(batch.tokens_after, view_.tokens_after);
-  put(batch.segments, view_.segments);
+  });
   copy_to_device(execution, staging(), memory.slice(0, 0, static_cast<std::int64_t>(used)));
   if (copied_) copied_.record(execution.stream);
   return view_;

@@ -13,7 +13,8 @@ namespace fulmen {
 
 class MicroBatchBuffers {
  public:
-  MicroBatchBuffers(const BatchShape& shape, const Execution& execution);
+  // sample_scale: 1 / samples of the global batch.
+  MicroBatchBuffers(const BatchShape& shape, double sample_scale, const Execution& execution);
   // Copies a batch of this shape in; loss_scale (fp64 [1]) is passed on. Returns the view that layers read. On a GPU
   // the host waits for nothing but the copy of the batch before, in case that is still to come.
   const MicroBatch& fill(const Batch& batch, const Tensor& loss_scale, const Execution& execution);

@@ -7,6 +7,7 @@
 
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
+#include "model/families.h"
 #include "model/stage_costs.h"
 
 namespace fulmen {
@@ -120,12 +121,13 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
                options.layout.overlaps("tensor") && mesh.size(Axis::tensor) > 1,
                static_cast<int>(options.layout.communication_multiprocessors)},
       stages_(make_stages(config, ranges_, mesh, context_, parse_recompute(options.layout.recompute))),
+      layers_lose_(has_layer_losses(config)),
       sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution),
       weights_(parameters_, mesh, options.layout.overlaps("weights"), execution),
       executor_(pointers_to(stages_), mesh.along(Axis::pipeline),
                 {{options.micro_batch.batch, slice_.size()},
-                 config.hidden,
                  options.precision.parameters,
+                 1.0 / static_cast<double>(options.micro_batch.batch * options.micro_batches * mesh.size(Axis::data)),
                  report_.peak_slots[static_cast<std::size_t>(mesh.coordinate(Axis::pipeline))],
                  options.layout.overlaps("pipeline")},
                 execution),
@@ -151,18 +153,25 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
 
 void ModelRunner::reset_loss() {
   fill_zero(execution_, stage().loss_sum());
+  if (layers_lose_)
+    for (const auto& stage : stages_) fill_zero(execution_, stage->layer_loss_sum());
   targets_ = 0.0;
 }
 
 StepLoss ModelRunner::reduce_loss() {
   // Losses live on the last stage only, and every rank of a tensor group has them; targets are known on all stages.
   Communicator& ranks = mesh_.along({Axis::sequence, Axis::data, Axis::pipeline});
-  std::array<double, 3> sums = {0.0, targets_ / mesh_.size(Axis::pipeline), 0.0};
+  std::array<double, 4> sums = {0.0, targets_ / mesh_.size(Axis::pipeline), 0.0, 0.0};
   copy_to_host(execution_, stage().loss_sum(), &sums[0]);
+  for (std::size_t i = 0; layers_lose_ && i < stages_.size(); ++i) {
+    double own = 0.0;
+    copy_to_host(execution_, stages_[i]->layer_loss_sum(), &own);
+    sums[3] += own;
+  }
   sums[2] =
       executor_.waiting_seconds() / ranks.size();  // the device is done with the step: reading it waits for nothing
-  ranks.all_reduce(Tensor(sums.data(), DType::fp64, {3}), ReduceOp::sum, Stream{});
-  return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1], sums[2]};
+  ranks.all_reduce(Tensor(sums.data(), DType::fp64, {static_cast<std::int64_t>(sums.size())}), ReduceOp::sum, Stream{});
+  return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1], sums[3], sums[2]};
 }
 
 StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::function<void()>& update) {

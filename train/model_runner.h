@@ -28,6 +28,7 @@ struct ModelRunnerOptions {
 struct StepLoss {
   double loss_nats = 0.0;  // mean over the targets that count
   double targets = 0.0;
+  double layer_loss = 0.0;       // what layers themselves add to what is trained on (routers), the mean over samples
   double waiting_seconds = 0.0;  // of the last pass through the pipeline, for its transfers: the mean of the ranks
 };
 
@@ -93,6 +94,7 @@ class ModelRunner {
   OwnedTensor slice_bounds_;
   ModelContext context_;
   std::vector<std::unique_ptr<Stage>> stages_;  // this rank's model chunks
+  bool layers_lose_ = false;                    // some layer of the model adds to the loss
   GradientSync sync_;
   WeightGather weights_;
   PipelineExecutor executor_;

@@ -50,11 +50,14 @@ PipelineExecutor::PipelineExecutor(std::vector<Stage*> stages, Communicator& pip
     stages[c]->prepare(options.shape, options.slots[c]);
     chunks_.push_back({stages[c], {}, {}});
     for (int i = 0; i < options.slots[c]; ++i)
-      chunks_.back().slots.push_back({std::make_unique<MicroBatchBuffers>(options.shape, execution), -1});
+      chunks_.back().slots.push_back(
+          {std::make_unique<MicroBatchBuffers>(options.shape, options.sample_scale, execution), -1});
   }
-  make_buffer_ = [=, rows = stages.front()->rows()] {
-    return OwnedTensor(execution.device, options.activation, {rows, options.hidden}, MemoryKind::communication,
-                       *execution.ledger);
+  std::int64_t elements = 0;
+  for (const Stage* stage : stages)
+    elements = std::max({elements, stage->entering_elements(), stage->leaving_elements()});
+  make_buffer_ = [=] {
+    return OwnedTensor(execution.device, options.activation, {elements}, MemoryKind::communication, *execution.ledger);
   };
 }
 
@@ -112,11 +115,14 @@ void PipelineExecutor::finish_micro_batch(const Instruction& instruction) {
 }
 
 Tensor PipelineExecutor::transfer_buffer(const Instruction& instruction) {
+  const Stage& stage = *chunk_of(instruction).stage;
+  const auto behind = [&](const Tensor& buffer) { return buffer.slice(0, 0, stage.leaving_elements()); };
+  const auto in_front = [&](const Tensor& buffer) { return buffer.slice(0, 0, stage.entering_elements()); };
   switch (instruction.operation) {
-    case Operation::send_forward: return outputs_.get(instruction.micro_batch, instruction.chunk);
-    case Operation::send_backward: return d_inputs_.get(instruction.micro_batch, instruction.chunk);
-    case Operation::receive_forward: return inputs_.acquire(instruction, make_buffer_);
-    case Operation::receive_backward: return d_outputs_.acquire(instruction, make_buffer_);
+    case Operation::send_forward: return behind(outputs_.get(instruction.micro_batch, instruction.chunk));
+    case Operation::send_backward: return in_front(d_inputs_.get(instruction.micro_batch, instruction.chunk));
+    case Operation::receive_forward: return in_front(inputs_.acquire(instruction, make_buffer_));
+    case Operation::receive_backward: return behind(d_outputs_.acquire(instruction, make_buffer_));
     default: break;
   }
   throw InternalError("not a transfer: " + to_string(instruction));

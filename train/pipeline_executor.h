@@ -23,10 +23,10 @@ struct StepHandlers {
 
 struct PipelineOptions {
   BatchShape shape;  // of a micro-batch on this rank
-  std::int64_t hidden = 0;
   DType activation = DType::fp32;
-  std::vector<int> slots;  // micro-batches in flight, by chunk
-  bool overlap = false;    // transfers go on beside passes
+  double sample_scale = 0.0;  // 1 / samples of the global batch
+  std::vector<int> slots;     // micro-batches in flight, by chunk
+  bool overlap = false;       // transfers go on beside passes
 };
 
 class PipelineExecutor {

@@ -14,7 +14,7 @@ namespace {
 TEST(MicroBatchBuffers, HoldABatch) {
   ExecutionResources resources(testing::test_device());
   const Execution& execution = resources.execution();
-  MicroBatchBuffers buffers({sample_rows, 21}, execution);
+  MicroBatchBuffers buffers({sample_rows, 21}, 0.25, execution);
   const Tensor scale = testing::Host().tensor(DType::fp64, {1}, {0.5});
   const void* address = nullptr;
   for (const std::int64_t begin : {0, 7}) {
@@ -43,7 +43,7 @@ TEST(MicroBatchBuffers, HoldABatch) {
 
 TEST(MicroBatchBuffers, RefuseABatchWithoutItsOrder) {
   ExecutionResources resources(testing::test_device());
-  MicroBatchBuffers buffers({sample_rows, 21}, resources.execution());
+  MicroBatchBuffers buffers({sample_rows, 21}, 0.25, resources.execution());
   Batch batch = sample_slice(40, {0, 21});
   batch.order = {};
   EXPECT_THROW(buffers.fill(batch, {}, resources.execution()), InternalError);
