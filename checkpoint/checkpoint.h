@@ -71,8 +71,8 @@ class CheckpointReader {
   Shape shape(const std::string& name) const;
   DType dtype(const std::string& name) const;
   // Reads the hyperslab at `offset` of `memory`'s shape, converting to its dtype. Throws UserError naming the tensor
-  // when it is missing, of another shape (global_shape is compared unless empty) or incomplete (a missing piece reads
-  // as NaN).
+  // when it is missing, of another shape (global_shape is compared unless empty), incomplete, or kept anywhere but in
+  // the shards that the manifest lists.
   void read(const TensorPiece& piece) const;
 
  private:

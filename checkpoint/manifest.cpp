@@ -11,6 +11,7 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/hash.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -73,11 +74,6 @@ void check_format(const YAML::Node& root, const fs::path& path) {
   if (version < 1) refuse(path, fmt::format("has the unknown version {}: the manifest is damaged", version));
 }
 
-// A manifest may name files beside it only.
-bool is_plain_name(const std::string& file) {
-  return !file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos;
-}
-
 std::vector<FileRecord> parse_files(const YAML::Node& node, const fs::path& path) {
   if (!node.IsSequence()) refuse(path, "its key 'files' is not a list: the manifest is damaged");
   std::vector<FileRecord> files;
@@ -86,9 +82,9 @@ std::vector<FileRecord> parse_files(const YAML::Node& node, const fs::path& path
     if (!entry.IsMap()) refuse(path, "its key 'files' holds no maps: the manifest is damaged");
     FileRecord record{scalar<std::string>(entry, "file", path), static_cast<std::uint64_t>(count(entry, "bytes", path)),
                       scalar<std::string>(entry, "xxh3", path)};
-    if (!is_plain_name(record.file) || !seen.insert(record.file).second) {
-      refuse(path, fmt::format("lists '{}', which is not a name it may list", record.file));
-    }
+    const std::string problem = file_name_problem(record.file);
+    if (!problem.empty()) refuse(path, fmt::format("lists the file '{}', which {}", record.file, problem));
+    if (!seen.insert(record.file).second) refuse(path, fmt::format("lists the file '{}' twice", record.file));
     files.push_back(std::move(record));
   }
   if (!seen.contains(parameters_file)) refuse(path, fmt::format("does not list {}", parameters_file));

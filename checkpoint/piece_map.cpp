@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "framework/error.h"
+#include "framework/outside_numbers.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -31,6 +32,10 @@ std::string describe(const StoredPiece& piece) {
 }
 
 std::string misfit(const StoredPiece& piece, const StoredPiece& first) {
+  if (!is_countable(piece.global_shape)) {
+    return fmt::format("{} says that the whole is {}, which no file can hold", piece.file,
+                       to_string(piece.global_shape));
+  }
   if (piece.global_shape != first.global_shape) {
     return fmt::format("{} says that the whole is {}, {} that it is {}", first.file, to_string(first.global_shape),
                        piece.file, to_string(piece.global_shape));

@@ -1,7 +1,7 @@
-// Reading through the virtual datasets. A hole among the pieces reads as NaN (for integers: as zero); what looks like
-// one is looked up in the shards themselves, so that a parameter that really is NaN is told from one that is missing.
+// Reading piece by piece: the virtual datasets of the index say where each piece lies, and are themselves never read,
+// so that no file is opened that the manifest does not list, and a hole among the pieces is not taken for NaN.
 #include <algorithm>
-#include <cmath>
+#include <map>
 #include <set>
 
 #include <fmt/format.h>
@@ -21,42 +21,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-template <class T>
-bool holds_nan(const Tensor& memory) {
-  if (memory.rank() > 0 && !memory.is_contiguous()) {
-    for (std::int64_t i = 0; i < memory.size(0); ++i) {
-      if (holds_nan<T>(memory.select(0, i))) return true;
-    }
-    return false;
-  }
-  const T* values = memory.as<T>();
-  bool found = false;
-  for (std::int64_t i = 0; i < memory.elements(); ++i) found |= std::isnan(values[i]);
-  return found;
-}
-
-bool may_have_hole(const Tensor& memory) {
-  if (memory.dtype() == DType::fp32) return holds_nan<float>(memory);
-  if (memory.dtype() == DType::fp64) return holds_nan<double>(memory);
-  return true;
-}
-
-// The pieces of a tensor that its shards hold.
-std::vector<StoredPiece> pieces_in_shards(const fs::path& folder, const CheckpointManifest& manifest,
-                                          const std::string& name) {
-  std::vector<StoredPiece> pieces;
-  for (const FileRecord& record : manifest.files) {
-    if (!is_shard(record.file)) continue;
-    const hdf5::File shard = hdf5::File::open(folder / record.file);
-    for (std::int64_t ordinal = 0; shard.exists(piece_dataset(name, ordinal)); ++ordinal) {
-      const hdf5::Dataset dataset = shard.dataset(piece_dataset(name, ordinal));
-      pieces.push_back({name, dataset.dtype(), dataset.read_attribute("global_shape"), dataset.read_attribute("offset"),
-                        dataset.shape(), record.file, piece_dataset(name, ordinal)});
-    }
-  }
-  return pieces;
-}
-
 // A shard that the manifest does not know would be read through the index, without a checksum.
 void check_shards_are_listed(const fs::path& folder, const CheckpointManifest& manifest) {
   std::error_code error;
@@ -75,30 +39,80 @@ void check_shards_are_listed(const fs::path& folder, const CheckpointManifest& m
 }  // namespace
 
 struct CheckpointReader::State {
+  static constexpr std::size_t most_open_shards = 64;
+
   fs::path folder;
   CheckpointManifest manifest;
   hdf5::File file;
   std::set<std::string> names;
-  mutable std::set<std::string> whole;  // tensors whose pieces have been looked up
+  // Of the tensor that was read last: callers read the pieces of one after the other.
+  mutable std::string mapped;
+  mutable hdf5::VirtualMap whole;
+  mutable std::map<std::string, hdf5::File> shards;  // that are open
 
-  hdf5::Dataset dataset(const std::string& name) const {
-    if (names.contains(name)) return file.dataset("/" + name);
+  hdf5::VirtualMap map(const std::string& name) const {
+    if (names.contains(name)) return file.virtual_map("/" + name);
     const std::string nearest = nearest_name(name, {names.begin(), names.end()});
     throw UserError(folder.string(), "the checkpoint has no tensor " + name,
                     nearest.empty() ? "check that it is a checkpoint of this model"
                                     : fmt::format("check that it is a checkpoint of this model; it has {}", nearest));
   }
 
-  void require_whole(const std::string& name, const Shape& shape) const {
-    if (whole.contains(name)) return;
-    const std::vector<StoredPiece> pieces = pieces_in_shards(folder, manifest, name);
-    std::string problem = coverage_problem(pieces);
-    if (problem.empty() && pieces[0].global_shape != shape) problem = "the shards and the index disagree on its shape";
-    if (!problem.empty()) {
-      throw UserError(folder.string(), fmt::format("the tensor {} is incomplete: {}", name, problem),
-                      "restore the checkpoint's files, or take an older checkpoint");
+  [[noreturn]] void refuse(const std::string& name, const std::string& problem) const {
+    throw UserError(folder.string(), fmt::format("the tensor {} is incomplete: {}", name, problem),
+                    "restore the checkpoint's files, or take an older checkpoint");
+  }
+
+  // The map of a tensor whose pieces lie in listed shards and make it whole.
+  const hdf5::VirtualMap& whole_map(const std::string& name) const {
+    if (mapped == name) return whole;
+    hdf5::VirtualMap found = map(name);
+    std::vector<StoredPiece> pieces;
+    for (const hdf5::VirtualSource& source : found.sources) {
+      if (!is_shard(source.file) ||
+          std::ranges::find(manifest.files, source.file, &FileRecord::file) == manifest.files.end()) {
+        refuse(name, fmt::format("a piece of it lies in {}, which is no shard that the manifest lists", source.file));
+      }
+      pieces.push_back({name, found.dtype, found.shape, source.offset, source.shape, source.file, source.dataset});
     }
-    whole.insert(name);
+    if (const std::string problem = coverage_problem(pieces); !problem.empty()) refuse(name, problem);
+    whole = std::move(found);
+    mapped = name;
+    return whole;
+  }
+
+  const hdf5::File& shard(const std::string& name) const {
+    const auto found = shards.find(name);
+    if (found != shards.end()) return found->second;
+    if (shards.size() == most_open_shards) shards.clear();
+    return shards.emplace(name, hdf5::File::open(folder / name)).first->second;
+  }
+
+  hdf5::Dataset piece(const std::string& name, const hdf5::VirtualMap& map, const hdf5::VirtualSource& source) const {
+    const hdf5::File& file = shard(source.file);
+    if (!file.exists(source.dataset)) refuse(name, fmt::format("{} does not hold {}", source.file, source.dataset));
+    hdf5::Dataset dataset = file.dataset(source.dataset);
+    if (dataset.shape() != source.shape || dataset.dtype() != map.dtype) {
+      refuse(name, fmt::format("{} holds {} as {} {}, the index says {} {}", source.file, source.dataset,
+                               name_of(dataset.dtype()), to_string(dataset.shape()), name_of(map.dtype),
+                               to_string(source.shape)));
+    }
+    return dataset;
+  }
+
+  // Reads what a source has of the hyperslab at `offset` of `memory`'s shape.
+  void read_part(const std::string& name, const hdf5::VirtualMap& map, const hdf5::VirtualSource& source,
+                 const std::vector<std::int64_t>& offset, Tensor memory) const {
+    std::vector<std::int64_t> in_source(offset.size());
+    for (std::size_t d = 0; d < offset.size(); ++d) {
+      const int dimension = static_cast<int>(d);
+      const std::int64_t begin = std::max(offset[d], source.offset[d]);
+      const std::int64_t end = std::min(offset[d] + memory.size(dimension), source.offset[d] + source.shape[d]);
+      if (begin >= end) return;
+      in_source[d] = begin - source.offset[d];
+      memory = memory.slice(dimension, begin - offset[d], end - offset[d]);
+    }
+    piece(name, map, source).read(in_source, memory);
   }
 };
 
@@ -145,22 +159,30 @@ bool CheckpointReader::has(const std::string& name) const { return state_->names
 
 std::vector<std::string> CheckpointReader::names() const { return {state_->names.begin(), state_->names.end()}; }
 
-Shape CheckpointReader::shape(const std::string& name) const { return state_->dataset(name).shape(); }
+Shape CheckpointReader::shape(const std::string& name) const { return state_->map(name).shape; }
 
-DType CheckpointReader::dtype(const std::string& name) const { return state_->dataset(name).dtype(); }
+DType CheckpointReader::dtype(const std::string& name) const { return state_->map(name).dtype; }
 
 void CheckpointReader::read(const TensorPiece& piece) const {
-  const hdf5::Dataset dataset = state_->dataset(piece.name);
-  const Shape& stored = dataset.shape();
-  if (!piece.global_shape.empty() && piece.global_shape != stored) {
+  const hdf5::VirtualMap& whole = state_->whole_map(piece.name);
+  const auto refuse = [&](const Shape& needed, const std::string& where) {
     throw UserError(state_->folder.string(),
-                    fmt::format("the tensor {} has the shape {}, but {} is needed", piece.name, to_string(stored),
-                                to_string(piece.global_shape)),
+                    fmt::format("the tensor {} has the shape {}, but {}{} is needed", piece.name,
+                                to_string(whole.shape), to_string(needed), where),
                     "check that it is a checkpoint of this model");
-  }
+  };
+  if (!piece.global_shape.empty() && piece.global_shape != whole.shape) refuse(piece.global_shape, "");
   if (piece.memory.elements() == 0) return;
-  dataset.read(piece.offset, piece.memory);
-  if (may_have_hole(piece.memory)) state_->require_whole(piece.name, stored);
+  // A single element may come as any rank.
+  const bool one = piece.memory.elements() == 1;
+  const Tensor memory = one ? piece.memory.reshape(Shape(whole.shape.size(), 1)) : piece.memory;
+  bool inside = memory.shape().size() == whole.shape.size() && piece.offset.size() == whole.shape.size();
+  for (std::size_t d = 0; d < whole.shape.size() && inside; ++d) {
+    inside = piece.offset[d] >= 0 && memory.size(static_cast<int>(d)) <= whole.shape[d] - piece.offset[d];
+  }
+  if (!inside) refuse(memory.shape(), fmt::format(" at offset {}", to_string(piece.offset)));
+  for (const hdf5::VirtualSource& source : whole.sources)
+    state_->read_part(piece.name, whole, source, piece.offset, memory);
 }
 
 }  // namespace fulmen

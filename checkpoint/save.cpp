@@ -17,6 +17,7 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/hdf5.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -162,6 +163,7 @@ void write_index(const fs::path& partial, const PieceMap& map) {
 }
 
 FileRecord copy_extra(const fs::path& partial, const fs::path& source) {
+  require_regular_file(source);
   const std::string name = source.filename().string();
   std::error_code error;
   FULMEN_CHECK(!fs::exists(partial / name, error) && name != manifest_file,

@@ -14,6 +14,7 @@
 #include "framework/files.h"
 #include "framework/hash.h"
 #include "framework/log.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
 
@@ -63,6 +64,14 @@ class Section {
     return value.Scalar();
   }
 
+  // The name of a file beside the manifest.
+  std::string file_name(const std::string& key) const {
+    std::string name = text(key);
+    if (const std::string problem = file_name_problem(name); !problem.empty())
+      fail(key, fmt::format("is '{}', which {}", name, problem));
+    return name;
+  }
+
   std::int64_t integer(const std::string& key, std::int64_t least, std::int64_t most) const {
     const YAML::Node value = required(key);
     std::int64_t number = 0;
@@ -110,7 +119,7 @@ bool is_checksum(const std::string& text) {
 CorpusShard parse_shard(const Section& section) {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 16;
   CorpusShard shard;
-  shard.file = section.text("file");
+  shard.file = section.file_name("file");
   shard.tokens = section.integer("tokens", 0, most);
   shard.documents = section.integer("documents", 0, shard.tokens);
   if (shard.tokens > 0 && shard.documents == 0) section.fail("documents", "is 0, but the shard has tokens");
@@ -124,7 +133,7 @@ CorpusShard parse_shard(const Section& section) {
 void parse_tokenizer(const Section& top, const std::string& file, CorpusManifest& manifest) {
   const Section section(top.required("tokenizer"), file, "tokenizer: ", {"kind", "file"});
   manifest.tokenizer = parse_tokenizer_kind(section);
-  if (!section.is_null("file")) manifest.tokenizer_file = section.text("file");
+  if (!section.is_null("file")) manifest.tokenizer_file = section.file_name("file");
   if (manifest.tokenizer == TokenizerKind::sentencepiece && manifest.tokenizer_file.empty()) {
     section.fail("the key 'file' is missing");
   }

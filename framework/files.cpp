@@ -8,11 +8,12 @@
 #include <cerrno>
 #include <random>
 #include <system_error>
-#include <utility>
 
 #include <fmt/format.h>
 
+#include "framework/descriptor.h"
 #include "framework/error.h"
+#include "framework/outside_files.h"
 
 namespace fulmen {
 
@@ -21,21 +22,6 @@ namespace fs = std::filesystem;
 namespace {
 
 std::string reason(int code) { return std::generic_category().message(code); }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  int close() { return ::close(std::exchange(fd_, -1)); }
-
- private:
-  int fd_;
-};
 
 fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
@@ -76,16 +62,13 @@ int write_flush_close(Descriptor& file, std::string_view text) {
 }  // namespace
 
 std::string read_text(const fs::path& path) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) {
-    throw UserError(path.string(), "cannot be read: " + reason(errno), "check the path and its permissions");
-  }
+  const Descriptor file = open_regular_file(path);
   std::string text;
   std::string piece(std::size_t{1} << 16, '\0');
   for (;;) {
     const ssize_t got = ::read(file.get(), piece.data(), piece.size());
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw UserError(path.string(), "cannot be read: " + reason(errno), "check that it is a file");
+    if (got < 0) throw UserError(path.string(), "cannot be read: " + reason(errno), "check the disk");
     if (got == 0) return text;
     text.append(piece, 0, static_cast<std::size_t>(got));
   }

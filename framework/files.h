@@ -8,7 +8,8 @@
 
 namespace fulmen {
 
-std::string read_text(const std::filesystem::path& path);  // throws UserError when unreadable
+// The content of an ordinary file. Throws UserError for anything else.
+std::string read_text(const std::filesystem::path& path);
 // Writes to a temporary beside `path`, flushes to disk, renames. Throws UserError when the place is not writable.
 void write_text_atomically(const std::filesystem::path& path, std::string_view text);
 // Creates the folder and its parents, and checks that a file can be made in it. Throws UserError.

@@ -1,7 +1,6 @@
 // XXH3 through the xxHash library.
 #include "framework/hash.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +11,7 @@
 #include <xxhash.h>
 
 #include "framework/error.h"
+#include "framework/outside_files.h"
 
 namespace fulmen {
 
@@ -36,19 +36,15 @@ std::string Hasher::digest() const { return fmt::format("{:016x}", XXH3_64bits_d
 std::uint64_t hash_bytes(const void* data, std::size_t bytes) { return XXH3_64bits(data, bytes); }
 
 std::string hash_file(const std::filesystem::path& path) {
-  const auto unreadable = [&] {
-    return UserError(path.string(), "cannot be read: " + std::generic_category().message(errno),
-                     "check the path and its permissions");
-  };
-  const int opened = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (opened < 0) throw unreadable();
-  const std::unique_ptr<const int, void (*)(const int*)> closer(&opened, [](const int* fd) { ::close(*fd); });
+  const Descriptor file = open_regular_file(path);
   Hasher hasher;
   std::vector<char> piece(std::size_t{1} << 20);
   for (;;) {
-    const ssize_t got = ::read(opened, piece.data(), piece.size());
+    const ssize_t got = ::read(file.get(), piece.data(), piece.size());
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw unreadable();
+    if (got < 0) {
+      throw UserError(path.string(), "cannot be read: " + std::generic_category().message(errno), "check the disk");
+    }
     if (got == 0) return hasher.digest();
     hasher.update(piece.data(), static_cast<std::size_t>(got));
   }

@@ -1,9 +1,7 @@
-// The HDF5 C library behind its lock. The library's own error printing is off; its innermost message is quoted in ours.
+// Files, datasets and attributes through the HDF5 C library, every call of it behind the lock and checked.
 #include "framework/hdf5.h"
 
 #include <algorithm>
-#include <limits>
-#include <mutex>
 #include <system_error>
 #include <utility>
 
@@ -11,6 +9,8 @@
 #include <hdf5.h>
 
 #include "framework/error.h"
+#include "framework/hdf5_library.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 
 namespace fulmen::hdf5 {
@@ -18,113 +18,6 @@ namespace fulmen::hdf5 {
 namespace fs = std::filesystem;
 
 namespace {
-
-// Held during every call of the library. One thread may hold it more than once.
-class Lock {
- public:
-  Lock() : held_(mutex()) {
-    // A library built for threads keeps one error handler per thread.
-    thread_local const bool quiet = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
-    FULMEN_CHECK(quiet, "HDF5 does not start");
-  }
-
- private:
-  static std::recursive_mutex& mutex() {
-    static std::recursive_mutex instance;
-    // The library's own cleanup at exit crashes after a failed write; our handles close what is open anyway.
-    static const bool once = (H5dont_atexit(), true);
-    (void)once;
-    return instance;
-  }
-  std::lock_guard<std::recursive_mutex> held_;
-};
-
-std::string library_message() {
-  std::string message;
-  const auto take_innermost = [](unsigned n, const H5E_error2_t* error, void* data) -> herr_t {
-    if (n == 0 && error->desc != nullptr) *static_cast<std::string*>(data) = error->desc;
-    return 0;
-  };
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_innermost, &message);
-  // Of a failed system call only the reason is worth telling.
-  constexpr std::string_view label = "error message = '";
-  if (const std::size_t begin = message.find(label); begin != std::string::npos) {
-    message.erase(0, begin + label.size());
-    message.resize(std::min(message.find('\''), message.size()));
-  }
-  return message.empty() ? "no reason given" : message;
-}
-
-constexpr const char* restore = "restore the file, or make it anew";
-
-[[noreturn]] void fail(const std::string& where, const std::string& what, const std::string& remedy = {}) {
-  throw UserError(where, fmt::format("{} (HDF5: {})", what, library_message()), remedy);
-}
-
-// Passes an identifier on, or throws.
-hid_t checked(hid_t id, const std::string& where, const std::string& what, const std::string& remedy = {}) {
-  if (id < 0) fail(where, what, remedy);
-  return id;
-}
-
-void checked_call(herr_t result, const std::string& where, const std::string& what, const std::string& remedy = {}) {
-  if (result < 0) fail(where, what, remedy);
-}
-
-Handle property_list(hid_t of_class) {
-  return Handle(checked(H5Pcreate(of_class), "HDF5", "no property list"), H5Pclose);
-}
-
-hid_t memory_type(DType dtype) {
-  switch (dtype) {
-    case DType::fp64: return H5T_NATIVE_DOUBLE;
-    case DType::fp32: return H5T_NATIVE_FLOAT;
-    case DType::int64: return H5T_NATIVE_INT64;
-    case DType::int32: return H5T_NATIVE_INT32;
-    case DType::uint64: return H5T_NATIVE_UINT64;
-    case DType::uint32: return H5T_NATIVE_UINT32;
-    case DType::uint16: return H5T_NATIVE_UINT16;
-    case DType::uint8: return H5T_NATIVE_UINT8;
-    case DType::bf16:
-    case DType::fp16: break;
-  }
-  throw InternalError(fmt::format("HDF5 files do not hold {}", name_of(dtype)));
-}
-
-DType stored_dtype(hid_t type, const std::string& where) {
-  const std::size_t size = H5Tget_size(type);
-  const H5T_class_t type_class = H5Tget_class(type);
-  if (type_class == H5T_FLOAT && size == 8) return DType::fp64;
-  if (type_class == H5T_FLOAT && size == 4) return DType::fp32;
-  if (type_class == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_2) {
-    if (size == 8) return DType::int64;
-    if (size == 4) return DType::int32;
-  } else if (type_class == H5T_INTEGER) {
-    if (size == 8) return DType::uint64;
-    if (size == 4) return DType::uint32;
-    if (size == 2) return DType::uint16;
-    if (size == 1) return DType::uint8;
-  }
-  throw UserError(where, "holds elements of a type that is not read here",
-                  "store it as 32- or 64-bit floating-point numbers or integers, or unsigned 16- or 8-bit integers");
-}
-
-std::vector<hsize_t> extents(const Shape& shape) { return {shape.begin(), shape.end()}; }
-
-Handle simple_space(const Shape& shape, const std::string& where) {
-  const auto dims = extents(shape);
-  const hid_t id =
-      shape.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr);
-  return Handle(checked(id, where, "no dataspace"), H5Sclose);
-}
-
-void select(const Handle& space, const std::vector<std::int64_t>& offset, const Shape& shape,
-            const std::string& where) {
-  if (shape.empty()) return;
-  const auto start = extents(offset), count = extents(shape);
-  checked_call(H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr), where,
-               "no such hyperslab");
-}
 
 // A strided view is a hyperslab of the enclosing array, whose extents are the ratios of neighbouring strides.
 Handle memory_space(const Tensor& memory, const std::string& where) {
@@ -167,18 +60,6 @@ Shape covered(const Shape& stored, const std::vector<std::int64_t>& offset, cons
   return shape;
 }
 
-// Only what can be opened as an object exists: a link may dangle.
-bool object_exists(hid_t file, const std::string& name) {
-  std::string path;
-  for (const std::string& part : split(name, '/')) {
-    if (part.empty()) continue;
-    path += "/" + part;
-    if (H5Lexists(file, path.c_str(), H5P_DEFAULT) <= 0) return false;
-    if (H5Oexists_by_name(file, path.c_str(), H5P_DEFAULT) <= 0) return false;
-  }
-  return true;
-}
-
 bool attribute_exists(hid_t object, const std::string& name, const std::string& where) {
   const htri_t found = H5Aexists(object, name.c_str());
   checked_call(found, where, fmt::format("its attribute '{}' cannot be looked up", name), restore);
@@ -213,28 +94,17 @@ void read_attribute_of(hid_t object, const std::string& name, const std::string&
     throw UserError(where, fmt::format("its attribute '{}' is not a number", name), restore);
   }
   const Handle space(checked(H5Aget_space(attribute.id()), where, "an attribute without a size", restore), H5Sclose);
-  values.resize(static_cast<std::size_t>(H5Sget_simple_extent_npoints(space.id())));
+  constexpr hssize_t most_values = 1024;
+  const hssize_t count = H5Sget_simple_extent_npoints(space.id());
+  if (count < 0 || count > most_values) {
+    throw UserError(where,
+                    fmt::format("its attribute '{}' holds {} values, at most {} are read", name, count, most_values),
+                    restore);
+  }
+  values.resize(static_cast<std::size_t>(count));
   if (values.empty()) return;
   checked_call(H5Aread(attribute.id(), memory_type(dtype_of<T>), values.data()), where,
                fmt::format("its attribute '{}' cannot be read", name), restore);
-}
-
-// Parent groups are made as needed; no times are stored, so that equal content gives equal files.
-Handle create_in(hid_t file, const std::string& name, DType dtype, const Handle& space, const Handle& creation,
-                 const Handle& access, const std::string& where) {
-  const Handle links = property_list(H5P_LINK_CREATE);
-  checked_call(H5Pset_create_intermediate_group(links.id(), 1), where, "no parent groups");
-  checked_call(H5Pset_obj_track_times(creation.id(), false), where, "no property");
-  const hid_t id =
-      H5Dcreate2(file, name.c_str(), memory_type(dtype), space.id(), links.id(), creation.id(), access.id());
-  return Handle(checked(id, where, "cannot be created"), H5Dclose);
-}
-
-Handle virtual_access(const std::string& where) {
-  Handle access = property_list(H5P_DATASET_ACCESS);
-  // Sources are looked for beside the virtual file, wherever it has been moved.
-  checked_call(H5Pset_virtual_prefix(access.id(), "${ORIGIN}"), where, "no property");
-  return access;
 }
 
 Handle file_access(const std::string& where) {
@@ -242,12 +112,6 @@ Handle file_access(const std::string& where) {
   // Some parallel file systems have no locks; there HDF5 is to go on without.
   checked_call(H5Pset_file_locking(access.id(), true, true), where, "no property");
   return access;
-}
-
-std::string without_percent(const std::string& name) {
-  std::string escaped;  // HDF5 takes %b for the number of a block
-  for (const char c : name) escaped += c == '%' ? std::string("%%") : std::string(1, c);
-  return escaped;
 }
 
 }  // namespace
@@ -339,9 +203,8 @@ File File::open(const fs::path& path) {
   const Lock lock;
   const std::string where = path.string();
   std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) throw UserError(where, "there is no such file", "check the path");
-  if (!fs::is_regular_file(status)) throw UserError(where, "is not a file", "check the path");
+  if (!fs::exists(path, error)) throw UserError(where, "there is no such file", "check the path");
+  require_regular_file(path);
   if (fs::file_size(path, error) == 0 && !error) throw UserError(where, "is empty: it was cut short", restore);
   const Handle access = file_access(where);
   const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id());
@@ -376,30 +239,21 @@ File File::create(const fs::path& path) {
 
 bool File::exists(const std::string& name) const {
   const Lock lock;
-  return object_exists(handle_.id(), name);
+  return object_exists(handle_.id(), name, path_.string());
 }
 
 Dataset File::dataset(const std::string& name) const {
   const Lock lock;
-  if (!object_exists(handle_.id(), name)) {
-    throw UserError(path_.string(), fmt::format("has no dataset {}", name), restore);
-  }
   Dataset dataset;
   dataset.where_ = fmt::format("{}: {}", path_.string(), name);
-  const Handle access = virtual_access(dataset.where_);
-  dataset.handle_ = Handle(checked(H5Dopen2(handle_.id(), name.c_str(), access.id()), dataset.where_,
-                                   "cannot be opened as a dataset", restore),
-                           H5Dclose);
-  const Handle type(checked(H5Dget_type(dataset.handle_.id()), dataset.where_, "has no type", restore), H5Tclose);
-  dataset.dtype_ = stored_dtype(type.id(), dataset.where_);
-  const Handle space(checked(H5Dget_space(dataset.handle_.id()), dataset.where_, "has no shape", restore), H5Sclose);
-  const int rank = H5Sget_simple_extent_ndims(space.id());
-  checked_call(rank, dataset.where_, "has no shape", restore);
-  std::vector<hsize_t> dims(static_cast<std::size_t>(rank));
-  if (rank > 0) {
-    checked_call(H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr), dataset.where_, "has no shape", restore);
+  OpenedDataset opened = open_dataset(handle_.id(), path_.string(), name, dataset.where_);
+  if (opened.layout == H5D_VIRTUAL) {
+    throw UserError(dataset.where_, "keeps its elements in other datasets (it is virtual), which are not read",
+                    "put the data itself into the file");
   }
-  dataset.shape_.assign(dims.begin(), dims.end());
+  dataset.handle_ = std::move(opened.handle);
+  dataset.dtype_ = dtype_of_dataset(dataset.handle_, dataset.where_);
+  dataset.shape_ = shape_of_dataset(dataset.handle_, dataset.where_);
   return dataset;
 }
 
@@ -412,9 +266,10 @@ std::vector<std::string> File::dataset_names() const {
   };
   checked_call(H5Lvisit(handle_.id(), H5_INDEX_NAME, H5_ITER_INC, collect, &links), path_.string(), "cannot be listed",
                restore);
+  const Handle access = closed_access(H5P_LINK_ACCESS);
   for (const std::string& link : links) {
-    if (!object_exists(handle_.id(), link)) continue;
-    const Handle object(checked(H5Oopen(handle_.id(), link.c_str(), H5P_DEFAULT), path_.string(),
+    if (!object_exists(handle_.id(), link, path_.string())) continue;
+    const Handle object(checked(H5Oopen(handle_.id(), link.c_str(), access.id()), path_.string(),
                                 fmt::format("{} cannot be opened", link), restore),
                         H5Oclose);
     if (H5Iget_type(object.id()) == H5I_DATASET) names.push_back(link);
@@ -448,30 +303,6 @@ Dataset File::create_extendible(const std::string& name, DType dtype, std::int64
   dataset.handle_ =
       create_in(handle_.id(), name, dtype, space, creation, property_list(H5P_DATASET_ACCESS), dataset.where_);
   return dataset;
-}
-
-void File::create_virtual(const std::string& name, DType dtype, const Shape& shape,
-                          const std::vector<VirtualSource>& sources) {
-  const Lock lock;
-  const std::string where = fmt::format("{}: {}", path_.string(), name);
-  FULMEN_CHECK(!shape.empty(), "{}: a virtual dataset has at least one dimension", where);
-  const Handle creation = property_list(H5P_DATASET_CREATE);
-  if (is_floating(dtype)) {
-    const double fill = std::numeric_limits<double>::quiet_NaN();
-    checked_call(H5Pset_fill_value(creation.id(), H5T_NATIVE_DOUBLE, &fill), where, "no fill value");
-  }
-  const Handle space = simple_space(shape, where);
-  for (const VirtualSource& source : sources) {
-    if (elements_of(source.shape) == 0) continue;
-    FULMEN_CHECK(source.shape.size() == shape.size() && source.offset.size() == shape.size(), "{}: piece {} of {}",
-                 where, to_string(source.shape), to_string(shape));
-    select(space, source.offset, source.shape, where);
-    checked_call(H5Pset_virtual(creation.id(), space.id(), without_percent(source.file).c_str(),
-                                without_percent(source.dataset).c_str(), simple_space(source.shape, where).id()),
-                 where, fmt::format("cannot be laid over {} in {}", source.dataset, source.file));
-  }
-  checked_call(H5Sselect_all(space.id()), where, "no selection");
-  create_in(handle_.id(), name, dtype, space, creation, virtual_access(where), where);
 }
 
 bool File::has_attribute(const std::string& name) const {

@@ -57,13 +57,20 @@ class Dataset {
   std::string where_;  // "<file>: <dataset>", for messages
 };
 
-// One source of a virtual dataset: `file` (relative to the folder of the virtual file), `dataset` in it, placed at
-// `offset`.
+// One source of a virtual dataset: `file` (relative to the folder of the virtual file), `dataset` in it, the whole of
+// which is placed at `offset`.
 struct VirtualSource {
   std::string file;
   std::string dataset;
   Shape shape;
   std::vector<std::int64_t> offset;
+};
+
+// What a virtual dataset says of itself.
+struct VirtualMap {
+  DType dtype = DType::fp32;
+  Shape shape;
+  std::vector<VirtualSource> sources;
 };
 
 class File {
@@ -74,16 +81,22 @@ class File {
   static File create(const std::filesystem::path& path);
 
   bool exists(const std::string& name) const;
-  // Throws UserError when it is missing or its elements are of none of the types of DType.
+  // Throws UserError when it is missing, when its elements are of none of the types of DType, and when they lie outside
+  // this file: in files named by a virtual dataset, by external storage or by an external link, none of which is
+  // followed.
   Dataset dataset(const std::string& name) const;
-  // Names of all datasets, with their groups ("/parameters/x"), in alphabetical order.
+  // Reads the map of a virtual dataset, and nothing that it names. Throws UserError when it is missing, not virtual, or
+  // maps anything but whole sources.
+  VirtualMap virtual_map(const std::string& name) const;
+  // Names of all datasets, with their groups ("/parameters/x"), in alphabetical order. Throws UserError when a link
+  // leads out of the file.
   std::vector<std::string> dataset_names() const;
   // Creates parent groups as needed.
   Dataset create_dataset(const std::string& name, DType dtype, const Shape& shape);
   // A 1-D dataset of length 0 that can be appended to.
   Dataset create_extendible(const std::string& name, DType dtype, std::int64_t chunk);
-  // A virtual dataset over pieces in other files; what no piece covers, and a piece whose file is missing, read as NaN.
-  // The library looks for a missing file in the current folder too: whoever needs certainty checks the pieces first.
+  // A virtual dataset over pieces in other files, for other programs to read and for virtual_map(). What no piece
+  // covers, and a piece whose file is missing, read as NaN there.
   void create_virtual(const std::string& name, DType dtype, const Shape& shape,
                       const std::vector<VirtualSource>& sources);
 

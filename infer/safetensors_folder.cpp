@@ -8,6 +8,7 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 #include "infer/json_document.h"
 #include "infer/safetensors_elements.h"
@@ -22,10 +23,6 @@ using nlohmann::json;
 
 constexpr const char* get_anew = "get the model's files anew, all of one version";
 
-bool is_plain_name(const std::string& file) {
-  return !file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos;
-}
-
 std::map<std::string, std::string> read_index(const fs::path& path) {
   const std::string where = path.string();
   const json index = parse_json_object(read_text(path), where);
@@ -34,7 +31,7 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
   }
   std::map<std::string, std::string> file_of;
   for (const auto& [name, file] : index["weight_map"].items()) {
-    if (!file.is_string() || !is_plain_name(file.get<std::string>())) {
+    if (!file.is_string() || !file_name_problem(file.get<std::string>()).empty()) {
       throw UserError(
           where, fmt::format("its weight_map gives {} for {}, not the name of a file beside it", file.dump(), name),
           get_anew);

@@ -1,5 +1,4 @@
 // Reading safetensors: a header checked to the last byte, then hyperslabs by pread.
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "framework/error.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 #include "infer/json_document.h"
 #include "infer/safetensors.h"
@@ -38,19 +38,11 @@ struct Place {
 
 class InputFile {
  public:
-  explicit InputFile(const fs::path& path) : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  explicit InputFile(const fs::path& path) : path_(path), descriptor_(open_regular_file(path)) {
     struct stat status {};
-    if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0) {
-      const int code = errno;
-      if (descriptor_ >= 0) ::close(descriptor_);
-      throw UserError(path.string(), "cannot be read: " + std::generic_category().message(code),
-                      "check the path and its permissions");
-    }
+    if (::fstat(descriptor_.get(), &status) != 0) throw_system_error("cannot tell the size of " + path.string());
     bytes_ = static_cast<std::uint64_t>(status.st_size);
   }
-  InputFile(const InputFile&) = delete;
-  InputFile& operator=(const InputFile&) = delete;
-  ~InputFile() { ::close(descriptor_); }
 
   std::uint64_t bytes() const { return bytes_; }
   const fs::path& path() const { return path_; }
@@ -58,11 +50,11 @@ class InputFile {
   void read(std::uint64_t at, void* data, std::size_t bytes) const {
     auto* target = static_cast<char*>(data);
     while (bytes > 0) {
-      const ssize_t got = ::pread(descriptor_, target, bytes, static_cast<off_t>(at));
+      const ssize_t got = ::pread(descriptor_.get(), target, bytes, static_cast<off_t>(at));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) {
         throw UserError(path_.string(), "cannot be read: " + std::generic_category().message(errno),
-                        "check that it is a file, and the disk");
+                        "check the disk");
       }
       if (got == 0) refuse(path_.string(), "ends too early: it was cut short");
       target += got;
@@ -73,7 +65,7 @@ class InputFile {
 
  private:
   fs::path path_;
-  int descriptor_;
+  Descriptor descriptor_;
   std::uint64_t bytes_ = 0;
 };
 

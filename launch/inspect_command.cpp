@@ -1,4 +1,5 @@
 // fulmen inspect: what is in a checkpoint, a corpus, a run or its flight records.
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 
@@ -6,6 +7,8 @@
 
 #include "checkpoint/checkpoint.h"
 #include "data/corpus.h"
+#include "framework/files.h"
+#include "framework/outside_files.h"
 #include "framework/text.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
@@ -59,6 +62,7 @@ Json inspect_flight(const std::filesystem::path& folder) {
 
 Json inspect_run(const std::filesystem::path& folder) {
   Json last;
+  require_regular_file(folder / "metrics.jsonl");
   std::ifstream metrics(folder / "metrics.jsonl");
   for (std::string line; std::getline(metrics, line);) {
     const Json object = Json::parse(line, nullptr, false);
@@ -82,9 +86,11 @@ Json inspect(const std::filesystem::path& path) {
   if (holds_flight_records(path)) return inspect_flight(path);
   if (holds_flight_records(path / "flight")) return inspect_flight(path / "flight");  // of a run that made no step
   if (std::filesystem::exists(path / "manifest.yaml")) {
-    std::ifstream manifest(path / "manifest.yaml");
-    for (std::string line; std::getline(manifest, line);)
-      if (line.find("fulmen-corpus") != std::string::npos) return inspect_corpus(path);
+    const std::vector<std::string> lines = split(read_text(path / "manifest.yaml"), '\n');
+    const auto tells = [](const std::string& line) {
+      return line.starts_with("format:") && line.find("fulmen-corpus") != std::string::npos;
+    };
+    if (std::ranges::any_of(lines, tells)) return inspect_corpus(path);
   }
   return inspect_checkpoint(find_checkpoint(path));
 }

@@ -148,8 +148,10 @@ void Trainer::remember_corpus() {
   corpus_ = corpus_identity(corpus);
   const std::string& name = corpus.tokenizer_file;
   if (name.empty()) return;
-  tokenizer_ = folder_ / name;
-  if (leader_) keep(name, read_text(std::filesystem::path(options_.data.path) / name));
+  // Whatever the corpus calls it: no name from outside in the run's folder.
+  constexpr const char* tokenizer_file = "tokenizer.model";
+  tokenizer_ = folder_ / tokenizer_file;
+  if (leader_) keep(tokenizer_file, read_text(std::filesystem::path(options_.data.path) / name));
 }
 
 // Rank 0: writes a file into the run folder, where it stays for as long as the run.

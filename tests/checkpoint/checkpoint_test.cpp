@@ -88,6 +88,44 @@ TEST(Checkpoint, AMissingPieceIsNotTakenForNaN) {
   expect_mentions(message_of<UserError>([&] { reader.read(piece.piece()); }), {"parameters/bias", "incomplete"});
 }
 
+// The index names every file that is read: what its manifest does not list, and what is no shard, is not opened.
+TEST(Checkpoint, TheIndexLeadsToListedShardsOnly) {
+  const TemporaryFolder root;
+  const Logical logical{"parameters/x", DType::fp64, {4}};
+  OwnedPiece piece(logical, whole(logical.shape), DType::fp64, 0);
+  piece.fill(1);
+  const fs::path folder = save_checkpoint(root.path(), a_description(1), {piece.piece()}, *make_self_communicator());
+  const auto refusal_of = [&](const std::vector<hdf5::VirtualSource>& sources) {
+    {
+      hdf5::File index = hdf5::File::create(folder / "parameters.h5");
+      index.create_virtual("/parameters/x", DType::fp64, {4}, sources);
+      index.close();
+    }
+    CheckpointManifest manifest = read_manifest(folder);
+    for (FileRecord& record : manifest.files) record = record_file(folder, record.file);
+    write_manifest(folder, manifest);
+    const CheckpointReader reader(folder);
+    reader.verify(*make_self_communicator());
+    return message_of<UserError>([&] { reader.read(piece.piece()); });
+  };
+  fs::copy_file(folder / "shard-00000.h5", root.path() / "shard-00000.h5");
+  for (const char* file : {"../shard-00000.h5", ".", "parameters.h5", "other.h5"})
+    expect_mentions(refusal_of({{file, "/parameters/x", {4}, {0}}}), {"parameters/x", file, "no shard", "lists"});
+  expect_mentions(
+      refusal_of({{"shard-00000.h5", "/parameters/x", {2}, {0}}, {"shard-00000.h5", "/parameters/x", {2}, {2}}}),
+      {"parameters/x", "shard-00000.h5", "[4]", "[2]"});
+  expect_mentions(refusal_of({{"shard-00000.h5", "/parameters/x", {3}, {0}}}), {"parameters/x", "missing"});
+  expect_mentions(refusal_of({{"shard-00000.h5", "/parameters/y", {4}, {0}}}), {"parameters/x", "/parameters/y"});
+
+  // A shard that is itself a map over something else.
+  {
+    hdf5::File shard = hdf5::File::create(folder / "shard-00000.h5");
+    shard.create_virtual("/parameters/x", DType::fp64, {4}, {{".", "/parameters/x", {4}, {0}}});
+    shard.close();
+  }
+  expect_mentions(refusal_of({{"shard-00000.h5", "/parameters/x", {4}, {0}}}), {"shard-00000.h5", "virtual"});
+}
+
 TEST(Checkpoint, AFlippedBitInAnyFileIsFound) {
   const TemporaryFolder root;
   const fs::path folder = save_alone(root.path(), 1, 5);
@@ -204,7 +242,7 @@ TEST(Checkpoint, ExactFolderAndExtraFiles) {
   expect_content(CheckpointReader(folder), some_tensors(), 3, generator);
 
   options.extra_files = {root.path() / "absent"};
-  expect_mentions(message_of<UserError>([&] { save_alone(folder, 0, 4, options); }), {"absent", "copied"});
+  expect_mentions(message_of<UserError>([&] { save_alone(folder, 0, 4, options); }), {"absent", "cannot be read"});
   expect_content(CheckpointReader(folder), some_tensors(), 3, generator);
   EXPECT_EQ(entries_of(root.path() / "deep"), std::vector<std::string>{"imported"});
 }

@@ -123,6 +123,14 @@ TEST_F(Manifest, RefusesWrongValues) {
   expect_refused("tokens: 10", "tokens: 10, tokens: 11", {"given twice"});
 }
 
+TEST_F(Manifest, NamesOnlyFilesBesideIt) {
+  for (const char* name : {"../evil.sh", "/etc/passwd", "..", "deep/tokenizer.model"}) {
+    expect_refused("file: tokenizer.model", fmt::format("file: {}", name), {"tokenizer: ", name, ":6"});
+    expect_refused("file: shard-00001.h5", fmt::format("file: {}", name), {"shards[1]: ", name, ":9"});
+  }
+  expect_refused("file: shard-00001.h5", R"(file: "a\nb")", {"shards[1]: ", "control character"});
+}
+
 TEST_F(Manifest, RefusesWhatIsNoYaml) {
   expect_user_error([&] { read("shards: [1, 2\nformat: {"); }, {"manifest.yaml:", "malformed YAML"});
   expect_user_error([&] { read(""); }, {"manifest.yaml", "expects keys"});

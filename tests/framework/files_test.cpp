@@ -1,7 +1,10 @@
 // Atomic writing, folders, and hashes of files.
 #include "framework/files.h"
 
+#include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include <fstream>
 #include <string>
@@ -9,6 +12,8 @@
 #include <gtest/gtest.h>
 
 #include "framework/hash.h"
+#include "framework/hdf5.h"
+#include "framework/outside_files.h"
 #include "tests/framework/expect_error.h"
 #include "tests/framework/temporary_folder.h"
 
@@ -45,6 +50,47 @@ TEST(Files, RefusalsNameThePath) {
   expect_user_error([&] { write_text_atomically(folder / "taken", "text"); }, {"taken", "cannot be written"});
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1) << "a temporary was left";
   expect_user_error([] { write_text_atomically("/proc/x", "text"); }, {"/proc/x"});
+}
+
+TEST(OutsideFiles, NamesThatAFileFromOutsideMayGive) {
+  for (const char* name :
+       {"shard-00000.h5", "tokenizer.model", "ünïcode [1].h5", "a model: #1.model", "...", "-x", ".h"})
+    EXPECT_EQ(file_name_problem(name), "") << name;
+  for (const char* name :
+       {"", ".", "..", "/etc/passwd", "../evil.sh", "folder/shard.h5", "shard.h5/", "a\nb", "\x1b[2J"})
+    EXPECT_NE(file_name_problem(name), "") << name;
+  EXPECT_EQ(file_name_problem(std::string(255, 'x')), "");
+  EXPECT_NE(file_name_problem(std::string(256, 'x')), "");
+  EXPECT_NE(file_name_problem(std::string_view("a\0b", 3)), "");
+}
+
+// A FIFO that nobody writes to, a socket and a device are refused at once, by whoever is to read them as a file.
+TEST(OutsideFiles, OnlyOrdinaryFilesAreRead) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(mkfifo((folder / "fifo").c_str(), 0600), 0);
+  const int socket_descriptor = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  ASSERT_LT((folder / "socket").string().size(), sizeof address.sun_path);
+  (folder / "socket").string().copy(address.sun_path, sizeof address.sun_path - 1);
+  ASSERT_EQ(bind(socket_descriptor, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  close(socket_descriptor);
+  fs::create_symlink("fifo", folder / "link");
+  const std::vector<std::pair<fs::path, std::string>> places = {{folder / "fifo", "a FIFO"},
+                                                                {folder / "link", "a FIFO"},
+                                                                {folder / "socket", "a socket"},
+                                                                {"/dev/zero", "a device"},
+                                                                {folder.path(), "a folder"}};
+  for (const auto& [path, kind] : places) {
+    const std::vector<std::string> words = {path.string(), kind, "not a file"};
+    expect_user_error([&] { read_text(path); }, words);
+    expect_user_error([&] { hash_file(path); }, words);
+    expect_user_error([&] { open_regular_file(path); }, words);
+    expect_user_error([&] { hdf5::File::open(path); }, words);
+  }
+  write_text_atomically(folder / "file", "text");
+  fs::create_symlink("file", folder / "link to a file");
+  EXPECT_EQ(read_text(folder / "link to a file"), "text");
 }
 
 TEST(Files, WritableFolders) {

@@ -2,6 +2,7 @@
 #include "framework/hdf5.h"
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cmath>
@@ -20,12 +21,15 @@
 #include "framework/hash.h"
 #include "tests/framework/expect_error.h"
 #include "tests/framework/temporary_folder.h"
+#include "tests/framework/whole_dataset.h"
 
 namespace fulmen::hdf5 {
 namespace {
 
 using testing_support::expect_user_error;
+using testing_support::read_whole_dataset;
 using testing_support::TemporaryFolder;
+using testing_support::WholeDataset;
 namespace fs = std::filesystem;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
@@ -240,11 +244,9 @@ TEST_F(Hdf5, VirtualDatasetsSurviveRenamingAndShowMissingPiecesAsNan) {
   fs::create_directory(folder_ / "tmp");
   write_virtual(folder_ / "tmp", view(values, shape));
   fs::rename(folder_ / "tmp", folder_ / "step-1");
-  const auto check = [&](const Dataset& dataset, bool second_missing) {
-    ASSERT_EQ(dataset.shape(), shape);
-    EXPECT_EQ(dataset.dtype(), DType::fp64);
-    std::vector<double> read(60, 0.0);
-    dataset.read({0, 0}, view(read, shape));
+  const auto check = [&](const fs::path& path, bool second_missing) {
+    const auto [found, read] = read_whole_dataset(path, "/parameters/w");
+    ASSERT_EQ(found, shape);
     for (int i = 0; i < 6; ++i) {
       for (int j = 0; j < 10; ++j) {
         const double value = read[i * 10 + j];
@@ -256,34 +258,119 @@ TEST_F(Hdf5, VirtualDatasetsSurviveRenamingAndShowMissingPiecesAsNan) {
       }
     }
   };
-  check(File::open(folder_ / "step-1/parameters.h5").dataset("/parameters/w"), false);
-  std::vector<double> none(3, 0.0);
-  File::open(folder_ / "step-1/parameters.h5").dataset("/parameters/none").read({0}, view(none, {3}));
-  EXPECT_TRUE(std::isnan(none[0]) && std::isnan(none[2]));
+  check(folder_ / "step-1/parameters.h5", false);
+  const WholeDataset none = read_whole_dataset(folder_ / "step-1/parameters.h5", "/parameters/none");
+  EXPECT_TRUE(std::isnan(none.values.at(0)) && std::isnan(none.values.at(2)));
 
-  // From the folder above, by a relative path, and with another program's defaults.
+  // From the folder above, by a relative path.
   const fs::path here = fs::current_path();
   fs::current_path(folder_.path());
-  check(File::open("step-1/parameters.h5").dataset("/parameters/w"), false);
-  {
-    const Handle file(H5Fopen("step-1/parameters.h5", H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
-    const Handle dataset(H5Dopen2(file.id(), "/parameters/w", H5P_DEFAULT), H5Dclose);
-    std::vector<double> read(60, nan);
-    ASSERT_GE(H5Dread(dataset.id(), H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, read.data()), 0);
-    EXPECT_EQ(read[0], values[0]);
-    EXPECT_EQ(read[58], values[58]);
-  }
+  check("step-1/parameters.h5", false);
   fs::current_path(folder_ / "step-1");
-  check(File::open("parameters.h5").dataset("/parameters/w"), false);
+  check("parameters.h5", false);
   fs::current_path(here);
 
   fs::remove(folder_ / "step-1/shard-1.h5");
-  check(File::open(folder_ / "step-1/parameters.h5").dataset("/parameters/w"), true);
+  check(folder_ / "step-1/parameters.h5", true);
+
+  // The map comes back as it was given, without the sources.
+  const File file = File::open(folder_ / "step-1/parameters.h5");
+  const VirtualMap map = file.virtual_map("/parameters/w");
+  EXPECT_EQ(map.shape, shape);
+  EXPECT_EQ(map.dtype, DType::fp64);
+  ASSERT_EQ(map.sources.size(), 3u);
+  EXPECT_EQ(map.sources[0].file, "shard-%b.h5");
+  EXPECT_EQ(map.sources[0].dataset, "/parameters/w 100%");
+  EXPECT_EQ(map.sources[1].shape, (Shape{4, 4}));
+  EXPECT_EQ(map.sources[1].offset, (std::vector<std::int64_t>{2, 0}));
+  expect_user_error([&] { file.virtual_map("/parameters/none"); }, {"/parameters/none", "not a virtual dataset"});
+  expect_user_error([&] { file.virtual_map("/parameters/nothing"); }, {"/parameters/nothing"});
+  expect_user_error([&] { file.dataset("/parameters/w"); }, {"/parameters/w", "virtual"});
+}
+
+// What names other files is refused, and nothing that it names is opened: a FIFO would be waited for.
+TEST_F(Hdf5, NothingLeadsOutOfAFile) {
+  const fs::path path = folder_ / "x.h5", other = folder_ / "other.h5";
+  std::vector<double> values = random_values(4);
+  {
+    File file = File::create(other);
+    file.create_dataset("x", DType::fp64, {4}).write({0}, view(values, {4}));
+  }
+  write_text_atomically(folder_ / "raw", std::string(32, 'x'));
+  {
+    const Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+    const hsize_t four = 4, unlimited = H5S_UNLIMITED, none = 0, one = 1;
+    const Handle space(H5Screate_simple(1, &four, nullptr), H5Sclose);
+    const auto create = [&](const char* name, const Handle& creation, const Handle& extent) {
+      Handle(H5Dcreate2(file.id(), name, H5T_NATIVE_DOUBLE, extent.id(), H5P_DEFAULT, creation.id(), H5P_DEFAULT),
+             H5Dclose);
+    };
+    const Handle external(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    ASSERT_GE(H5Pset_external(external.id(), (folder_ / "raw").c_str(), 0, 32), 0);
+    create("stored outside", external, space);
+    ASSERT_GE(H5Lcreate_external("other.h5", "/x", file.id(), "linked", H5P_DEFAULT, H5P_DEFAULT), 0);
+    ASSERT_GE(H5Lcreate_external("other.h5", "/", file.id(), "group", H5P_DEFAULT, H5P_DEFAULT), 0);
+    ASSERT_GE(H5Lcreate_soft("/group/x", file.id(), "by way of it", H5P_DEFAULT, H5P_DEFAULT), 0);
+    const Handle over_itself(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    ASSERT_GE(H5Pset_virtual(over_itself.id(), space.id(), ".", "itself", space.id()), 0);
+    create("itself", over_itself, space);
+    // Sources without end, by numbered names: asked for its shape the library would open them.
+    const Handle endless(H5Screate_simple(1, &four, &unlimited), H5Sclose);
+    const Handle pattern(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    ASSERT_GE(H5Sselect_hyperslab(endless.id(), H5S_SELECT_SET, &none, &four, &unlimited, &four), 0);
+    ASSERT_GE(H5Pset_virtual(pattern.id(), endless.id(), "part-%b.h5", "x", space.id()), 0);
+    create("a pattern", pattern, endless);
+    const Handle parts(H5Pcreate(H5P_DATASET_CREATE), H5Pclose), some(H5Screate_simple(1, &four, nullptr), H5Sclose);
+    const hsize_t two = 2;
+    ASSERT_GE(H5Sselect_hyperslab(some.id(), H5S_SELECT_SET, &none, &two, &two, &one), 0);
+    ASSERT_GE(H5Pset_virtual(parts.id(), some.id(), "other.h5", "x", some.id()), 0);
+    create("parts", parts, space);
+  }
+  for (const char* name : {"other.h5", "part-0.h5"}) {
+    fs::remove(folder_ / name);
+    ASSERT_EQ(mkfifo((folder_ / name).c_str(), 0600), 0);
+  }
+  const File file = File::open(path);
+  expect_user_error([&] { file.dataset("stored outside"); }, {"x.h5: stored outside", "external storage"});
+  expect_user_error([&] { file.dataset("linked"); }, {"x.h5", "/linked", "link into another file"});
+  expect_user_error([&] { file.dataset("group/x"); }, {"x.h5", "/group", "link into another file"});
+  expect_user_error([&] { file.exists("linked"); }, {"link into another file"});
+  expect_user_error([&] { file.dataset("by way of it"); }, {"by way of it"});
+  expect_user_error([&] { file.dataset_names(); }, {"x.h5", "link into another file"});
+  for (const char* name : {"itself", "a pattern", "parts"})
+    expect_user_error([&] { file.dataset(name); }, {name, "virtual"});
+  EXPECT_EQ(file.virtual_map("itself").sources.at(0).file, ".");
+  expect_user_error([&] { file.virtual_map("a pattern"); }, {"x.h5: a pattern"});
+  expect_user_error([&] { file.virtual_map("parts"); }, {"x.h5: parts"});
+}
+
+TEST_F(Hdf5, SizesBeyondCounting) {
+  const fs::path path = folder_ / "x.h5";
+  {
+    const Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+    const Handle chunked(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const hsize_t chunk[2] = {1, 1}, dims[2] = {hsize_t{1} << 40, hsize_t{1} << 40}, many = 2000;
+    ASSERT_GE(H5Pset_chunk(chunked.id(), 2, chunk), 0);
+    const Handle space(H5Screate_simple(2, dims, nullptr), H5Sclose),
+        list(H5Screate_simple(1, &many, nullptr), H5Sclose);
+    const Handle vast(
+        H5Dcreate2(file.id(), "vast", H5T_NATIVE_DOUBLE, space.id(), H5P_DEFAULT, chunked.id(), H5P_DEFAULT), H5Dclose);
+    ASSERT_GE(vast.id(), 0);
+    Handle(H5Acreate2(file.id(), "long", H5T_NATIVE_INT, list.id(), H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
+    const std::vector<hsize_t> ones(8, 1);
+    const Handle deep(H5Screate_simple(8, ones.data(), nullptr), H5Sclose);
+    Handle(H5Dcreate2(file.id(), "deep", H5T_NATIVE_DOUBLE, deep.id(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+           H5Dclose);
+  }
+  const File file = File::open(path);
+  expect_user_error([&] { file.dataset("vast"); }, {"x.h5: vast", "no file can hold"});
+  expect_user_error([&] { file.dataset("deep"); }, {"x.h5: deep", "8 dimensions"});
+  expect_user_error([&] { file.read_number_attribute("long"); }, {"'long'", "2000"});
 }
 
 TEST_F(Hdf5, MissingForeignAndTruncatedFiles) {
   expect_user_error([&] { File::open(folder_ / "none.h5"); }, {"none.h5", "no such file"});
-  expect_user_error([&] { File::open(folder_.path()); }, {folder_.path().string(), "is not a file"});
+  expect_user_error([&] { File::open(folder_.path()); }, {folder_.path().string(), "not a file"});
   write_text_atomically(folder_ / "foreign.h5", "once upon a time " + std::string(5000, 'x'));
   expect_user_error([&] { File::open(folder_ / "foreign.h5"); }, {"foreign.h5", "is not an HDF5 file"});
   write_text_atomically(folder_ / "empty.h5", "");

@@ -33,7 +33,7 @@ for ranks in 1 4; do
 done
 damage && truncate -s -8 damaged/shard-00001.h5
 refuse 1 damaged/shard-00001.h5 -- eval --checkpoint damaged --data corpus
-damage && sed -i '/shard-00001/d' damaged/manifest.yaml
+damage && edit_manifest damaged/manifest.yaml '/shard-00001/d'
 refuse 1 damaged 'shard-00001.h5' 'does not list' -- eval --checkpoint damaged --data corpus
 # A folder of checkpoints none of which can be used is not trained over.
 cp -r run lost && truncate -s 10 lost/checkpoints/*/manifest.yaml
@@ -49,7 +49,7 @@ done
 refuse 1 damaged/shard-00001.h5 'checksum' -- generate --checkpoint damaged --prompt x --tokenizer bytes
 damage && rm damaged/manifest.yaml
 refuse 1 damaged 'no valid checkpoint' -- eval --checkpoint damaged --data corpus
-damage && sed -i 's/^step:.*/step: many/' damaged/manifest.yaml
+damage && edit_manifest damaged/manifest.yaml 's/^step:.*/step: many/'
 refuse 1 damaged step -- eval --checkpoint damaged --data corpus
 
 # Of another model.

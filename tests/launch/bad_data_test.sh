@@ -52,8 +52,36 @@ refuse_corpus nowhere nowhere 'no such corpus'
 mkdir not_a_corpus
 refuse_corpus not_a_corpus not_a_corpus 'manifest.yaml'
 cp -r corpus damaged
-sed -i 's/vocabulary: 257/vocabulary: many/' damaged/manifest.yaml
+edit_manifest damaged/manifest.yaml 's/vocabulary: 257/vocabulary: many/'
 refuse_corpus damaged damaged/manifest.yaml:3 vocabulary many
+
+# Names of files that lie elsewhere. The tokeniser's would be copied into the run's folder and the checkpoints.
+for name in ../evil.sh "$FOLDER/evil.sh" ..; do
+  rm -rf damaged && cp -r latin1 damaged
+  echo 'a stranger' >evil.sh && cp latin1/tokenizer.model evil.model
+  edit_manifest damaged/manifest.yaml "s|file: tokenizer.model|file: $name|"
+  refuse_corpus damaged damaged/manifest.yaml tokenizer "$name"
+  check 'what lies there is left alone' grep -qx 'a stranger' evil.sh
+  rm -rf damaged && cp -r corpus damaged
+  edit_manifest damaged/manifest.yaml "s|file: shard-00001.h5|file: $name|"
+  refuse_corpus damaged damaged/manifest.yaml 'shards\[1\]' "$name"
+done
+# A tokeniser that bears the name of one of the run's own files.
+rm -rf damaged && cp -r latin1 damaged && mv damaged/tokenizer.model damaged/STOP
+edit_manifest damaged/manifest.yaml 's|file: tokenizer.model|file: STOP|'
+succeed 1 train good.yaml --set train.steps=2 --set data.path=damaged --set model.vocabulary=300 --set run.directory=named
+check 'it stops nothing' grep -q '^exit_code: 0' named/verdict.yaml
+check 'in the run it has the name of a tokeniser' cmp named/tokenizer.model latin1/tokenizer.model
+check 'in checkpoints, too' cmp named/checkpoints/step-00000002/tokenizer.model latin1/tokenizer.model
+
+# What is no ordinary file would be waited for.
+rm -rf damaged && cp -r corpus damaged && rm damaged/shard-00001.h5 && mkfifo damaged/shard-00001.h5
+refuse_corpus damaged damaged/shard-00001.h5 'a FIFO'
+rm -rf damaged && mkdir damaged && mkfifo damaged/manifest.yaml
+refuse_corpus damaged damaged/manifest.yaml 'a FIFO'
+refuse 1 damaged/manifest.yaml 'a FIFO' -- inspect damaged
+mkfifo waiting.yaml
+refuse 1 waiting.yaml 'a FIFO' -- train waiting.yaml
 
 # Shards. The one in the middle is damaged, which on four ranks only one of them sees.
 damage() {
@@ -70,7 +98,7 @@ damage && cp "$GOLDEN/tnl_small.h5" damaged/shard-00001.h5
 refuse_corpus damaged damaged/shard-00001.h5 'no dataset'
 damage && cp corpus/shard-00000.h5 damaged/shard-00001.h5
 refuse_corpus damaged damaged/shard-00001.h5 'the manifest says'
-damage && sed -i '/shard-00001/s/tokens: [0-9]*/tokens: 999/' damaged/manifest.yaml
+damage && edit_manifest damaged/manifest.yaml '/shard-00001/s/tokens: [0-9]*/tokens: 999/'
 refuse_corpus damaged damaged/shard-00001.h5 'the manifest says 999'
 rm -rf damaged && "$HELPERS/make_corpus" damaged 257 --change corpus 15000 65
 refuse_corpus damaged damaged/shard-00001.h5 checksum damaged

@@ -10,14 +10,12 @@
 
 #include "framework/error.h"
 #include "framework/hdf5.h"
+#include "tests/framework/whole_dataset.h"
 
 namespace fulmen {
 namespace {
 
-struct Values {
-  Shape shape;
-  std::vector<double> values;
-};
+using Values = testing_support::WholeDataset;
 
 // By the name below the group.
 std::map<std::string, Values> read_group(const std::string& path, const std::string& group) {
@@ -25,11 +23,7 @@ std::map<std::string, Values> read_group(const std::string& path, const std::str
   std::map<std::string, Values> tensors;
   for (const std::string& name : file.dataset_names()) {
     if (name != group && !name.starts_with(group + "/")) continue;
-    const hdf5::Dataset dataset = file.dataset(name);
-    Values tensor{dataset.shape(), std::vector<double>(static_cast<std::size_t>(elements_of(dataset.shape())))};
-    dataset.read(std::vector<std::int64_t>(tensor.shape.size(), 0),
-                 Tensor(tensor.values.data(), DType::fp64, tensor.shape));
-    tensors.emplace(name.substr(group.size()), std::move(tensor));
+    tensors.emplace(name.substr(group.size()), testing_support::read_whole_dataset(path, name));
   }
   return tensors;
 }

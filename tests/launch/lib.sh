@@ -153,6 +153,11 @@ make_text() {
   }' >"$1"
 }
 
+# edit_manifest FILE EXPRESSION...: changes a manifest as a person or another program would have written it.
+edit_manifest() {
+  sed -i "${@:2}" "$1"
+}
+
 # make_byte_corpus FOLDER LINES [PREPARE OPTIONS...]: a vocabulary of 257 (bytes and the end of a document).
 make_byte_corpus() {
   make_text "$1.txt" "$2"

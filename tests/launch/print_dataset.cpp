@@ -1,9 +1,7 @@
 // print_dataset FILE.h5 NAME: the values of a dataset as text, one per line, with all digits.
 #include <cstdio>
-#include <string>
-#include <vector>
 
-#include "framework/hdf5.h"
+#include "tests/framework/whole_dataset.h"
 
 int main(int argc, char** argv) {
   using namespace fulmen;
@@ -12,12 +10,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    const hdf5::File file = hdf5::File::open(argv[1]);
-    const hdf5::Dataset dataset = file.dataset(argv[2]);
-    std::vector<double> values(static_cast<std::size_t>(elements_of(dataset.shape())));
-    dataset.read(std::vector<std::int64_t>(dataset.shape().size(), 0),
-                 Tensor(values.data(), DType::fp64, dataset.shape()));
-    for (const double value : values) std::printf("%.17g\n", value);
+    for (const double value : testing_support::read_whole_dataset(argv[1], argv[2]).values)
+      std::printf("%.17g\n", value);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "print_dataset: %s\n", error.what());

@@ -1,0 +1,24 @@
+// Files that come from outside, and the names of files that such files give. Every reader of a manifest, an index, a
+// configuration or a data file goes through these, so that one rule holds for all.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include "framework/descriptor.h"
+
+namespace fulmen {
+
+// What is wrong with a file name that a manifest or an index gives for a file beside it; "" when nothing is. It must be
+// a plain name: no folder in it, neither "." nor "..", no control character, at most 255 bytes.
+std::string file_name_problem(std::string_view name);
+
+// Throws UserError unless `path` is, or links to, an ordinary file: what is missing, a folder, a FIFO, a socket and a
+// device are refused without being opened.
+void require_regular_file(const std::filesystem::path& path);
+
+// Opens an ordinary file for reading; nothing else is waited for. Throws UserError.
+Descriptor open_regular_file(const std::filesystem::path& path);
+
+}  // namespace fulmen
