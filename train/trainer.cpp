@@ -14,12 +14,9 @@
 #include "framework/files.h"
 #include "framework/log.h"
 #include "framework/progress.h"
-#include "framework/random.h"
 #include "framework/signals.h"
 #include "framework/text.h"
-#include "framework/transfer.h"
-#include "kernels/elementwise.h"
-#include "kernels/gemm.h"
+#include "kernels/product_rate.h"
 #include "train/learning_rate.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
@@ -32,44 +29,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// A GPU multiplies zeros faster than numbers: it draws less power.
-void fill_normal(const Execution& execution, const Tensor& matrix) {
-  const RandomStream random(1, "peak");
-  const std::int64_t rows = matrix.size(0), columns = matrix.size(1);
-  std::vector<float> row(static_cast<std::size_t>(columns));
-  for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>(random.normal(i));
-  const Arena::Frame frame(*execution.scratch);
-  const Tensor narrow = execution.scratch->take(DType::fp32, {1, columns});
-  copy_to_device(execution, row.data(), narrow);
-  for (std::int64_t r = 0; r < rows; ++r) copy(execution, narrow, matrix.slice(0, r, r + 1));
-}
-
-// Order of the square matrices whose product utilisation is measured against: large enough to fill the device.
-std::int64_t peak_matrix_size(Device device) { return device.kind == DeviceKind::cuda ? 4096 : 512; }
-
-// Operations per second of matrix products on this rank while all ranks run them: what utilisation is measured against.
-double measure_peak(const Execution& execution, DType dtype, Communicator& world) {
-  const std::int64_t size = peak_matrix_size(execution.device);
-  const auto matrix = [&] {
-    return OwnedTensor(execution.device, dtype, {size, size}, MemoryKind::workspace, *execution.ledger);
-  };
-  const OwnedTensor a = matrix(), b = matrix(), c = matrix();
-  fill_normal(execution, a);
-  fill_normal(execution, b);
-  const auto multiply = [&](int products) {
-    for (int i = 0; i < products; ++i) gemm(execution, a, b, c);
-    if (execution.device.kind == DeviceKind::cuda) gpu::synchronize(execution.stream);
-  };
-  multiply(1);
-  world.barrier();
-  const auto start = Clock::now();
-  const int at_a_time = execution.device.kind == DeviceKind::cuda ? 10 : 1;
-  int products = 0;
-  for (; seconds_since(start) < 0.1; products += at_a_time) multiply(at_a_time);
-  const auto order = static_cast<double>(size);
-  return 2.0 * order * order * order * products / seconds_since(start);
-}
 
 class Trainer {
  public:
@@ -190,8 +149,9 @@ void Trainer::start(PhaseTimes& start_up) {
   start_up.run(options_.resume ? "loading" : "initialisation", [&] { set_weights(); });
   flops_per_token_ = training_flops_per_token(options_.model, options_.data.sequence_length);
   start_up.run("measuring the peak", [&] {
-    peak_ =
-        mesh_.world().all_reduce(measure_peak(execution_, options_.precision.parameters, mesh_.world()), ReduceOp::sum);
+    Communicator& ranks = mesh_.world();
+    const double own = measure_product_rate(execution_, options_.precision.parameters, [&] { ranks.barrier(); });
+    peak_ = ranks.all_reduce(own, ReduceOp::sum);
   });
   const MeshShape& shape = mesh_.shape();
   log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
@@ -225,6 +185,7 @@ void Trainer::write_shard_maps() {
 }
 
 void Trainer::write_header(double peak) {
+  const std::int64_t order = rate_matrix_order(execution_.device);
   keep("configuration.yaml", options_.configuration);
   keep("run.yaml",
        fmt::format("parameters: {}\n"
@@ -234,8 +195,7 @@ void Trainer::write_header(double peak) {
                    "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
                    "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
                    parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
-                   peak, peak_matrix_size(execution_.device), peak_matrix_size(execution_.device),
-                   peak_matrix_size(execution_.device)));
+                   peak, order, order, order));
 }
 
 std::string Trainer::advice_after_divergence() const {

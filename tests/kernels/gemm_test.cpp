@@ -2,6 +2,7 @@
 #include "kernels/gemm.h"
 
 #include "kernels/cpu/small_product.h"
+#include "kernels/product_rate.h"
 #include "kernels/reference/layers.h"
 #include "tests/kernels/kernel_test.h"
 
@@ -178,6 +179,18 @@ TEST(Gemm, RefusesShapesThatDoNotMatch) {
   EXPECT_THROW(gemm(host.execution, matrix(2, 3), matrix(4, 5), matrix(2, 5)), InternalError);
   EXPECT_THROW(gemm(host.execution, matrix(2, 3), matrix(3, 5), matrix(2, 4)), InternalError);
   EXPECT_THROW(gemm(host.execution, matrix(2, 3), host.poisoned(DType::fp64, {3, 5}), matrix(2, 5)), InternalError);
+}
+
+// Between a megaflop and an exaflop per second: neither a unit nor a number of products is lost on the way.
+TEST(ProductRate, IsThatOfADeviceOfOurTime) {
+  Host host;
+  for (const DType dtype : testing::test_dtypes()) {
+    int waited = 0;
+    const double rate = measure_product_rate(host.execution, dtype, [&] { ++waited; });
+    EXPECT_EQ(waited, 1);
+    EXPECT_GT(rate, 1e6);
+    EXPECT_LT(rate, 1e18);
+  }
 }
 
 TEST(SmallProduct, TransposesAnyShape) {
