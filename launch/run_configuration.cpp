@@ -82,10 +82,9 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.recompute", parallel.recompute, {{"none"}, {"selective"}, {"full"}},
              "What the backward pass computes again instead of keeping; selective: attention and elementwise results, "
              "full: all but the input of each layer.");
-  schema.add(
-      "parallel.overlap", parallel.overlap,
-      "Communication hidden behind computation: auto (all that is built), none, or some of gradients, weights, tensor, "
-      "pipeline, sequence, separated by commas. Built: gradients, weights, tensor, pipeline, sequence.");
+  schema.add("parallel.overlap", parallel.overlap,
+             "Communication hidden behind computation: auto (all of it), none, or some of gradients, weights, tensor, "
+             "pipeline, sequence, separated by commas.");
   const std::string* overlap = &parallel.overlap;
   schema.check("parallel.overlap", [=] { return overlap_problem(*overlap); });
   schema.add("parallel.transport", transport, {{"auto"}, {"nccl"}, {"host"}},

@@ -9,12 +9,11 @@ namespace fulmen {
 
 namespace {
 
-struct Overlap {
-  const char* name;
-  bool built;
-};
-constexpr Overlap overlap_kinds[] = {
-    {"gradients", true}, {"weights", true}, {"tensor", true}, {"pipeline", true}, {"sequence", true}};
+constexpr std::string_view overlap_kinds[] = {"gradients", "weights", "tensor", "pipeline", "sequence"};
+
+bool is_overlap_kind(std::string_view word) {
+  return std::ranges::find(overlap_kinds, word) != std::end(overlap_kinds);
+}
 
 std::vector<std::string> overlap_words(const std::string& overlap) {
   std::string text = overlap;
@@ -24,29 +23,23 @@ std::vector<std::string> overlap_words(const std::string& overlap) {
 
 std::string known_words() {
   std::vector<std::string> words = {"auto", "none"};
-  for (const Overlap& kind : overlap_kinds)
-    if (kind.built) words.push_back(kind.name);
+  words.insert(words.end(), std::begin(overlap_kinds), std::end(overlap_kinds));
   return join(words, ", ");
 }
 
 }  // namespace
 
 bool LayoutConfig::overlaps(std::string_view what) const {
-  const auto kind = std::ranges::find_if(overlap_kinds, [&](const Overlap& known) { return known.name == what; });
-  FULMEN_CHECK(kind != std::end(overlap_kinds), "no communication is called {}", what);
-  if (overlap == "none") return false;
-  if (overlap == "auto") return kind->built;
+  FULMEN_CHECK(is_overlap_kind(what), "no communication is called {}", what);
+  if (overlap == "auto" || overlap == "none") return overlap == "auto";
   return std::ranges::count(overlap_words(overlap), what) > 0;
 }
 
 std::string overlap_problem(const std::string& overlap) {
   if (overlap == "auto" || overlap == "none") return "";
-  for (const std::string& word : overlap_words(overlap)) {
-    const auto kind = std::ranges::find_if(overlap_kinds, [&](const Overlap& known) { return known.name == word; });
-    if (kind == std::end(overlap_kinds))
+  for (const std::string& word : overlap_words(overlap))
+    if (!is_overlap_kind(word))
       return fmt::format("'{}' is not one of {} (several are separated by commas)", word, known_words());
-    if (!kind->built) return fmt::format("overlap of '{}' is not built yet; known: {}", word, known_words());
-  }
   return "";
 }
 

@@ -28,8 +28,8 @@ struct LayoutConfig {
   std::int64_t communication_multiprocessors = 0;  // of a GPU, that overlapped communication over tensor has
   bool tensor_sequence_split = false;              // tensor ranks hold parts of the tokens between their products
 
-  // Whether communication of this kind (gradients, weights, tensor, pipeline, sequence) goes on behind computation:
-  // with auto all that are built do.
+  // Whether communication of this kind (gradients, weights, tensor, pipeline, sequence) goes on behind computation;
+  // with auto each kind does.
   bool overlaps(std::string_view what) const;
 };
 

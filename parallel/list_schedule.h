@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "parallel/pipeline_schedule.h"
+#include "parallel/pipeline_instructions.h"
 
 namespace fulmen {
 

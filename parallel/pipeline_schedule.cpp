@@ -9,10 +9,6 @@
 namespace fulmen {
 namespace {
 
-bool is_receive(Operation operation) {
-  return operation == Operation::receive_forward || operation == Operation::receive_backward;
-}
-
 // Writes the list of one stage. Transfers that its place in the pipeline does not need are left out.
 class StageList {
  public:
@@ -127,40 +123,6 @@ std::vector<InstructionList> written_out(ScheduleKind kind, int ranks, int micro
 }
 
 }  // namespace
-
-std::string_view name_of(Operation operation) {
-  switch (operation) {
-    case Operation::forward: return "forward";
-    case Operation::backward_input: return "backward_input";
-    case Operation::backward_weight: return "backward_weight";
-    case Operation::recompute: return "recompute";
-    case Operation::send_forward: return "send_forward";
-    case Operation::receive_forward: return "receive_forward";
-    case Operation::send_backward: return "send_backward";
-    case Operation::receive_backward: return "receive_backward";
-    case Operation::gather: return "gather";
-    case Operation::release: return "release";
-    case Operation::reduce_gradients: return "reduce_gradients";
-    case Operation::reduce_shared: return "reduce_shared";
-    case Operation::optimizer_step: return "optimizer_step";
-  }
-  throw InternalError("unknown pipeline operation");
-}
-
-bool is_transfer(Operation operation) {
-  return operation == Operation::send_forward || operation == Operation::send_backward || is_receive(operation);
-}
-
-std::string to_string(const Instruction& instruction) {
-  std::string text(name_of(instruction.operation));
-  if (instruction.micro_batch >= 0) text += fmt::format(" m{}", instruction.micro_batch);
-  if (instruction.operation != Operation::reduce_shared && instruction.operation != Operation::optimizer_step)
-    text += fmt::format(" c{}", instruction.chunk);
-  if (is_transfer(instruction.operation))
-    text += fmt::format(" {} {}", is_receive(instruction.operation) ? "<-" : "->", instruction.peer);
-  if (instruction.with_next) text += " with next";
-  return text;
-}
 
 std::string_view name_of(ScheduleKind kind) {
   switch (kind) {

@@ -1,12 +1,13 @@
 // Checks a pipeline schedule before anything runs: first each rank's own list, then all ranks together in a simulation
 // with rendezvous sends.
+#include "parallel/schedule_checker.h"
+
 #include <algorithm>
 #include <array>
 #include <deque>
 
 #include "framework/error.h"
 #include "framework/text.h"
-#include "parallel/pipeline_schedule.h"
 
 namespace fulmen {
 namespace {
@@ -28,8 +29,7 @@ bool moves_activations(Operation operation) {
 }
 
 bool has_micro_batch(Operation operation) {
-  return operation == Operation::recompute || std::find(micro_batch_operations.begin(), micro_batch_operations.end(),
-                                                        operation) != micro_batch_operations.end();
+  return std::ranges::find(micro_batch_operations, operation) != micro_batch_operations.end();
 }
 
 struct Dimensions {
@@ -54,7 +54,6 @@ class ListChecker {
   // Adds to the report the most stashes and slots in use at once.
   void check(ScheduleReport& report) {
     for (position_ = 0; position_ < list_.size(); ++position_) check_form(list_[position_]);
-    note_recomputed_and_gathered();
     for (position_ = 0; position_ < list_.size(); ++position_) check_turn(list_[position_]);
     check_end();
     report.peak_stash.push_back(peak_);
@@ -65,12 +64,11 @@ class ListChecker {
  private:
   struct MicroBatch {
     std::array<bool, operations> done{};
-    bool recomputed = false;  // its list has a recompute, so the forward keeps no stash
   };
   struct Chunk {
     std::vector<MicroBatch> micro_batches;
     std::array<int, operations> next{};  // the micro-batch that is due
-    bool gathers = false, gathered = false, reduced = false;
+    bool reduced = false;
     int slots = 0, peak_slots = 0;  // micro-batches between forward and backward_weight
   };
 
@@ -102,7 +100,6 @@ class ListChecker {
   static std::vector<Operation> prerequisites(Operation operation) {
     switch (operation) {
       case Operation::forward: return {Operation::receive_forward};
-      case Operation::recompute:
       case Operation::send_forward: return {Operation::forward};
       case Operation::backward_input: return {Operation::forward, Operation::receive_backward};
       case Operation::send_backward:
@@ -137,27 +134,10 @@ class ListChecker {
     if (instruction.peer != peer) refuse(fmt::format("the other side is rank {}", peer));
   }
 
-  void note_recomputed_and_gathered() {
-    for (const Instruction& instruction : list_) {
-      Chunk& chunk = chunks_[static_cast<std::size_t>(instruction.chunk)];
-      if (instruction.operation == Operation::recompute)
-        chunk.micro_batches[static_cast<std::size_t>(instruction.micro_batch)].recomputed = true;
-      if (instruction.operation == Operation::gather) chunk.gathers = true;
-    }
-  }
-
   void check_turn(const Instruction& instruction) {
     if (stepped_) refuse("comes after optimizer_step");
     Chunk& chunk = chunks_[static_cast<std::size_t>(instruction.chunk)];
     switch (instruction.operation) {
-      case Operation::gather:
-        if (chunk.gathered) refuse("the weights are whole already");
-        chunk.gathered = true;
-        return;
-      case Operation::release:
-        if (!chunk.gathered) refuse("the weights were not gathered");
-        chunk.gathered = false;
-        return;
       case Operation::reduce_shared: return check_reduce_shared();
       case Operation::reduce_gradients: return check_reduce_gradients(chunk);
       case Operation::optimizer_step: return check_optimizer_step();
@@ -172,28 +152,16 @@ class ListChecker {
     for (const Operation before : prerequisites(operation))
       if (needed(before, instruction.chunk) && !micro_batch.done[index_of(before)])
         refuse(fmt::format("{} of this micro-batch must come before", name_of(before)));
-    if (!is_transfer(operation) && chunk.gathers && !chunk.gathered) refuse("the chunk's weights are not gathered");
-    if (operation == Operation::recompute) {
-      if (micro_batch.done[index_of(Operation::backward_input)]) refuse("comes after backward_input");
-    } else {
-      // Gradients are summed in the order of the micro-batches under every schedule, so that results agree.
-      int& next = chunk.next[index_of(operation)];
-      if (instruction.micro_batch != next) refuse(fmt::format("is out of order: micro-batch {} is due", next));
-      ++next;
-    }
-    if (operation == Operation::backward_input && micro_batch.recomputed &&
-        !micro_batch.done[index_of(Operation::recompute)])
-      refuse("recompute of this micro-batch must come before");
+    // Gradients are summed in the order of the micro-batches under every schedule, so that results agree.
+    int& next = chunk.next[index_of(operation)];
+    if (instruction.micro_batch != next) refuse(fmt::format("is out of order: micro-batch {} is due", next));
+    ++next;
     micro_batch.done[index_of(operation)] = true;
-    count_stash(operation, micro_batch);
-    if (operation == Operation::forward) chunk.peak_slots = std::max(chunk.peak_slots, ++chunk.slots);
-    if (operation == Operation::backward_weight) --chunk.slots;
-  }
-
-  void count_stash(Operation operation, const MicroBatch& micro_batch) {
-    const bool keeps = operation == (micro_batch.recomputed ? Operation::recompute : Operation::forward);
-    if (keeps) peak_ = std::max(peak_, ++alive_);
-    if (operation == Operation::backward_weight) --alive_;
+    if (operation == Operation::forward) {
+      peak_ = std::max(peak_, ++alive_);
+      chunk.peak_slots = std::max(chunk.peak_slots, ++chunk.slots);
+    }
+    if (operation == Operation::backward_weight) --alive_, --chunk.slots;
   }
 
   // The first instruction of this kind that is still due on some chunk, or an empty text.
@@ -242,8 +210,6 @@ class ListChecker {
       if (due.empty()) continue;
       refuse_end(due + " is missing" + (operation == Operation::backward_weight ? ": its stash is never freed" : ""));
     }
-    for (std::size_t c = 0; c < chunks_.size(); ++c)
-      if (chunks_[c].gathered) refuse_end(fmt::format("release c{} is missing", c));
     if (!stepped_) refuse_end("optimizer_step is missing");
   }
 
@@ -261,8 +227,7 @@ class ListChecker {
 double pass_cost(const ScheduleCosts& costs, int stage, Operation operation) {
   const PassCosts pass = costs.stages.empty() ? PassCosts{} : costs.stages[static_cast<std::size_t>(stage)];
   switch (operation) {
-    case Operation::forward:
-    case Operation::recompute: return pass.forward;
+    case Operation::forward: return pass.forward;
     case Operation::backward_input: return pass.backward_input;
     case Operation::backward_weight: return pass.backward_weight;
     default: return 0.0;
@@ -408,7 +373,7 @@ class OverlappedTiming {
  public:
   OverlappedTiming(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs)
       : dimensions_(dimensions), lists_(lists), costs_(costs), positions_(lists.size()), clocks_(lists.size()) {
-    const auto stages = static_cast<std::size_t>(dimensions.ranks * dimensions.chunks);
+    const auto stages = static_cast<std::size_t>(dimensions.ranks) * static_cast<std::size_t>(dimensions.chunks);
     for (auto* arrivals : {&activations_, &gradients_})
       arrivals->assign(stages, std::vector<double>(static_cast<std::size_t>(dimensions.micro_batches), unknown));
   }

@@ -5,6 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include "parallel/schedule_checker.h"
+
 namespace fulmen {
 namespace {
 
@@ -26,7 +28,8 @@ class ScheduleSearch {
  public:
   ScheduleSearch(bool weights_wait, const PipelineShape& shape, const ScheduleCosts& costs)
       : weights_wait_(weights_wait), shape_(shape), costs_(costs), rules_(rules_to_try(weights_wait)) {
-    if (costs_.stages.empty()) costs_.stages.resize(static_cast<std::size_t>(shape.ranks * shape.chunks));
+    const int stages = shape.ranks * shape.chunks;
+    if (costs_.stages.empty()) costs_.stages.resize(static_cast<std::size_t>(stages));
     tries_ =
         std::max(std::int64_t{1}, most_passes / (std::int64_t{3} * shape.ranks * shape.micro_batches * shape.chunks));
   }

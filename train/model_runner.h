@@ -10,6 +10,7 @@
 #include "data/batch.h"
 #include "model/stage.h"
 #include "parallel/layout.h"
+#include "parallel/schedule_checker.h"
 #include "train/gradient_sync.h"
 #include "train/pipeline_executor.h"
 #include "train/stream_timer.h"

@@ -6,6 +6,8 @@
 #include <random>
 
 #include "framework/error.h"
+#include "parallel/pipeline_schedule.h"
+#include "parallel/schedule_checker.h"
 
 namespace fulmen {
 namespace {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "framework/error.h"
+#include "parallel/schedule_checker.h"
 
 namespace fulmen {
 namespace {

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "parallel/pipeline_schedule.h"
+#include "parallel/schedule_checker.h"
 #include "tests/parallel/host_tensor.h"
 #include "tests/parallel/rank_groups.h"
 

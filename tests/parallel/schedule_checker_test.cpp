@@ -9,6 +9,7 @@
 
 #include "framework/error.h"
 #include "parallel/pipeline_schedule.h"
+#include "parallel/schedule_checker.h"
 
 namespace fulmen {
 namespace {
@@ -166,40 +167,6 @@ TEST(ScheduleChecker, RefusesAGroupWithoutAnEnd) {
   ASSERT_TRUE(is_transfer(receive->operation));
   receive->with_next = true;
   EXPECT_NE(refusal(lists, 1).find("grouped with the next instruction"), std::string::npos);
-}
-
-TEST(ScheduleChecker, RecomputeReplacesTheStashOfTheForward) {
-  Lists lists = make_schedule(ScheduleKind::gpipe, 2, 4);
-  for (InstructionList& list : lists) {
-    InstructionList with_recompute;
-    for (const Instruction& instruction : list) {
-      if (instruction.operation == Operation::backward_input)
-        with_recompute.push_back({Operation::recompute, instruction.micro_batch});
-      with_recompute.push_back(instruction);
-    }
-    list = with_recompute;
-  }
-  EXPECT_EQ(check_schedule(lists, 4).peak_stash, (std::vector<int>{1, 1}));
-  for (std::size_t position = 0; position + 1 < lists[0].size(); ++position) {
-    if (lists[0][position].operation != Operation::recompute) continue;
-    Lists broken = lists;
-    std::swap(broken[0][position], broken[0][position + 1]);
-    EXPECT_NE(refusal(broken, 4).find("recompute of this micro-batch must come before"), std::string::npos);
-  }
-}
-
-TEST(ScheduleChecker, WeightsAreGatheredWhileTheyAreUsed) {
-  Lists lists = make_schedule(ScheduleKind::gpipe, 1, 1);  // forward, backward_input, backward_weight, ...
-  lists[0].insert(lists[0].begin(), {.operation = Operation::gather});
-  EXPECT_NE(refusal(lists, 1).find("release c0 is missing"), std::string::npos);
-  Lists whole = lists;
-  whole[0].insert(whole[0].begin() + 4, {.operation = Operation::release});
-  EXPECT_EQ(refusal(whole, 1), "");
-  Lists early = lists;
-  early[0].insert(early[0].begin() + 3, {.operation = Operation::release});
-  EXPECT_NE(refusal(early, 1).find("not gathered"), std::string::npos);
-  whole[0].insert(whole[0].begin() + 1, {.operation = Operation::gather});
-  EXPECT_NE(refusal(whole, 1).find("whole already"), std::string::npos);
 }
 
 // Two chunks on each of two ranks, all forwards before all backwards: the last rank's first chunk feeds the first

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "parallel/schedule_checker.h"
 #include "train/metrics.h"
 
 namespace fulmen {
