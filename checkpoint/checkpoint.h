@@ -80,8 +80,8 @@ class CheckpointReader {
   std::unique_ptr<State> state_;
 };
 
-// `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it, else, of a run's folder, in
-// its `checkpoints`. Throws UserError when there is none (listing what was found invalid and why).
+// `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it, else, of a run's folder,
+// in its `checkpoints`. Throws UserError when there is none (listing what was found invalid and why).
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 // The same for all ranks, as the first one finds it: another rank may look a moment later, when a run has saved again.
 // Collective.

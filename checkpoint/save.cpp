@@ -246,7 +246,7 @@ fs::path save_checkpoint(const fs::path& root, const CheckpointDescription& desc
                          const SaveOptions& options) {
   const bool first = communicator.rank() == 0;
   const std::string shard = fmt::format("shard-{:05d}.h5", communicator.rank());
-  const fs::path folder =
+  fs::path folder =
       communicator.broadcast_text(folder_to_write(root, description.step, options.exact_folder).string(), 0);
   const fs::path partial = with_suffix(folder, partial_suffix);
 

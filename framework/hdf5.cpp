@@ -46,7 +46,7 @@ Handle memory_space(const Tensor& memory, const std::string& where) {
 Shape covered(const Shape& stored, const std::vector<std::int64_t>& offset, const Tensor& memory,
               const std::string& where) {
   const bool one = memory.rank() != static_cast<int>(stored.size()) && memory.elements() == 1;
-  const Shape shape = one ? Shape(stored.size(), 1) : memory.shape();
+  Shape shape = one ? Shape(stored.size(), 1) : memory.shape();
   FULMEN_CHECK(memory.device().kind == DeviceKind::cpu, "{}: memory on a GPU", where);
   FULMEN_CHECK(shape.size() == stored.size() && offset.size() == stored.size(), "{}: {} at an offset of rank {} in {}",
                where, memory.describe(), offset.size(), to_string(stored));
@@ -161,7 +161,7 @@ void Dataset::append(const Tensor& memory) {
   FULMEN_CHECK(shape_.size() == 1 && memory.rank() == 1, "{}: append of {} to {}", where_, memory.describe(),
                to_string(shape_));
   const std::int64_t end = shape_[0];
-  const hsize_t grown = static_cast<hsize_t>(end + memory.elements());
+  const hsize_t grown = static_cast<hsize_t>(end) + static_cast<hsize_t>(memory.elements());
   checked_call(H5Dset_extent(handle_.id(), &grown), where_, "cannot grow", "check the free space of the disk");
   shape_[0] = static_cast<std::int64_t>(grown);
   write({end}, memory);

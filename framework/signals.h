@@ -3,9 +3,10 @@
 
 namespace fulmen {
 
-// From now on these signals only set a flag; SIGHUP stays ignored where it was (nohup). A second SIGINT ends the process
-// at once. Threads started later, and the arithmetic's, never run a handler: oneDNN's fp32 products let the stack pointer stand at the start of a heap
-// block, where a handler's frame would overwrite the heap. A thread of its own takes the signals instead.
+// From now on these signals only set a flag; SIGHUP stays ignored where it was (nohup). A second SIGINT ends the
+// process at once. Threads started later, and the arithmetic's, never run a handler: oneDNN's fp32 products let the
+// stack pointer stand at the start of a heap block, where a handler's frame would overwrite the heap. A thread of its
+// own takes the signals instead.
 void catch_stop_signals();
 // The first signal caught, or 0.
 int stop_signal();

@@ -53,8 +53,7 @@ class InputFile {
       const ssize_t got = ::pread(descriptor_.get(), target, bytes, static_cast<off_t>(at));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) {
-        throw UserError(path_.string(), "cannot be read: " + std::generic_category().message(errno),
-                        "check the disk");
+        throw UserError(path_.string(), "cannot be read: " + std::generic_category().message(errno), "check the disk");
       }
       if (got == 0) refuse(path_.string(), "ends too early: it was cut short");
       target += got;

@@ -67,7 +67,7 @@ nlohmann::ordered_json describe_gpus() {
 
 // The versions of CUDA, or why there is no GPU.
 std::string describe_cuda() {
-  const std::string missing = gpu::unavailable_reason();
+  std::string missing = gpu::unavailable_reason();
   if (!missing.empty()) return missing;
   const gpu::Properties gpu = gpu::properties(0);
   return fmt::format("runtime {}, driver for {}", cuda_version(gpu.runtime_version), cuda_version(gpu.driver_version));

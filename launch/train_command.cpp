@@ -59,9 +59,7 @@ void write_failure(const std::filesystem::path& folder, ExitCode code) {
   }
 }
 
-}  // namespace
-
-ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
+CommandLine command_line() {
   CommandLine line(
       "train CONFIG [--set key=value]... [--resume auto|none|PATH | --rewind PATH]",
       "Trains the model that a YAML file describes; run it under mpirun or srun, or alone. SIGUSR1, SIGTERM,\n"
@@ -75,6 +73,13 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   line.option("rewind", "a checkpoint to go back to; those of later steps are set aside");
   line.repeatable("allow-change",
                   "a key that may differ from the checkpoint's configuration although it changes the training");
+  return line;
+}
+
+}  // namespace
+
+ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
+  CommandLine line = command_line();
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));

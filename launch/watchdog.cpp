@@ -231,7 +231,7 @@ void Watchdog::record(const std::string& reason, const std::string& detail) {
 // Ranks of this host, the next `most` in a ring of them, whose processes are gone although none said that it failed.
 std::vector<int> Watchdog::dead_neighbours(int most) const {
   std::vector<int> dead, watched = neighbours_;
-  std::ranges::rotate(watched, std::ranges::upper_bound(watched, ranks_.rank()));
+  std::rotate(watched.begin(), std::ranges::upper_bound(watched, ranks_.rank()), watched.end());
   if (static_cast<int>(watched.size()) > most) watched.resize(static_cast<std::size_t>(most));
   for (const int rank : watched)
     if (!process_lives(places_[static_cast<std::size_t>(rank)])) dead.push_back(rank);

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds Fulmen and runs its tests. What CI runs, and what a newcomer runs.
 #
-#   scripts/test.sh             installs what is missing, builds, runs every test; where nvcc is, the CUDA build is compiled
-#                               too, and its GPU tests are run where a GPU is
+#   scripts/test.sh             installs what is missing, checks the sources' form, builds, runs every test; where nvcc is,
+#                               the CUDA build is compiled too, and its GPU tests are run where a GPU is
 #   scripts/test.sh --fast      only the fast suite (within three minutes on two cores)
 #   scripts/test.sh --all [FIRST/SHARES]
 #                               besides, every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
@@ -23,6 +23,10 @@ esac
 
 scripts/setup.sh
 cmake --preset "$preset"
+if [ "$preset" = cpu ]; then
+  scripts/format.sh --check
+  [ ${#selection[@]} -gt 0 ] || scripts/lint.sh
+fi
 cmake --build --preset "$preset"
 # Ranks of the tests share the cores; root is who CI is.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The rules of the house, checked on the sources themselves: no include and no CMake link climbs a floor, includes are
-# written from the root, a file opens with a comment that says what it is for and has at most 600 lines.
+# written from the root, a file opens with a comment that says what it is for and has at most 600 lines, a line of C++ or
+# CUDA has at most 120 columns, a function at most 60 lines.
 #
 #   tests/house_test.sh           checks this checkout, then that every rule is noticed when it is broken
 #   tests/house_test.sh FOLDER    checks another copy only
@@ -21,6 +22,8 @@ declare -A may=(
 )
 floors=(framework kernels parallel model checkpoint data train infer launch)
 most_lines=600
+most_columns=120
+most_lines_of_function=60
 
 sources_of() { find "$@" -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.sh' \); }
 
@@ -73,10 +76,56 @@ check_files() {
   done
 }
 
+# The sources are formatted, so that a few rules find the functions: comments, text and preprocessor lines apart, a brace
+# that stands in no function opens one if the words before it have a parameter list.
+check_functions() {
+  find "${floors[@]}" tests bench -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) | sort |
+    xargs awk -v columns="$most_columns" -v lines="$most_lines_of_function" '
+    function opens_function(words) {
+      if (words ~ /^ *$/) return 1  # after the last brace of a list of initialisers
+      return words ~ /\(/ && words !~ /^[^(]*=/ &&
+             words !~ /(^| )(namespace|enum|struct|class|union) [A-Za-z_:]* *(final)? *(:.*)?$/
+    }
+    function close_function() {
+      inside = 0
+      if (FNR - first < lines) return
+      sub(/\(.*/, "", name)
+      sub(/.*[ *&]/, "", name)
+      print FILENAME ":" first ": " name " has " FNR - first + 1 " lines, more than " lines
+    }
+    FNR == 1 { depth = inside = directive = 0; head = "" }
+    length($0) > columns { print FILENAME ":" FNR ": has " length($0) " columns, more than " columns }
+    /^[ \t]*#/ { directive = 1 }
+    directive { directive = /\\$/; next }
+    {
+      line = $0
+      gsub(/\\["\047\\]/, "", line)
+      gsub(/"[^"]*"/, "\"\"", line)
+      gsub(/\047[^\047]\047/, "", line)
+      sub(/\/\/.*/, "", line)
+      for (i = 1; i <= length(line); ++i) {
+        c = substr(line, i, 1)
+        if (c == "{") {
+          ++depth
+          if (!inside && opens_function(head)) { inside = depth; first = FNR; name = head }
+          head = ""
+        } else if (c == "}") {
+          if (inside == depth) close_function()
+          --depth
+          head = ""
+        } else if (c == ";") head = ""
+        else if (!inside) head = head c
+      }
+      head = head " "
+    }'
+}
+
+rules=(check_includes check_links check_files check_functions)
+
 # Prints what is wrong; true when nothing is.
 check_house() {
   local found
-  found=$(cd "$1" && check_includes && check_links && check_files)
+  found=$(cd "$1" && for rule in "${rules[@]}"; do "$rule"; done)
   [ -z "$found" ] || { printf '%s\n' "$found"; return 1; }
 }
 
@@ -107,8 +156,9 @@ temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 copy=$temporary/house
 mkdir "$copy"
-(cd "$root" && cp -r "${floors[@]}" tests scripts "$copy")
+(cd "$root" && mkdir "$copy/bench" && cp bench/*.cpp "$copy/bench" && cp -r "${floors[@]}" tests scripts "$copy")
 check_house "$copy"
+rules=(check_includes check_links check_files)
 plant framework/tensor.cpp '#include "kernels/gemm.h"' 'framework/ includes "kernels/gemm.h"'
 plant parallel/mesh.h '#include "model/stage.h"' 'parallel/ includes "model/stage.h"'
 plant data/corpus.cpp '#include "parallel/mesh.h"' 'data/ includes "parallel/mesh.h"'
@@ -121,6 +171,13 @@ plant tests/golden.h '#include "../framework/tensor.h"' 'is not written from the
 plant model/CMakeLists.txt 'target_link_libraries(fulmen_model PUBLIC fulmen_train)' 'links fulmen_train'
 plant data/CMakeLists.txt 'target_link_libraries(fulmen_data PRIVATE fulmen_kernels)' 'links fulmen_kernels'
 plant model/stage.cpp "$(printf '// %s\n' $(seq 600))" 'model/stage.cpp: has more than 600 lines'
+rules=(check_functions)
+body=$(printf '  ++i;\n%.0s' $(seq 59))
+plant model/stage.cpp "$(printf 'int Stage::at(int i) const {\n%s\n}' "$body")" 'at has 61 lines, more than 60'
+plant kernels/cuda/norm.cu "$(printf '__global__ void turn(int i)\n    requires true {\n  if (i > 0) {\n%s\n  }\n}' "$body")" 'turn has 63'
+plant train/trainer.cpp "$(printf 'Trainer::Trainer(int i)\n    : i_(i), j_{i} {\n%s\n}' "$body")" 'has 61 lines'
+plant parallel/mesh.h "$(printf '//%120s' .)" 'has 122 columns, more than 120'
+rules=(check_files)
 echo 'namespace fulmen {}' >"$copy/launch/silent.cpp"
 expect 'launch/silent.cpp: does not open with a comment'
 printf '#!/bin/sh\ntrue\n' >"$copy/launch/silent.cpp" && mv "$copy/launch/silent.cpp" "$copy/scripts/silent.sh"

@@ -219,6 +219,26 @@ struct HeldRow {
   }
 };
 
+// The gradients of the logits of a packet, the first of which is at `column`: ratio * exp(logit - shift), less `factor`
+// at the target, and 0 from column `valid` on.
+template <class T, int length, class A>
+__device__ __forceinline__ Packet<T, length> gradients_of(const Packet<T, length>& logits, int column, int target,
+                                                          int valid, A shift, A ratio, A factor) {
+  A gradients[length];
+#pragma unroll
+  for (int j = 0; j < length; ++j) gradients[j] = ratio * exponential(logits[j] - shift);
+  if (target >= column && target < column + length) {
+#pragma unroll
+    for (int j = 0; j < length; ++j) gradients[j] -= column + j == target ? factor : A(0);
+  }
+  if (column + length > valid) {
+#pragma unroll
+    for (int j = 0; j < length; ++j)
+      if (column + j >= valid) gradients[j] = A(0);
+  }
+  return make_packet<T, length>([&](int j) { return gradients[j]; });
+}
+
 // Losses and gradients of rows that stay on the chip in between; null d_logits: losses alone. Padded columns become
 // minus infinity, whose share is 0.
 template <int length, class T>
@@ -272,19 +292,7 @@ __global__ void __launch_bounds__(held_threads, 2)
   if (!with_gradient) return;
   const A ratio = factor / sum;
   held.for_each(packets, [&](Packet<T, length>& packet, int column) {
-    A gradients[length];
-#pragma unroll
-    for (int j = 0; j < length; ++j) gradients[j] = ratio * exponential(packet[j] - shift);
-    if (target >= column && target < column + length) {
-#pragma unroll
-      for (int j = 0; j < length; ++j) gradients[j] -= column + j == target ? factor : A(0);
-    }
-    if (column + length > valid) {
-#pragma unroll
-      for (int j = 0; j < length; ++j)
-        if (column + j >= valid) gradients[j] = A(0);
-    }
-    store_packet(d_x + column, make_packet<T, length>([&](int j) { return gradients[j]; }));
+    store_packet(d_x + column, gradients_of(packet, column, target, valid, shift, ratio, factor));
   });
 }
 

@@ -56,6 +56,53 @@ __device__ void sum_over_rows(Packet<A, size>* sums, int column, int group, int 
   }
 }
 
+// The features of the state's rows from `stage` on, as many as are staged.
+template <class T, class A>
+__device__ __forceinline__ void stage_features(const StepShape& shape, const Rotation& rotation, std::int64_t row,
+                                               std::int64_t head, int stage, int staged, Activation activation,
+                                               HeadsView<const T> query, HeadsView<const T> key, A* queries, A* keys) {
+  for (int i = threadIdx.x; i < staged; i += step_threads) {
+    const int j = (stage + i) % shape.key_width;
+    write_features(shape, rotation, row, head, stage + i,
+                   activated(activation, to_accumulated(query.at(row, 0, head)[j])),
+                   activated(activation, to_accumulated(key.at(row, 0, head)[j])), queries + i, keys + i);
+  }
+}
+
+// A row of the state: decayed, with key * values added. Adds query times it to `sum`.
+template <class A, int size>
+__device__ __forceinline__ void advance_row(Packet<A, size>& row, A decay, A query, A key, const A (&values)[size],
+                                            Packet<A, size>& sum) {
+#pragma unroll
+  for (int e = 0; e < size; ++e) {
+    row.values[e] = decay * row.values[e] + key * values[e];
+    sum.values[e] += query * row.values[e];
+  }
+}
+
+// Writes the outputs of a column and returns the sum of their squares.
+template <class T, class A, int size>
+__device__ __forceinline__ A write_outputs(const Packet<A, size>& sum, T* outputs) {
+  A squares = 0;
+#pragma unroll
+  for (int e = 0; e < size; ++e) {
+    outputs[e] = round_to<T>(sum.values[e]);
+    squares += sum.values[e] * sum.values[e];
+  }
+  return squares;
+}
+
+// The block's sum of what the first of the values of each column is.
+template <class A, int size>
+__device__ __forceinline__ void add_columns(const Packet<A, size>* sums, int columns, A* to) {
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  A total = 0;
+  for (int c = threadIdx.x; c < columns; c += 32) total += sums[c].values[0];
+  total = sum_of_lanes(total);
+  if (threadIdx.x == 0) *to = total;
+}
+
 // grid: (batch * heads, blocks of a head). square_sums [batch * heads, blocks of a head], or null.
 template <class T, int size>
 __global__ void __launch_bounds__(step_threads, 4)
@@ -97,12 +144,7 @@ __global__ void __launch_bounds__(step_threads, 4)
     };
     load(group);
     if (stage > 0) __syncthreads();  // the queries and keys before are read no more
-    for (int i = threadIdx.x; i < staged; i += step_threads) {
-      const int j = (stage + i) % shape.key_width;
-      write_features(shape, rotation, row, head, stage + i,
-                     activated(query_key_activation, to_accumulated(query.at(row, 0, head)[j])),
-                     activated(query_key_activation, to_accumulated(key.at(row, 0, head)[j])), queries + i, keys + i);
-    }
+    stage_features(shape, rotation, row, head, stage, staged, query_key_activation, query, key, queries, keys);
     __syncthreads();
     for (int first = group; first < staged; first += rows_in_flight * groups) {
       if (first != group) load(first);
@@ -110,12 +152,7 @@ __global__ void __launch_bounds__(step_threads, 4)
       for (int k = 0; k < rows_in_flight; ++k) {
         const int i = first + k * groups;
         if (!works || i >= staged) continue;
-        const A q = queries[i], added = keys[i];
-#pragma unroll
-        for (int e = 0; e < size; ++e) {
-          in_flight[k].values[e] = decay * in_flight[k].values[e] + added * values[e];
-          sum.values[e] += q * in_flight[k].values[e];
-        }
+        advance_row(in_flight[k], decay, queries[i], keys[i], values, sum);
         own[std::int64_t{stage + i} * shape.vectors] = in_flight[k];
       }
     }
@@ -126,21 +163,9 @@ __global__ void __launch_bounds__(step_threads, 4)
   __syncthreads();
   if (group == 0) {
     sum = sums[column];
-    A squares = 0;
-#pragma unroll
-    for (int e = 0; e < size; ++e) {
-      output.at(row, 0, head)[first_value + e] = round_to<T>(sum.values[e]);
-      squares += sum.values[e] * sum.values[e];
-    }
-    sums[column].values[0] = squares;
+    sums[column].values[0] = write_outputs(sum, output.at(row, 0, head) + first_value);
   }
-  if (square_sums == nullptr) return;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  A squares = 0;
-  for (int c = threadIdx.x; c < columns; c += 32) squares += sums[c].values[0];
-  squares = sum_of_lanes(squares);
-  if (threadIdx.x == 0) square_sums[task * gridDim.y + blockIdx.y] = squares;
+  if (square_sums != nullptr) add_columns(sums, columns, square_sums + task * gridDim.y + blockIdx.y);
 }
 
 // to [count] = the sums of from [count, parts].

@@ -36,7 +36,7 @@ class SharedFolder {
 // The message of the error of type E, after checking that every rank has the same.
 template <class E, class F>
 std::string shared_message(Communicator& communicator, F&& f) {
-  const std::string message = message_of<E>(f);
+  std::string message = message_of<E>(f);
   EXPECT_EQ(communicator.broadcast_text(message, 0), message);
   return message;
 }

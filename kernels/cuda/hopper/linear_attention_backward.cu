@@ -45,20 +45,11 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
 
     barrier_wait(&barriers.loaded[ring.index], ring.parity);
     float scores[32];
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(scores, along_rows(d_output, panel_bytes, k), along_rows(value, panel_bytes, k), k > 0);
-    products_commit();
+    start_products<Major::summed, D / 16>(scores, TileRows{d_output}, TileRows{value});
 
     barrier_wait(&barriers.published, i & 1);
     float d_query[D / 2];
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_query, along_rows(d_output, panel_bytes, k), along_rows(block.state, state_panel<D>, k),
-                             k > 0);
-    products_commit();
+    start_products<Major::summed, D / 16>(d_query, TileRows{d_output}, TileRows{block.state, state_panel<D>});
 
     products_wait<1>();
     pin(scores);
@@ -71,10 +62,7 @@ __device__ __forceinline__ void run_query_outputs(const BackwardQueryArguments& 
                documents.reads_state(at.row + 8) ? block.decay.from_start(at.row + 8) : 0.0f);
     pin(d_query);
     if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) product<Major::outer>(d_query, p[k], along_columns(key, panel_bytes, k), true);
-    products_commit();
+    start_products<Major::outer, 4, true>(d_query, p, TileColumns{key});
     float factors[D / 2];
     if constexpr (feature == Feature::silu) load_derivatives<D>(query, at, block.features, factors);
     Previous<D> previous;
@@ -120,6 +108,36 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
 template <int D>
 using KeyValueShared = SharedLayout<D, 4, D == 128 ? 3 : 6>;
 
+// Scores of a chunk's keys and values, masked, as operands, and what the state after the chunk adds to d_value.
+template <class Block, int D, Feature feature, class Documents>
+__device__ __forceinline__ void make_key_value_scores(const Block& block, const Ring<Block::stages>& ring, int chunk,
+                                                      int begin, const Documents& documents, const ThreadPlace& at,
+                                                      std::uint32_t (&p)[4][4], std::uint32_t (&d_p)[4][4],
+                                                      float (&d_value)[D / 2]) {
+  const std::uint32_t query = block.tile(ring.index, 0), d_output = block.tile(ring.index, 1);
+  const std::uint32_t key = block.tile(ring.index, 2), value = block.tile(ring.index, 3);
+  float scores[32], d_scores[32];
+  start_products<Major::summed, D / 16>(d_scores, TileRows{value}, TileRows{d_output});
+  Fragments<D> k_rows;
+  if constexpr (feature == Feature::silu)
+    load_fragments_keep_derivatives<D>(key, at, block.features, k_rows);
+  else
+    load_fragments<D>(key, at, block.features, begin, k_rows);
+  if constexpr (feature != Feature::plain) barrier_wait(&block.barriers.mapped[ring.index], ring.parity);
+  start_products<Major::summed, D / 16>(scores, k_rows.step, TileRows{query});
+  barrier_wait(&block.barriers.published, chunk & 1);
+  start_products<Major::outer, D / 16>(d_value, k_rows.step, TileColumns{block.state, state_panel<D>});
+  products_wait<2>();
+  pin(d_scores);
+  mask_scores<true>(d_scores, block.decay, documents, at, d_p);
+  products_wait<1>();
+  pin(scores);
+  mask_scores<true>(scores, block.decay, documents, at, p);
+  products_wait<0>();
+  pin(d_value);
+  hold(k_rows.step);
+}
+
 template <class Block, int D, Feature feature, bool documents_present>
 __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArguments& arguments, const Block& block) {
   const Place& place = block.place;
@@ -140,53 +158,11 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     barrier_wait(&barriers.loaded[ring.index], ring.parity);
     std::uint32_t p[4][4], d_p[4][4];
     float d_value[D / 2], d_key[D / 2];
-    {
-      float scores[32], d_scores[32];
-      products_begin();
-#pragma unroll
-      for (int k = 0; k < D / 16; ++k)
-        product<Major::summed>(d_scores, along_rows(value, panel_bytes, k), along_rows(d_output, panel_bytes, k),
-                               k > 0);
-      products_commit();
-
-      Fragments<D> k_rows;
-      if constexpr (feature == Feature::silu)
-        load_fragments_keep_derivatives<D>(key, at, block.features, k_rows);
-      else
-        load_fragments<D>(key, at, block.features, begin, k_rows);
-      if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
-      products_begin();
-#pragma unroll
-      for (int k = 0; k < D / 16; ++k)
-        product<Major::summed>(scores, k_rows.step[k], along_rows(query, panel_bytes, k), k > 0);
-      products_commit();
-      barrier_wait(&barriers.published, i & 1);
-      products_begin();
-#pragma unroll
-      for (int k = 0; k < D / 16; ++k)
-        product<Major::outer>(d_value, k_rows.step[k], along_columns(block.state, state_panel<D>, k), k > 0);
-      products_commit();
-      products_wait<2>();
-      pin(d_scores);
-      mask_scores<true>(d_scores, block.decay, documents, at, d_p);
-      products_wait<1>();
-      pin(scores);
-      mask_scores<true>(scores, block.decay, documents, at, p);
-      products_wait<0>();
-      pin(d_value);
-      hold(k_rows.step);
-    }
+    make_key_value_scores<Block, D, feature>(block, ring, i, begin, documents, at, p, d_p, d_value);
     scale_rows(d_value, first, second);
     pin(d_value);
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) product<Major::outer>(d_value, p[k], along_columns(d_output, panel_bytes, k), true);
-    products_commit();
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k)
-      product<Major::summed>(d_key, along_rows(value, panel_bytes, k), along_rows(block.state, state_panel<D>, k),
-                             k > 0);
-    products_commit();
+    start_products<Major::outer, 4, true>(d_value, p, TileColumns{d_output});
+    start_products<Major::summed, D / 16>(d_key, TileRows{value}, TileRows{block.state, state_panel<D>});
     products_wait<0>();
     pin(d_value);
     pin(d_key);
@@ -194,10 +170,7 @@ __device__ __forceinline__ void run_key_value_outputs(const BackwardKeyValueArgu
     warp_arrive(&barriers.consumed);
     scale_rows(d_key, first, second);
     pin(d_key);
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) product<Major::outer>(d_key, d_p[k], along_columns(query, panel_bytes, k), true);
-    products_commit();
+    start_products<Major::outer, 4, true>(d_key, d_p, TileColumns{query});
     Previous<D> previous;
     if constexpr (block.features.rotates) {
       previous.load(arguments.add_value_to, place, begin, tokens, at);

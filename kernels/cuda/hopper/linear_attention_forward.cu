@@ -10,6 +10,28 @@ namespace {
 template <int D>
 using ForwardShared = SharedLayout<D, 3, D == 128 ? 4 : 8>;
 
+// The sum of the squares of each of a chunk's outputs.
+template <int D>
+__device__ __forceinline__ void store_square_sums(const float (&output)[D / 2], const ForwardArguments& arguments,
+                                                  const Place& place, int begin, int tokens, const ThreadPlace& at) {
+  float sums[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int j = 0; j < D / 8; ++j) {
+    sums[0] += output[4 * j] * output[4 * j] + output[4 * j + 1] * output[4 * j + 1];
+    sums[1] += output[4 * j + 2] * output[4 * j + 2] + output[4 * j + 3] * output[4 * j + 3];
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 1);
+    sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 2);
+    const int token = at.row + 8 * half;
+    if (at.lane % 4 == 0 && token < tokens)
+      arguments.square_sums[(static_cast<std::int64_t>(place.row) * arguments.sweep.length + begin + token) *
+                                arguments.sweep.heads +
+                            place.head] = sums[half];
+  }
+}
+
 template <class Block, int D, Feature feature, bool documents_present>
 __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, const Block& block) {
   const Place& place = block.place;
@@ -33,18 +55,11 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
 
     if constexpr (feature != Feature::plain) barrier_wait(&barriers.mapped[ring.index], ring.parity);
     float scores[32];
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k) product<Major::summed>(scores, q.step[k], along_rows(key, panel_bytes, k), k > 0);
-    products_commit();
+    start_products<Major::summed, D / 16>(scores, q.step, TileRows{key});
 
     barrier_wait(&barriers.published, i & 1);
     float output[D / 2];
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k)
-      product<Major::outer>(output, q.step[k], along_columns(block.state, state_panel<D>, k), k > 0);
-    products_commit();
+    start_products<Major::outer, D / 16>(output, q.step, TileColumns{block.state, state_panel<D>});
 
     products_wait<1>();
     pin(scores);
@@ -57,10 +72,7 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     scale_rows(output, documents.reads_state(at.row) ? block.decay.from_start(at.row) : 0.0f,
                documents.reads_state(at.row + 8) ? block.decay.from_start(at.row + 8) : 0.0f);
     pin(output);
-    products_begin();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) product<Major::outer>(output, p[k], along_columns(value, panel_bytes, k), true);
-    products_commit();
+    start_products<Major::outer, 4, true>(output, p, TileColumns{value});
     Previous<D> previous;
     if constexpr (block.features.rotates) previous.load(arguments.add_to, place, begin, tokens, at);
     // The next chunk's queries are made ready while the products run.
@@ -70,24 +82,7 @@ __device__ __forceinline__ void run_outputs(const ForwardArguments& arguments, c
     hold(p);
 
     if constexpr (block.features.rotates) previous.add(output);
-    if (arguments.square_sums != nullptr) {
-      float sums[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int j = 0; j < D / 8; ++j) {
-        sums[0] += output[4 * j] * output[4 * j] + output[4 * j + 1] * output[4 * j + 1];
-        sums[1] += output[4 * j + 2] * output[4 * j + 2] + output[4 * j + 3] * output[4 * j + 3];
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 1);
-        sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 2);
-        const int token = at.row + 8 * half;
-        if (at.lane % 4 == 0 && token < tokens)
-          arguments.square_sums[(static_cast<std::int64_t>(place.row) * arguments.sweep.length + begin + token) *
-                                    arguments.sweep.heads +
-                                place.head] = sums[half];
-      }
-    }
+    if (arguments.square_sums != nullptr) store_square_sums<D>(output, arguments, place, begin, tokens, at);
     store_results<D>(output, query, at);
     warp_arrive<true>(&barriers.finished[ring.index]);
     q = next;

@@ -112,6 +112,29 @@ void launch_sweep(Kernel kernel, int threads, int shared_bytes, dim3 grid, cudaS
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
+// Operands of products in shared memory: [k] describes the 16 summed elements of step k, which lie along a tile's rows
+// or down its columns. `panel` bytes lie between panels.
+struct TileRows {
+  std::uint32_t tile;
+  int panel = panel_bytes;
+  __device__ __forceinline__ std::uint64_t operator[](int k) const { return along_rows(tile, panel, k); }
+};
+struct TileColumns {
+  std::uint32_t tile;
+  int panel = panel_bytes;
+  __device__ __forceinline__ std::uint64_t operator[](int k) const { return along_columns(tile, panel, k); }
+};
+
+// Starts the products of `steps` steps as a group: added to the results, or in their place. a: a tile's rows, or
+// fragments in registers.
+template <Major major, int steps, bool added = false, int n, class A, class B>
+__device__ __forceinline__ void start_products(float (&results)[n], const A& a, const B& b) {
+  products_begin();
+#pragma unroll
+  for (int k = 0; k < steps; ++k) product<major>(results, a[k], b[k], added || k > 0);
+  products_commit();
+}
+
 // What results are added to, fetched ahead of its use.
 template <int D>
 class Previous {
