@@ -38,6 +38,9 @@ function(fulmen_floor name)
     set_target_properties(${headers} PROPERTIES POSITION_INDEPENDENT_CODE "${BUILD_SHARED_LIBS}")
   endif()
   target_precompile_headers(fulmen_${name} REUSE_FROM ${headers})
+  if(BUILD_SHARED_LIBS)
+    install(TARGETS fulmen_${name} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  endif()
 endfunction()
 
 # Flags that every target shares. No -march: one binary serves any x86-64, kernels choose their path at run time.

@@ -12,6 +12,7 @@
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/run_configuration.h"
+#include "launch/shared_files.h"
 #include "launch/version.h"
 
 namespace fulmen {
@@ -73,6 +74,11 @@ std::string describe_cuda() {
   return fmt::format("runtime {}, driver for {}", cuda_version(gpu.runtime_version), cuda_version(gpu.driver_version));
 }
 
+std::string describe_shared_files() {
+  const auto folder = shared_folder();
+  return folder ? folder->string() : "none: neither an installation nor a source tree is around the program";
+}
+
 nlohmann::ordered_json describe_machine(Communicator& ranks) {
   return {{"version", version()},
           {"cpu", line_after("/proc/cpuinfo", "model name")},
@@ -85,6 +91,7 @@ nlohmann::ordered_json describe_machine(Communicator& ranks) {
           {"ranks", ranks.size()},
           {"ranks_on_this_host", MpiSession::environment_local_size()},
           {"mpi", MpiSession::launched() ? "started by a launcher" : "not started: one rank needs no launcher"},
+          {"shared_files", describe_shared_files()},
           {"cuda", describe_cuda()},
           {"gpus", describe_gpus()}};
 }

@@ -6,7 +6,9 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/gpu.h"
+#include "framework/log.h"
 #include "framework/text.h"
+#include "launch/shared_files.h"
 #include "parallel/pipeline_schedule.h"
 #include "parallel/shard_groups.h"
 
@@ -277,7 +279,9 @@ RunConfiguration parse_run_configuration(const std::string& text, const std::str
 }
 
 RunConfiguration read_run_configuration(const std::string& path, const std::vector<std::string>& overrides) {
-  return parse_run_configuration(read_text(path), path, overrides);
+  const std::string found = find_shared(path).string();
+  if (found != path) log_info("configuration: {}", found);
+  return parse_run_configuration(read_text(found), found, overrides);
 }
 
 std::string configuration_reference() {

@@ -3,6 +3,6 @@
 
 namespace fulmen {
 
-const char* version();  // "0.1.0 (commit 1a2b3c4)"
+const char* version();  // "0.2.0 (commit 1a2b3c4)"
 
 }  // namespace fulmen

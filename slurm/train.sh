@@ -6,8 +6,9 @@
 # Paths are relative to the folder that sbatch is called from. Whatever sbatch takes overrides the header below.
 #
 # Variables, all optional, given in the environment of sbatch:
-#   FULMEN          the program; default: build/cpu/bin/fulmen of this source tree, else `fulmen` on the PATH
-#   FULMEN_ROOT     this source tree; default: where the script that sbatch was given lies, else the folder of sbatch
+#   FULMEN          the program; default: build/cpu/bin/fulmen of this source tree, or bin/fulmen of this installation,
+#                   else `fulmen` on the PATH
+#   FULMEN_ROOT     this source tree, or PREFIX/share/fulmen; default: where the script that sbatch was given lies, else the folder of sbatch
 #   RANKS_PER_NODE  default: sbatch's tasks, else one rank per GPU that the job has on a node, else one per node
 #   CPUS_PER_RANK   cores, and so threads, of a rank; default: --cpus-per-task, else the node's share. OMP_NUM_THREADS wins.
 #   MPI_LAUNCH      auto, or one of srun's --mpi types (pmix, pmi2, none, ...), or mpirun
@@ -245,6 +246,7 @@ shift
 root=${FULMEN_ROOT:-}
 [ -n "$root" ] || find_root
 program=${FULMEN:-$root/build/cpu/bin/fulmen}
+[ -n "${FULMEN:-}" ] || [ -x "$program" ] || [ ! -x "$root/../../bin/fulmen" ] || program=$root/../../bin/fulmen
 [ -n "${FULMEN:-}" ] || [ -x "$program" ] || program=$(command -v fulmen || echo "$program")
 command -v "$program" >/dev/null || refuse "$program: no such program, seen from $PWD on $(hostname)" \
   "build it (cmake --preset cpu && cmake --build --preset cpu), or set FULMEN to the program's path"

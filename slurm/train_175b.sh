@@ -26,7 +26,7 @@ set -u
 original=$(scontrol show job "${SLURM_JOB_ID:-}" | sed -n 's|^ *Command=\(.*\)/slurm/train_175b\.sh.*|\1|p')
 FULMEN_ROOT=${FULMEN_ROOT:-${original:-${SLURM_SUBMIT_DIR:-.}}}
 [ -e "$FULMEN_ROOT/slurm/train.sh" ] || {
-  echo "train_175b.sh: error: $FULMEN_ROOT is not Fulmen's source tree: set FULMEN_ROOT to it" >&2
+  echo "train_175b.sh: error: $FULMEN_ROOT is neither Fulmen's source tree nor its PREFIX/share/fulmen: set FULMEN_ROOT to it" >&2
   exit 2
 }
 exec bash "$FULMEN_ROOT/slurm/train.sh" "${FULMEN_CONFIG:-$FULMEN_ROOT/configs/transnormer-175b.yaml}" "$@"
