@@ -31,7 +31,7 @@ struct TextSourceOptions {
 // no text.
 std::vector<std::filesystem::path> list_text_files(const std::vector<std::filesystem::path>& inputs);
 
-// Plain text: lines joined by '\n' ('\r\n' is one line end), the last line end and empty lines before the first left
+// Plain text: lines joined by `\n` (`\r\n` is one line end), the last line end and empty lines before the first left
 // out; a blank line may hold white space. Documents of nothing but white space are skipped. Bytes that are not UTF-8
 // are handed on as they are.
 class TextSource {

@@ -35,9 +35,9 @@ class SentenceSample {
 };
 
 // A serialised unigram model (Kudo, "Subword Regularization", ACL 2018) with byte fallback and line ends as a piece of
-// their own, so that encoding and decoding keep every line end and space; <unk> 0, <s> 1, </s> 2. The same sentences
-// give the same model on every machine. Throws UserError when the text is too small for so large a vocabulary, or a
-// vocabulary too small for its characters.
+// their own, so that encoding and decoding keep every line end and space; `<unk>` 0, `<s>` 1, `</s>` 2. The same
+// sentences give the same model on every machine. Throws UserError when the text is too small for so large a
+// vocabulary, or a vocabulary too small for its characters.
 std::string train_sentencepiece(std::vector<std::string> sentences, std::int64_t vocabulary);
 
 }  // namespace fulmen

@@ -25,7 +25,10 @@ scripts/setup.sh
 cmake --preset "$preset"
 if [ "$preset" = cpu ]; then
   scripts/format.sh --check
-  [ ${#selection[@]} -gt 0 ] || scripts/lint.sh
+  if [ ${#selection[@]} -eq 0 ]; then
+    scripts/lint.sh
+    doxygen docs/Doxyfile
+  fi
 fi
 cmake --build --preset "$preset"
 # Ranks of the tests share the cores; root is who CI is.
