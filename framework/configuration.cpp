@@ -160,6 +160,27 @@ Problem read_choice(const std::string& word, const std::vector<Choice>& choices)
           (nearest.empty() ? "" : fmt::format("did you mean {}? ", nearest)) + "Write " + known};
 }
 
+struct Override {
+  std::string key;  // "" when the text is not key=value
+  std::string value;
+};
+
+Override split_override(const std::string& setting) {
+  const std::size_t equals = setting.find('=');
+  if (equals == std::string::npos) return {};
+  return {setting.substr(0, equals), setting.substr(equals + 1)};
+}
+
+// The scalar at a dotted path below a node.
+std::optional<std::string> scalar_at(const YAML::Node& node, const std::string& path) {
+  if (path.empty()) return node.IsScalar() ? std::optional(node.Scalar()) : std::nullopt;
+  if (!node.IsMap()) return std::nullopt;
+  const std::size_t dot = path.find('.');
+  const YAML::Node child = node[path.substr(0, dot)];
+  if (!child.IsDefined()) return std::nullopt;
+  return scalar_at(child, dot == std::string::npos ? "" : path.substr(dot + 1));
+}
+
 // Nested YAML from dotted names, sections in the order of their first key.
 void nest(const std::vector<std::pair<std::string, std::string>>& entries, const std::string& indent,
           std::string& text) {
@@ -344,6 +365,8 @@ void Schema::built_only_false(const std::string& name, const std::string& reason
   keys_[k].allowed = "true not built yet: " + reason;
 }
 
+void Schema::refuse(const std::string& name, const std::string& reason) { refused_[name] = reason; }
+
 void Schema::check(const std::string& name, std::function<std::string()> problem) {
   bindings_[position(name)]->checks.push_back(std::move(problem));
 }
@@ -431,6 +454,9 @@ class Schema::Reader {
   }
 
   [[noreturn]] void refuse_unknown(const std::string& name, const std::string& where) const {
+    for (const auto& [refused, reason] : schema_.refused_)
+      if (refused == name || refused.starts_with(name + "."))
+        throw UserError(where, fmt::format("{} {}", name, reason));
     const std::string nearest = nearest_key(name);
     const std::string section = parent_of(name);
     throw UserError(where, fmt::format("unknown key {}", name),
@@ -444,26 +470,12 @@ class Schema::Reader {
   std::set<std::string> set_;
 };
 
-void Schema::parse(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+void Schema::begin_reading(const std::string& source) {
   for (Key& key : keys_) key.given = false;
   for (const auto& binding : bindings_) binding->where = source;
-  const YAML::Node root = load_document(text, source);
-  if (!root.IsNull() && !root.IsMap()) {
-    throw UserError(source, fmt::format("expects sections of keys, got {}", shown(root)),
-                    "write 'section:' and its keys, indented, below it");
-  }
-  if (root.IsMap()) Reader(*this, source, true).read_section(root, "");
+}
 
-  for (const std::string& setting : overrides) {
-    const std::string flag = "--set " + setting;
-    const std::size_t equals = setting.find('=');
-    if (equals == std::string::npos || equals == 0) {
-      throw UserError(flag, "expects key=value", "write it as --set train.steps=100");
-    }
-    const YAML::Node value = load_document(setting.substr(equals + 1), flag);
-    Reader(*this, flag, false).read(setting.substr(0, equals), flag, value);
-  }
-
+void Schema::finish_reading(const std::string& source) const {
   for (const Key& key : keys_) {
     if (!key.required || key.given) continue;
     throw UserError(
@@ -476,6 +488,30 @@ void Schema::parse(const std::string& text, const std::string& source, const std
       if (!problem.empty()) throw UserError(bindings_[k]->where, keys_[k].name + ": " + problem);
     }
   }
+}
+
+void Schema::parse(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+  begin_reading(source);
+  const YAML::Node root = load_document(text, source);
+  if (!root.IsNull() && !root.IsMap()) {
+    throw UserError(source, fmt::format("expects sections of keys, got {}", shown(root)),
+                    "write 'section:' and its keys, indented, below it");
+  }
+  if (root.IsMap()) Reader(*this, source, true).read_section(root, "");
+  for (const std::string& setting : overrides) {
+    const std::string flag = "--set " + setting;
+    const Override given = split_override(setting);
+    if (given.key.empty()) throw UserError(flag, "expects key=value", "write it as --set train.steps=100");
+    Reader(*this, flag, false).read(given.key, flag, load_document(given.value, flag));
+  }
+  finish_reading(source);
+}
+
+void Schema::parse(const std::map<std::string, std::string>& values) {
+  begin_reading("");
+  Reader reader(*this, "", false);
+  for (const auto& [name, value] : values) reader.read(name, "", load_document(value, name));
+  finish_reading("");
 }
 
 std::string Schema::resolved() const {
@@ -492,28 +528,51 @@ std::map<std::string, std::string> Schema::flat() const {
   return values;
 }
 
-std::string Schema::markdown() const {
-  std::vector<std::string> sections;
-  const auto section_of = [](const Key& key) {
-    return key.name.find('.') == std::string::npos ? std::string() : key.name.substr(0, key.name.find('.'));
-  };
-  for (const Key& key : keys_) {
-    if (std::find(sections.begin(), sections.end(), section_of(key)) == sections.end()) {
-      sections.push_back(section_of(key));
-    }
-  }
-  std::string text;
-  for (const std::string& section : sections) {
-    text += fmt::format("{}## {}\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n",
-                        text.empty() ? "" : "\n", section.empty() ? "Outside sections" : fmt::format("`{}`", section));
-    for (const Key& key : keys_) {
-      if (section_of(key) != section) continue;
-      const std::string preset = key.required ? "must be given" : fmt::format("`{}`", table_cell(key.default_value));
-      text += fmt::format("| `{}` | {} | {} | {} | {} |\n", key.name, table_cell(key.type), preset,
-                          table_cell(key.allowed), table_cell(key.documentation));
-    }
+namespace {
+
+std::string section_of(const Schema::Key& key) {
+  return key.name.find('.') == std::string::npos ? std::string() : key.name.substr(0, key.name.find('.'));
+}
+
+std::string table_of(const std::vector<Schema::Key>& keys) {
+  std::string text = "| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n";
+  for (const Schema::Key& key : keys) {
+    const std::string preset = key.required ? "must be given" : fmt::format("`{}`", table_cell(key.default_value));
+    text += fmt::format("| `{}` | {} | {} | {} | {} |\n", key.name, table_cell(key.type), preset,
+                        table_cell(key.allowed), table_cell(key.documentation));
   }
   return text;
+}
+
+}  // namespace
+
+std::string Schema::table() const { return table_of(keys_); }
+
+std::string Schema::markdown() const {
+  std::vector<std::pair<std::string, std::vector<Key>>> sections;
+  for (const Key& key : keys_) {
+    const std::string name = section_of(key);
+    auto found = std::ranges::find(sections, name, &std::pair<std::string, std::vector<Key>>::first);
+    if (found == sections.end()) found = sections.insert(found, {name, {}});
+    found->second.push_back(key);
+  }
+  std::string text;
+  for (const auto& [name, keys] : sections)
+    text += fmt::format("{}## {}\n\n{}", text.empty() ? "" : "\n",
+                        name.empty() ? "Outside sections" : fmt::format("`{}`", name), table_of(keys));
+  return text;
+}
+
+std::string given_word(const std::string& name, const std::string& text, const std::string& source,
+                       const std::vector<std::string>& overrides) {
+  std::string word = scalar_at(load_document(text, source), name).value_or("");
+  for (const std::string& setting : overrides) {
+    const Override given = split_override(setting);
+    if (given.key != name && !name.starts_with(given.key + ".")) continue;
+    const std::string inside = given.key == name ? "" : name.substr(given.key.size() + 1);
+    word = scalar_at(load_document(given.value, "--set " + setting), inside).value_or(word);
+  }
+  return word;
 }
 
 }  // namespace fulmen

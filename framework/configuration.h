@@ -57,6 +57,9 @@ class Schema {
   void built_up_to(const std::string& name, std::int64_t most, const std::string& reason);
   // The same for a key that may only be false today.
   void built_only_false(const std::string& name, const std::string& reason);
+  // A key that is not of this schema, but of one that the user may have meant: refused with `reason` rather than as
+  // unknown.
+  void refuse(const std::string& name, const std::string& reason);
   // Runs after reading: a check of one key's value that the types cannot say. Returns "" or what is wrong.
   void check(const std::string& name, std::function<std::string()> problem);
 
@@ -64,21 +67,32 @@ class Schema {
   // YAML (with line and column), an unknown key (with the nearest known one), a wrong type, a value out of range or not
   // built yet, a missing required key.
   void parse(const std::string& text, const std::string& source, const std::vector<std::string>& overrides = {});
+  // The same from what flat() wrote: dotted key -> value as YAML. Errors name the key alone.
+  void parse(const std::map<std::string, std::string>& values);
 
   const std::vector<Key>& keys() const { return keys_; }
   bool given(const std::string& name) const;
   std::string resolved() const;                     // every key with its value, as nested YAML
   std::map<std::string, std::string> flat() const;  // dotted key -> value as YAML
-  std::string markdown() const;                     // the reference: a table per section
+  std::string markdown() const;                     // the reference: a table per section, each under its title
+  std::string table() const;                        // the same of all keys in one table
 
  private:
   struct Binding;
   class Reader;
   std::size_t position(const std::string& name) const;
   void add_binding(Key key, std::shared_ptr<Binding> binding);
+  void begin_reading(const std::string& source);
+  void finish_reading(const std::string& source) const;
   std::vector<Key> keys_;
   std::vector<std::shared_ptr<Binding>> bindings_;
+  std::map<std::string, std::string> refused_;  // keys of other schemas -> why they are not of this one
 };
+
+// The word that YAML text and the "key=value" overrides give to a key, the last of them; "" when none does. For a key
+// that decides which others there are, before the schema is made.
+std::string given_word(const std::string& name, const std::string& text, const std::string& source,
+                       const std::vector<std::string>& overrides);
 
 // Reads nested YAML of scalars and lists into dotted keys. For reading back what resolved() wrote.
 std::map<std::string, std::string> flatten_yaml(const std::string& text, const std::string& source);
