@@ -91,12 +91,23 @@ std::vector<FileRecord> parse_files(const YAML::Node& node, const fs::path& path
   return files;
 }
 
+// A scalar or a list of them. Lists in quotes, as earlier programs wrote them, are scalars.
+std::string model_value(const YAML::Node& node, const fs::path& path) {
+  if (node.IsScalar()) return node.Scalar();
+  const bool list = node.IsSequence() &&
+                    std::all_of(node.begin(), node.end(), [](const YAML::Node& part) { return part.IsScalar(); });
+  if (!list) refuse(path, "its key 'model' holds more than scalars and lists of them");
+  std::vector<std::string> parts;
+  for (const YAML::Node& part : node) parts.push_back(part.Scalar());
+  return fmt::format("[{}]", join(parts, ", "));
+}
+
 std::map<std::string, std::string> parse_model(const YAML::Node& node, const fs::path& path) {
   if (!node.IsMap()) refuse(path, "its key 'model' is not a map: the manifest is damaged");
   std::map<std::string, std::string> model;
   for (const auto& entry : node) {
-    if (!entry.first.IsScalar() || !entry.second.IsScalar()) refuse(path, "its key 'model' holds more than scalars");
-    model[entry.first.Scalar()] = entry.second.Scalar();
+    if (!entry.first.IsScalar()) refuse(path, "its key 'model' has a key that is no word");
+    model[entry.first.Scalar()] = model_value(entry.second, path);
   }
   return model;
 }
@@ -120,7 +131,14 @@ std::string emit_head(const CheckpointDescription& description) {
   if (!description.corpus.empty())
     out << YAML::Key << "corpus" << YAML::Value << YAML::DoubleQuoted << description.corpus;
   out << YAML::Key << "model" << YAML::Value << YAML::BeginMap;
-  for (const auto& [key, value] : description.model) out << YAML::Key << key << YAML::Value << value;
+  for (const auto& [key, value] : description.model) {
+    out << YAML::Key << key << YAML::Value;
+    // Lists as lists: so the map is a section `model` of a configuration.
+    if (value.starts_with('['))
+      out << YAML::Load(value);
+    else
+      out << value;
+  }
   out << YAML::EndMap << YAML::EndMap;
   return std::string(out.c_str()) + "\n";
 }

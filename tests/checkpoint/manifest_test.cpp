@@ -41,6 +41,7 @@ TEST(Manifest, RoundTrip) {
                           "run:\n  name: \"0123\"\n  note: 'x: y'\nlist: [1, 2]\n"};
   manifest.files = {{"parameters.h5", 123, "8f4e1c02a7b93d56"}, {"shard-00000.h5", 1ULL << 40, "0000000000000001"}};
   write_manifest(folder.path(), manifest);
+  EXPECT_NE(read_text(folder.path() / manifest_file).find("lrpe_layers: [0, 1]"), std::string::npos);
   const CheckpointManifest back = read_manifest(folder.path());
   EXPECT_EQ(back.description.step, 500);
   EXPECT_EQ(back.description.tokens, 1'000'000'000'000);
@@ -62,6 +63,14 @@ TEST(Manifest, AnEmptyConfigurationStaysEmpty) {
   EXPECT_EQ(read_manifest(folder.path()).description.configuration, "");
 }
 
+// As earlier programs wrote them.
+TEST(Manifest, AListOfTheModelMayBeInQuotes) {
+  const TemporaryFolder folder;
+  write_manifest(folder.path(), {{.model = {{"lrpe_layers", "[0, 1]"}}}, {{"parameters.h5", 1, "00"}}});
+  replace_in(folder.path() / manifest_file, "[0, 1]", "\"[0, 1]\"");
+  EXPECT_EQ(read_manifest(folder.path()).description.model.at("lrpe_layers"), "[0, 1]");
+}
+
 TEST(Manifest, AnotherFormat) {
   expect_mentions(refusal_after("fulmen-checkpoint", "fulmen-corpus"),
                   {"manifest.yaml", "'fulmen-corpus'", "'fulmen-checkpoint'"});
@@ -74,6 +83,8 @@ TEST(Manifest, ANewerVersion) {
 TEST(Manifest, Damages) {
   expect_mentions(refusal_after("step: 5", "step: five"), {"'step'", "damaged"});
   expect_mentions(refusal_after("step: 5", "step: -5"), {"'step'", "negative"});
+  expect_mentions(refusal_after("lrpe_layers: [0]", "lrpe_layers: [[0]]"), {"'model'", "scalars"});
+  expect_mentions(refusal_after("lrpe_layers: [0]", "lrpe_layers: {0: 1}"), {"'model'", "scalars"});
   expect_mentions(refusal_after("tokens:", "tokeens:"), {"'tokens'", "damaged"});
   expect_mentions(refusal_after("format:", "format"), {"manifest.yaml", "not valid YAML", "line"});
   expect_mentions(refusal_after("file: parameters.h5", "file: ../parameters.h5"), {"../parameters.h5"});
