@@ -52,7 +52,7 @@ void load_pieces(const CheckpointReader& checkpoint, const ParameterStore& param
 
 void require_same_model(const CheckpointReader& checkpoint, const ModelConfig& config) {
   const std::map<std::string, std::string>& saved = checkpoint.description().model;
-  for (const auto& [key, value] : ModelConfig::from_identity(saved, checkpoint.folder().string()).identity()) {
+  for (const auto& [key, value] : ModelConfig::from_identity(saved, checkpoint.folder().string())->identity()) {
     const auto identity = config.identity();
     const auto wanted = identity.find(key);
     if (wanted != identity.end() && wanted->second == value) continue;

@@ -22,8 +22,7 @@ std::vector<TensorPiece> pieces_to_save(const ParameterStore& parameters, const 
 void load_pieces(const CheckpointReader& checkpoint, const ParameterStore& parameters, const std::vector<Tensor>& flat,
                  const std::string& prefix, const Execution& execution);
 
-// Throws UserError naming the first of family, variant, layers, hidden, heads, glu, vocabulary and LRPE layers that
-// differs.
+// Throws UserError naming the first key of the models' identities that differs.
 void require_same_model(const CheckpointReader& checkpoint, const ModelConfig& config);
 
 }  // namespace fulmen

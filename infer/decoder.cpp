@@ -15,9 +15,9 @@ Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const 
       execution_(execution),
       self_(make_self_communicator()),
       mesh_(MeshShape{}, *self_),
-      parameters_(declare_stage(config_, {0, config_.layers, true, true}, 1), mesh_, precision, execution),
+      parameters_(declare_stage(*config_, whole_model(*config_), 1), mesh_, precision, execution),
       context_{execution, &mesh_.along(Axis::tensor), &parameters_},
-      stage_(config_, {0, config_.layers, true, true}, context_) {
+      stage_(*config_, whole_model(*config_), context_) {
   checkpoint.verify(*self_);
   load_pieces(checkpoint, parameters_, parameters_.flat_weights(), "parameters/", execution);
   stage_.prepare({1, 1}, 1);
@@ -29,9 +29,9 @@ Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const 
   }
   token_ = OwnedTensor(execution.device, DType::int32, {1}, MemoryKind::data, *execution.ledger);
   position_tensor_ = OwnedTensor(execution.device, DType::int64, {1, 1}, MemoryKind::data, *execution.ledger);
-  logits_ = OwnedTensor(execution.device, precision.parameters, {1, config_.vocabulary}, MemoryKind::activations,
+  logits_ = OwnedTensor(execution.device, precision.parameters, {1, config_->vocabulary}, MemoryKind::activations,
                         *execution.ledger);
-  host_logits_.resize(static_cast<std::size_t>(config_.vocabulary));
+  host_logits_.resize(static_cast<std::size_t>(config_->vocabulary));
 }
 
 void Decoder::reset() {
@@ -53,8 +53,8 @@ void Decoder::read_logits(F&& widen) {
 }
 
 const std::vector<double>& Decoder::advance(std::int32_t token) {
-  FULMEN_CHECK(token >= 0 && token < config_.vocabulary, "token {} is not in the vocabulary of {}", token,
-               config_.vocabulary);
+  FULMEN_CHECK(token >= 0 && token < config_->vocabulary, "token {} is not in the vocabulary of {}", token,
+               config_->vocabulary);
   copy_to_device(execution_, &token, token_);
   copy_to_device(execution_, &position_, position_tensor_);
   MicroBatch micro_batch;

@@ -19,7 +19,7 @@ class Decoder {
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  const ModelConfig& config() const { return config_; }
+  const ModelConfig& config() const { return *config_; }
   // Forgets everything: the next token is the first of a text.
   void reset();
   // Advances by one token and returns the logits of the next: fp64 [vocabulary] on the host.
@@ -32,7 +32,7 @@ class Decoder {
   template <class T, class F>
   void read_logits(F&& widen);
 
-  ModelConfig config_;
+  std::shared_ptr<const ModelConfig> config_;
   Execution execution_;
   std::unique_ptr<Communicator> self_;
   Mesh mesh_;

@@ -81,7 +81,7 @@ std::string safetensors_dtype_for(const std::string& name, DType stored, const s
 }  // namespace
 
 void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint) {
-  const ModelConfig config = read_hugging_face_config(folder / "config.json");
+  const std::shared_ptr<const ModelConfig> config = read_hugging_face_config(folder / "config.json");
   const SafetensorsFolder source(folder);
   const auto names = source.names();
   const bool fp64 = std::ranges::any_of(names, [&](const std::string& name) {
@@ -92,7 +92,7 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
   ExecutionResources resources(Device::cpu());
   const std::unique_ptr<Communicator> self = make_self_communicator();
   const Mesh mesh(MeshShape{}, *self);
-  const ParameterStore parameters(declare_stage(config, {0, config.layers, true, true}, 1), mesh, {type, type},
+  const ParameterStore parameters(declare_stage(*config, whole_model(*config), 1), mesh, {type, type},
                                   resources.execution());
   check_tensors(source, parameters);
   check_tied_head(source);
@@ -100,7 +100,7 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
     source.read(piece.tensor, piece.offset, piece.memory);
 
   CheckpointDescription description;
-  description.model = config.identity();
+  description.model = config->identity();
   SaveOptions options;
   options.exact_folder = true;
   if (std::filesystem::exists(folder / tokenizer_name)) options.extra_files.push_back(folder / tokenizer_name);
@@ -114,22 +114,22 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
   const CheckpointReader source(checkpoint);
   const std::unique_ptr<Communicator> self = make_self_communicator();
   source.verify(*self);
-  const ModelConfig config = ModelConfig::from_identity(source.description().model, checkpoint.string());
-  if (config.norm_epsilon != ModelConfig{}.norm_epsilon)
-    throw UserError(checkpoint.string(),
-                    fmt::format("its norms have epsilon {}, config.json knows only {}", config.norm_epsilon,
-                                ModelConfig{}.norm_epsilon),
-                    "such a model cannot be exported");
+  const std::shared_ptr<const ModelConfig> config =
+      ModelConfig::from_identity(source.description().model, checkpoint.string());
 
   const std::string prefix = "parameters/";
   std::vector<SafetensorsTensor> tensors;
-  for (const ParameterDeclaration& declaration : declare_stage(config, {0, config.layers, true, true}, 1))
+  for (const ParameterDeclaration& declaration : declare_stage(*config, whole_model(*config), 1))
     for (const LogicalTensor& tensor : declaration.tensors)
       tensors.push_back({tensor.name,
                          safetensors_dtype_for(tensor.name, source.dtype(prefix + tensor.name), options.dtype),
                          tensor.shape});
   tensors.push_back({head_name, tensors.front().dtype, tensors.front().shape});
 
+  const std::string dtype = tensors.front().dtype;
+  const std::string config_json = hugging_face_config(*config, dtype == "BF16"  ? "bfloat16"
+                                                               : dtype == "F64" ? "float64"
+                                                                                : "float32");
   SafetensorsFolderWriter writer(folder, tensors, {{"format", "pt"}}, options.shard_bytes);
   for (const SafetensorsTensor& tensor : tensors) {
     const std::string stored = tensor.name == head_name ? embedding_name : tensor.name;
@@ -140,10 +140,7 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
                    });
   }
   writer.close();
-  const std::string dtype = tensors.front().dtype;
-  write_text_atomically(folder / "config.json", hugging_face_config(config, dtype == "BF16"  ? "bfloat16"
-                                                                            : dtype == "F64" ? "float64"
-                                                                                             : "float32"));
+  write_text_atomically(folder / "config.json", config_json);
   if (const auto tokenizer = source.tokenizer_file())
     std::filesystem::copy_file(*tokenizer, folder / tokenizer_name, std::filesystem::copy_options::overwrite_existing);
 }

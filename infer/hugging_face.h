@@ -1,18 +1,20 @@
-// The released TransNormerLLM checkpoints' layout: `config.json` and safetensors with the state dict's names.
+// Hugging Face folders, as models are released: `config.json` and safetensors with the state dict's names.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "model/model_config.h"
 
 namespace fulmen {
 
-// The model that a `config.json` describes. Throws UserError naming the key: missing, malformed, or asking for
-// something else than these models (another norm or activation, biases, an untied or unscaled embedding).
-ModelConfig read_hugging_face_config(const std::filesystem::path& path);
-// The text of a `config.json`; torch_dtype such as "bfloat16".
+// The model that a `config.json` describes; its model_type (or else its architectures) says of which family. Throws
+// UserError for a kind that no family has, and naming the key that is missing, malformed, or asks for something else
+// than the family's models have (another norm or activation, biases, an untied or unscaled embedding).
+std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesystem::path& path);
+// The text of a `config.json`; torch_dtype such as "bfloat16". Throws UserError for a model that cannot be said in it.
 std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype);
 
 // Turns a folder with config.json and model.safetensors (or shards with an index), and perhaps tokenizer.model, into a

@@ -6,7 +6,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/linear_attention_states.h"
-#include "model/families/transnormer/decay_slopes.h"
+#include "model/mixers/decay_slopes.h"
 
 namespace fulmen {
 

@@ -235,7 +235,7 @@ CommandLine command_line() {
       "Times each kernel and prints its ratio to its floor: the larger of its operations at the measured rate of\n"
       "products and its bytes at the measured rate of copies. Data is where the previous call left it: tensors that\n"
       "stay in a cache can be faster than the copy's floor. Sizes are by default small on the CPU, and on a GPU\n"
-      "those of transnormer-1b.",
+      "those of a model of 1 B parameters.",
       "fulmen bench kernels --batch 4 --length 512");
   line.option("batch", "sequences (4; 8 on a GPU)");
   line.option("length", "tokens of each (512; 2048)");

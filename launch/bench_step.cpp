@@ -76,12 +76,12 @@ class Steps {
   Steps(const TrainerOptions& options, Mesh& mesh, Device device, Profiler* profiler, ExecutionResources& resources)
       : mesh_(mesh), device_(device), resources_(reporting_to(resources, profiler)) {
     const ModelRunnerOptions model_options = runner_options(options, mesh.shape());
-    runner_.emplace(options.model, model_options, mesh, resources_.execution());
+    runner_.emplace(*options.model, model_options, mesh, resources_.execution());
     optimizer_.emplace(options.train.optimizer, options.train.clip, runner_->parameters(), mesh,
                        resources_.execution());
     initialize_training_state(1, *runner_, *optimizer_);
     mesh.world().report_to(profiler);
-    batches_ = random_batches(model_options, options.model.vocabulary, mesh);
+    batches_ = random_batches(model_options, options.model->vocabulary, mesh);
   }
   ~Steps() {
     mesh_.world().report_to(nullptr);
@@ -193,7 +193,7 @@ CommandLine command_line() {
       "bench step [options]",
       "Times training steps on random tokens. Without a configuration: 8 layers, hidden 512, 8 heads, glu 1408,\n"
       "vocabulary 8192, 4 x 512 tokens, as bench/compare_cpu.py has it. Times are medians over the steps.",
-      "fulmen bench step --preset transnormer-385m --micro-batch 1 --sequence-length 2048");
+      "fulmen bench step --preset tnl3-410m --micro-batch 1 --sequence-length 2048");
   line.option("config", "a configuration file");
   line.option("preset", "a model preset");
   line.option("micro-batch", "sequences at a time");
@@ -276,7 +276,7 @@ struct StepReport {
     return static_cast<double>(options.train.global_batch * options.data.sequence_length);
   }
   double operation_rate() const {
-    return training_flops_per_token(options.model, options.data.sequence_length) * tokens() / times.median;
+    return training_flops_per_token(*options.model, options.data.sequence_length) * tokens() / times.median;
   }
   double peak() const { return data_sheet_peak(device, options.precision) * mesh.world().size(); }
 };
@@ -285,7 +285,7 @@ void print_json(const StepReport& report) {
   using Json = nlohmann::ordered_json;
   const double seconds = report.times.median, peak = report.peak();
   const std::optional<IdealStep>& ideal = report.times.ideal;
-  const Json result = {{"parameters", parameter_count(report.options.model)},
+  const Json result = {{"parameters", parameter_count(*report.options.model)},
                        {"layout", report.mesh.shape().describe()},
                        {"device", describe_device(report.device)},
                        {"precision", describe_precision(report.options.precision)},
@@ -325,7 +325,7 @@ void print_text(const StepReport& report) {
   const double seconds = report.times.median, operations = report.operation_rate(), peak = report.peak();
   const bool on_gpu = report.device.kind == DeviceKind::cuda;
   fmt::print("model        {} parameters; {}; {} tokens a step\n",
-             human_count(static_cast<double>(parameter_count(report.options.model))), report.mesh.shape().describe(),
+             human_count(static_cast<double>(parameter_count(*report.options.model))), report.mesh.shape().describe(),
              static_cast<std::int64_t>(report.tokens()));
   fmt::print("device       {} a rank; {}\n", describe_device(report.device),
              describe_precision(report.options.precision));

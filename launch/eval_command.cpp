@@ -247,9 +247,10 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   Mesh mesh(mesh_shape(layout, ranks.size()), ranks);
   configure_threads({});
   const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
-  const ModelConfig model = ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
+  const std::shared_ptr<const ModelConfig> model =
+      ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
   const CorpusReader corpus(line.text("data"));
-  check_tokens(corpus, line.text("data"), checkpoint, model);
+  check_tokens(corpus, line.text("data"), checkpoint, *model);
   run_agreed(ranks, [&] { verify_corpus(line.text("data"), ranks.rank(), ranks.size()); });
   const EvalOptions options = read_options(line, checkpoint.description(), corpus);
   const std::optional<CorpusReader> baseline = open_baseline(line, corpus);
@@ -261,12 +262,12 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   runner_options.layout.recompute = "full";  // no backward pass will ask for what layers made
   runner_options.precision = precision;
   runner_options.micro_batch = {options.micro_batch, options.sequence_length};
-  ModelRunner runner(model, runner_options, mesh, resources.execution());
+  ModelRunner runner(*model, runner_options, mesh, resources.execution());
   checkpoint.verify(ranks);
   load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
               resources.execution());
   std::optional<LogitsFile> logits;
-  if (!options.dump_logits.empty()) logits.emplace(options, runner, model, resources.execution());
+  if (!options.dump_logits.empty()) logits.emplace(options, runner, *model, resources.execution());
   const StepLoss loss = evaluate(runner, corpus, options, mesh);
   if (logits) logits->close();
   if (ranks.rank() != 0) return ExitCode::done;

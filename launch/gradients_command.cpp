@@ -138,10 +138,10 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   check_training(options, mesh.shape());
 
   ExecutionResources resources(device, configuration.run.deterministic);
-  ModelRunner runner(options.model, runner_options(options, mesh.shape()), mesh, resources.execution());
+  ModelRunner runner(*options.model, runner_options(options, mesh.shape()), mesh, resources.execution());
   if (line.has("checkpoint")) {
     const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
-    require_same_model(checkpoint, options.model);
+    require_same_model(checkpoint, *options.model);
     checkpoint.verify(ranks);
     load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
                 resources.execution());

@@ -19,11 +19,10 @@ void require_one_process(const char* command, const World& world) {
 }  // namespace
 
 ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line(
-      "import --hf DIR --output CHECKPOINT",
-      "Turns a folder with config.json and safetensors, as the released TransNormerLLM models are named, into a\n"
-      "checkpoint of step 0.",
-      "fulmen import --hf TransNormerLLM-385M --output checkpoints/385m");
+  CommandLine line("import --hf DIR --output CHECKPOINT",
+                   "Turns a folder with config.json and safetensors, as a family's released models are named, into a\n"
+                   "checkpoint of step 0.",
+                   "fulmen import --hf runs/exported --output runs/imported");
   line.option("hf", "the folder", true);
   line.option("output", "the checkpoint to write", true);
   if (!line.parse(arguments)) return ExitCode::done;
@@ -36,7 +35,7 @@ ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
 ExitCode run_export(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
       "export --checkpoint DIR --hf DIR [options]",
-      "Writes a checkpoint's parameters as config.json and safetensors, as the released TransNormerLLM models are\n"
+      "Writes a checkpoint's parameters as config.json and safetensors, as its family's released models are\n"
       "named, with the tokeniser's model.",
       "fulmen export --checkpoint runs/demo/checkpoints --hf exported");
   line.option("checkpoint", "a checkpoint, a folder of them or a run (then the newest)", true);

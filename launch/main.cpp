@@ -30,8 +30,10 @@ const std::vector<Command>& commands() {
 namespace {
 
 void print_help() {
-  std::printf("fulmen %s: trains TransNormerLLM on CPU and GPU clusters\n\nusage: fulmen <command> [options]\n\n",
-              version());
+  std::printf(
+      "fulmen %s: trains language models with linear attention on CPU and GPU clusters\n\nusage: fulmen <command> "
+      "[options]\n\n",
+      version());
   for (const Command& command : commands()) std::printf("  %-10s %s\n", command.name, command.summary);
   std::printf(
       "\n`fulmen <command> --help` shows a command's options and an example. The README's two commands are\n"

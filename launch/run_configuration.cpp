@@ -9,6 +9,7 @@
 #include "framework/log.h"
 #include "framework/text.h"
 #include "launch/shared_files.h"
+#include "model/model_section.h"
 #include "parallel/pipeline_schedule.h"
 #include "parallel/shard_groups.h"
 
@@ -17,34 +18,6 @@ namespace fulmen {
 namespace {
 
 constexpr std::int64_t many = std::numeric_limits<std::int64_t>::max();
-
-// Fields whose keys are not stored as the configuration structures store them.
-struct Unstored {
-  std::optional<std::vector<std::int64_t>> lrpe_layers;
-};
-
-void bind_model(Schema& schema, ModelConfig& model, Unstored& unstored) {
-  std::vector<Choice> presets = {{""}};
-  for (const std::string& name : preset_names()) presets.push_back({name});
-  schema.add("model.preset", model.preset, presets,
-             "A published model; the other keys of this section then change single sizes.");
-  schema.add("model.family", model.family, {{"transnormer"}}, "The architecture.");
-  schema.add("model.variant", model.variant, {{"tnl1"}, {"tnl3"}},
-             "tnl1: full-rank gate, SiLU on q and k (the released 385M, 1B, 7B). tnl3: low-rank sigmoid gate, SiLU on "
-             "v too (15B).");
-  schema.add("model.layers", model.layers, {0, 100000}, "Layers.");
-  schema.add("model.hidden", model.hidden, {0, 1 << 20}, "Width of the hidden state.");
-  schema.add("model.heads", model.heads, {0, 1 << 16}, "Attention heads; they divide `hidden`.");
-  schema.add("model.glu", model.glu, {0, 1 << 22}, "Inner width of the gated linear unit.");
-  schema.add("model.vocabulary", model.vocabulary, {0, 1 << 30},
-             "Token ids that the model knows; at least the corpus's.");
-  schema.add("model.gate_rank", model.gate_rank, {0, 1 << 16}, "Rank of tnl3's gate.");
-  schema.add("model.lrpe_layers", unstored.lrpe_layers, {0, 100000}, "Layers whose q and k carry LRPE; auto: layer 0.");
-  schema.add("model.norm_epsilon", model.norm_epsilon, {0.0, 1.0}, "Added to the mean square in every norm.");
-  schema.add("model.initializer_std", model.initializer_std, {0.0, 10.0},
-             "Standard deviation of freshly initialised matrices.");
-  schema.add("model.pad_id", model.pad_id, {0, 1 << 30}, "A token id whose embedding starts as zero; auto: none.");
-}
 
 void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transport) {
   schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
@@ -167,25 +140,13 @@ void bind_precision(Schema& schema, PrecisionConfig& precision) {
              "Accumulated gradients; auto: fp32 for bf16 parameters, else as they are.");
 }
 
-void bind(Schema& schema, RunConfiguration& configuration, Unstored& unstored) {
-  bind_model(schema, configuration.model, unstored);
+// All sections but `model`.
+void bind(Schema& schema, RunConfiguration& configuration) {
   bind_parallel(schema, configuration.parallel, configuration.transport);
   bind_precision(schema, configuration.precision);
   bind_data(schema, configuration.data);
   bind_train(schema, configuration.train);
   bind_run(schema, configuration.checkpoint, configuration.run);
-}
-
-// The preset named by the file or by an override, so that its sizes are the defaults of the other keys.
-std::string named_preset(const std::string& text, const std::string& source,
-                         const std::vector<std::string>& overrides) {
-  std::string name;
-  const std::map<std::string, std::string> flat = flatten_yaml(text, source);
-  if (const auto found = flat.find("model.preset"); found != flat.end()) name = found->second;
-  constexpr std::string_view flag = "model.preset=";
-  for (const std::string& given : overrides)
-    if (given.starts_with(flag)) name = given.substr(flag.size());
-  return name == "\"\"" || name == "''" ? "" : name;
 }
 
 void check_known_keys(const std::vector<std::string>& allowed, const RunConfiguration& run) {
@@ -264,15 +225,13 @@ std::string describe_precision(const Precision& precision) {
 
 RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,
                                          const std::vector<std::string>& overrides) {
+  const auto word = [&](const char* name) { return given_word(name, text, source, overrides); };
   RunConfiguration configuration;
-  const std::string name = named_preset(text, source, overrides);
-  if (!name.empty()) configuration.model = preset(name);
-  Unstored unstored;
   Schema schema;
-  bind(schema, configuration, unstored);
+  const ModelSection model(schema, word("model.family"), word("model.preset"));
+  bind(schema, configuration);
   schema.parse(text, source, overrides);
-  if (unstored.lrpe_layers) configuration.model.lrpe_layers = *unstored.lrpe_layers;
-  configuration.model.validate();
+  configuration.model = model.validated();
   configuration.resolved = schema.resolved();
   configuration.flat = schema.flat();
   return configuration;
@@ -286,15 +245,14 @@ RunConfiguration read_run_configuration(const std::string& path, const std::vect
 
 std::string configuration_reference() {
   RunConfiguration configuration;
-  Unstored unstored;
   Schema schema;
-  bind(schema, configuration, unstored);
+  bind(schema, configuration);
   return "# Configuration\n\n"
          "One YAML file, such as `configs/demo.yaml`. Generated by `fulmen doctor --configuration`; a test "
          "compares.\n\n"
          "`--set key=value` on the command line changes single keys. An unknown key is an error that names the nearest "
          "one.\n\n" +
-         schema.markdown();
+         model_reference() + "\n" + schema.markdown();
 }
 
 std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run,

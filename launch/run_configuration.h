@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,7 +23,7 @@ struct PrecisionConfig {
 };
 
 struct RunConfiguration {
-  ModelConfig model;
+  std::shared_ptr<const ModelConfig> model;
   LayoutConfig parallel;
   std::string transport = "auto";  // parallel.transport
   PrecisionConfig precision;

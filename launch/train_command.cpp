@@ -24,7 +24,7 @@ namespace {
 void check_resume(const RunConfiguration& configuration, const std::filesystem::path& folder,
                   const std::vector<std::string>& allowed) {
   const CheckpointReader checkpoint(folder);
-  require_same_model(checkpoint, configuration.model);
+  require_same_model(checkpoint, *configuration.model);
   const CheckpointDescription& saved = checkpoint.description();
   if (saved.step == 0 || saved.configuration.empty()) return;
   const std::string corpus = corpus_identity(read_corpus_manifest(configuration.data.path));

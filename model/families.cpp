@@ -1,19 +1,13 @@
-// What the layers of each model family are made of.
+// What follows from the layers of a model.
 #include "model/families.h"
 
 #include <algorithm>
 
-#include "model/families/transnormer/layers.h"
-
 namespace fulmen {
-
-std::vector<Branch> layer_branches(const ModelConfig& config, std::int64_t layer) {
-  return transnormer_layer(config, layer);
-}
 
 bool has_layer_losses(const ModelConfig& config) {
   for (std::int64_t layer = 0; layer < config.layers; ++layer)
-    for (const Branch& branch : layer_branches(config, layer))
+    for (const Branch& branch : config.layer(layer))
       if (std::ranges::any_of(branch.nodes, [](const Node& node) { return node.kind == Node::Kind::loss; }))
         return true;
   return false;
@@ -22,7 +16,7 @@ bool has_layer_losses(const ModelConfig& config) {
 std::vector<ParameterDeclaration> declare_layers(const ModelConfig& config, std::int64_t first, std::int64_t end) {
   std::vector<ParameterDeclaration> list;
   for (std::int64_t layer = first; layer < end; ++layer)
-    for (const Branch& branch : layer_branches(config, layer))
+    for (const Branch& branch : config.layer(layer))
       for (ParameterDeclaration& declaration : branch.declarations()) {
         declaration.layer = layer;
         list.push_back(std::move(declaration));

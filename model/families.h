@@ -1,4 +1,4 @@
-// What the layers of each model family are made of.
+// What follows from the layers that a model's family says it has.
 #pragma once
 
 #include <vector>
@@ -8,8 +8,6 @@
 
 namespace fulmen {
 
-// The residual branches of one layer, in order.
-std::vector<Branch> layer_branches(const ModelConfig& config, std::int64_t layer);
 // Whether some layer adds to the loss.
 bool has_layer_losses(const ModelConfig& config);
 // Declarations of layers [first, end), in the order of their use.

@@ -1,47 +1,70 @@
-// What makes a model this model: its family, variant and sizes.
+// What makes a model this model. A family (model/families/) derives its configuration from ModelConfig and says there
+// which keys it has, what it refuses and what its layers are made of.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "framework/error.h"
+
 namespace fulmen {
 
-inline constexpr double released_norm_epsilon = 1e-6;
+class Schema;
+struct Branch;
 
 struct ModelConfig {
   std::string preset;  // the name it came from, or empty
-  std::string family = "transnormer";
-  std::string variant = "tnl1";  // tnl1: full-rank gate u, SiLU on q and k. tnl3: low-rank sigmoid gate, SiLU on v too
   std::int64_t layers = 0;
   std::int64_t hidden = 0;  // d
-  std::int64_t heads = 0;   // H; the head width is d / H
-  std::int64_t glu = 0;     // inner width of the channel mixer
   std::int64_t vocabulary = 0;
-  std::int64_t gate_rank = 0;                   // of tnl3's low-rank gate; unused by tnl1
-  std::vector<std::int64_t> lrpe_layers = {0};  // layers whose q and k carry LRPE
-  double norm_epsilon = released_norm_epsilon;
+  double norm_epsilon = 1e-6;
   double initializer_std = 0.02;
   std::optional<std::int64_t> pad_id;  // this row of the embedding starts as zero
 
-  std::int64_t head_width() const { return hidden / heads; }
-  bool low_rank_gate() const { return variant == "tnl3"; }
-  bool has_lrpe(std::int64_t layer) const;
+  virtual ~ModelConfig() = default;
+  virtual std::string family() const = 0;
+  virtual std::unique_ptr<ModelConfig> clone() const = 0;
+
+  // Binds the family's own keys, "model.NAME", to their fields; model/model_section.h binds those of all families.
+  virtual void bind(Schema& schema) = 0;
   // Throws UserError naming the key when sizes are missing or do not fit each other.
   void validate() const;
-  // What a checkpoint must agree on, as YAML scalars: family, variant, layers, hidden, heads, glu, vocabulary,
-  // lrpe_layers; gate_rank where the variant has one, and norm_epsilon where it is not that of the released models.
+  // What a checkpoint must agree on, as keys of the section `model` with their values in YAML: family, layers, hidden,
+  // vocabulary, and what the family adds.
   std::map<std::string, std::string> identity() const;
   // The reverse. Throws UserError (naming `source`) when a value is missing, malformed or does not fit the others.
-  static ModelConfig from_identity(const std::map<std::string, std::string>& identity, const std::string& source);
+  static std::shared_ptr<const ModelConfig> from_identity(const std::map<std::string, std::string>& identity,
+                                                          const std::string& source);
+
+  // Throws UserError naming parallel.tensor when so many ranks cannot share a layer.
+  virtual void check_tensor_ranks(int ranks) const = 0;
+  // The residual branches of a layer, in order.
+  virtual std::vector<Branch> layer(std::int64_t layer) const = 0;
+
+ protected:
+  // For copies of whole configurations only.
+  ModelConfig() = default;
+  ModelConfig(const ModelConfig&) = default;
+  ModelConfig& operator=(const ModelConfig&) = default;
+
+  // Throws UserError naming model.KEY when a size is less than 1.
+  static void require_positive(const char* key, std::int64_t value);
+  // What validate() asks of the family, once the sizes above are known to be good.
+  virtual void validate_family() const = 0;
+  virtual void add_identity(std::map<std::string, std::string>& identity) const = 0;
 };
 
-// The published configurations (and, marked in configs/, shapes from memory), by name: transnormer-385m, ...
-const std::vector<std::string>& preset_names();
-// Throws UserError naming the nearest preset.
-ModelConfig preset(const std::string& name);
+// The configuration as its family knows it. One of another family is a defect of the program.
+template <class FamilyConfig>
+const FamilyConfig& as(const ModelConfig& config) {
+  const auto* own = dynamic_cast<const FamilyConfig*>(&config);
+  FULMEN_CHECK(own != nullptr, "a model of the family {} where another was expected", config.family());
+  return *own;
+}
 
 // Parameters of the model, tied ones once, as its declarations have them.
 std::int64_t parameter_count(const ModelConfig& config);

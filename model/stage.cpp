@@ -11,6 +11,8 @@
 
 namespace fulmen {
 
+StageRange whole_model(const ModelConfig& config) { return {0, config.layers, true, true}; }
+
 std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                      const std::optional<std::vector<std::int64_t>>& layers_per_stage) {
   if (pipeline_stages > layers)
@@ -48,7 +50,7 @@ std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const
 
 std::int64_t parameter_count(const ModelConfig& config) {
   std::int64_t count = 0;
-  for (const ParameterDeclaration& declaration : declare_stage(config, {0, config.layers, true, true}, 1))
+  for (const ParameterDeclaration& declaration : declare_stage(config, whole_model(config), 1))
     for (const LogicalTensor& tensor : declaration.tensors) count += elements_of(tensor.shape);
   return count;
 }
@@ -64,7 +66,7 @@ std::vector<CarriedSpec> carried_through(const ModelConfig& config, const StageR
   };
   std::vector<Span> spans;
   for (std::int64_t layer = 0; layer < config.layers; ++layer)
-    for (const Branch& branch : layer_branches(config, layer)) {
+    for (const Branch& branch : config.layer(layer)) {
       for (const ValueSpec& value : branch.values) {
         if (value.kind != ValueSpec::Kind::carried) continue;
         const auto span = std::ranges::find_if(spans, [&](const Span& s) { return s.port.name == value.carried.name; });
@@ -94,7 +96,7 @@ Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelCont
   if (range.embedding) embedding_.emplace(config, context);
   for (std::int64_t layer = range.first_layer; layer < range.end_layer; ++layer) {
     Layer& executors = layers_.emplace_back();
-    for (Branch& branch : layer_branches(config, layer))
+    for (Branch& branch : config.layer(layer))
       executors.push_back(std::make_unique<BranchExecutor>(std::move(branch), context));
   }
   if (range.head) head_.emplace(config, context);

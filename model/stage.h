@@ -21,6 +21,9 @@ struct StageRange {
   bool head = true;
 };
 
+// All of a model on one stage.
+StageRange whole_model(const ModelConfig& config);
+
 // The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (it must add up to the layers), else
 // as even as can be, the earlier ones larger. Throws UserError naming parallel.stages or parallel.pipeline.
 std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,

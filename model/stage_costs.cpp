@@ -10,7 +10,7 @@ namespace {
 void add_layer(const ModelConfig& config, std::int64_t layer, std::int64_t length, Recompute recompute,
                PassCosts& costs) {
   double last_product = 0.0;
-  for (const Branch& branch : layer_branches(config, layer)) {
+  for (const Branch& branch : config.layer(layer)) {
     const BranchCosts own = costs_of(branch, length);
     costs.forward += own.products + own.operations;
     costs.backward_input += own.products + own.backward_operations;
@@ -44,7 +44,7 @@ std::vector<PassCosts> stage_costs(const ModelConfig& config, const std::vector<
 double operations_beside_products(const ModelConfig& config, std::int64_t length) {
   double sum = 0.0;
   for (std::int64_t layer = 0; layer < config.layers; ++layer)
-    for (const Branch& branch : layer_branches(config, layer)) {
+    for (const Branch& branch : config.layer(layer)) {
       const BranchCosts costs = costs_of(branch, length);
       sum += costs.operations + costs.backward_operations;
     }

@@ -9,7 +9,7 @@
 
 #include "framework/execution.h"
 #include "framework/hdf5.h"
-#include "model/model_config.h"
+#include "model/families/transnormer/config.h"
 #include "model/parameter_store.h"
 #include "model/piece_transfer.h"
 
@@ -25,8 +25,8 @@ class Golden {
  public:
   explicit Golden(const std::string& name) : file_(hdf5::File::open(test_data_folder() + "/golden/" + name + ".h5")) {}
 
-  ModelConfig config() const {
-    ModelConfig config;
+  TransnormerConfig config() const {
+    TransnormerConfig config;
     config.layers = integer("layers");
     config.hidden = integer("dim");
     config.heads = integer("heads");

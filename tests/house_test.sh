@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The rules of the house, checked on the sources themselves: no include and no CMake link climbs a floor, includes are
 # written from the root, a file opens with a comment that says what it is for and has at most 600 lines, a line of C++ or
-# CUDA has at most 120 columns, a function at most 60 lines.
+# CUDA has at most 120 columns, a function at most 60 lines, and only a family's own folder and its adapter in infer/ name
+# it.
 #
 #   tests/house_test.sh           checks this checkout, then that every rule is noticed when it is broken
 #   tests/house_test.sh FOLDER    checks another copy only
@@ -120,7 +121,20 @@ check_functions() {
     }'
 }
 
-rules=(check_includes check_links check_files check_functions)
+# Every folder of model/families/ is a family: its name, "two_words" also as TwoWords and two-words. Comments may name it.
+check_families() {
+  local folder name camel
+  for folder in model/families/*/; do
+    name=$(basename "$folder")
+    camel=$(sed -E 's/(^|_)([a-z0-9])/\U\2/g' <<<"$name")
+    sources_of "${floors[@]}" | grep -vE '^(model/families/|infer/hugging_face/)' | sort |
+      xargs awk -v word="(^|[^A-Za-z0-9])(${name//_/[-_]}([^A-Za-z0-9]|\$)|$camel([^a-z]|\$))" -v family="$name" '
+        { line = $0; sub(/\/\/.*/, "", line) }
+        line ~ word { print FILENAME ":" FNR ": names the family " family ": only model/families/ and infer/hugging_face/ may" }'
+  done
+}
+
+rules=(check_includes check_links check_files check_functions check_families)
 
 # Prints what is wrong; true when nothing is.
 check_house() {
@@ -177,6 +191,14 @@ plant model/stage.cpp "$(printf 'int Stage::at(int i) const {\n%s\n}' "$body")" 
 plant kernels/cuda/norm.cu "$(printf '__global__ void turn(int i)\n    requires true {\n  if (i > 0) {\n%s\n  }\n}' "$body")" 'turn has 63'
 plant train/trainer.cpp "$(printf 'Trainer::Trainer(int i)\n    : i_(i), j_{i} {\n%s\n}' "$body")" 'has 61 lines'
 plant parallel/mesh.h "$(printf '//%120s' .)" 'has 122 columns, more than 120'
+rules=(check_families)
+plant launch/main.cpp 'const char* family = "transnormer";' 'names the family transnormer'
+plant model/stage.cpp 'void run(const TransnormerConfig&);' 'names the family transnormer'
+plant infer/decoder.cpp '#include "model/families/transnormer/config.h"' 'names the family transnormer'
+mkdir "$copy/model/families/two_words"
+plant train/trainer.cpp '  if (family == "two-words") return;' 'names the family two_words'
+plant train/trainer.cpp '  TwoWordsConfig config;' 'names the family two_words'
+rmdir "$copy/model/families/two_words"
 rules=(check_files)
 echo 'namespace fulmen {}' >"$copy/launch/silent.cpp"
 expect 'launch/silent.cpp: does not open with a comment'

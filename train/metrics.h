@@ -54,9 +54,9 @@ class MetricsWriter {
   bool in_trouble_ = false;  // and that was said
 };
 
-// Arithmetic of training per token: 6 x parameters (the tied matrix counts once, as the output projection) plus the
-// linear attention's state, 12 x layers x hidden x head width (update and read-out, 2 x 2 operations an element of the
-// state, times 3 for the backward pass; LRPE layers twice).
+// Arithmetic of training per token: 6 x parameters (a tied matrix counts once, as the output projection) plus what
+// the branches do beside products (model/stage_costs.h): linear attention's state takes 12 x layers x hidden x head
+// width (update and read-out, 2 x 2 operations an element of the state, times 3 for the backward pass).
 double training_flops_per_token(const ModelConfig& config, std::int64_t length);
 
 }  // namespace fulmen

@@ -16,10 +16,7 @@ namespace {
 
 const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   config.validate();
-  if (config.heads % shape.tensor != 0)
-    throw UserError("parallel.tensor",
-                    fmt::format("{} tensor ranks do not divide {} heads", shape.tensor, config.heads),
-                    "choose a number that divides model.heads");
+  config.check_tensor_ranks(shape.tensor);
   return config;
 }
 
@@ -98,11 +95,11 @@ std::vector<Stage*> pointers_to(const std::vector<std::unique_ptr<Stage>>& stage
 
 ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& options, Mesh& mesh,
                          const Execution& execution)
-    : config_(checked(config, mesh.shape())),
-      options_(options),
+    : options_(options),
       mesh_(mesh),
       execution_(execution),
-      ranges_(split_stages(config.layers, mesh.size(Axis::pipeline) * chunks_of(options), options.layout.stages)),
+      ranges_(split_stages(checked(config, mesh.shape()).layers, mesh.size(Axis::pipeline) * chunks_of(options),
+                           options.layout.stages)),
       costs_{stage_costs(config, ranges_, options.micro_batch.length, parse_recompute(options.layout.recompute)), 0.0,
              options.layout.overlaps("pipeline")},
       schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline),

@@ -81,7 +81,6 @@ class ModelRunner {
   IdealStep ideal_step();
 
  private:
-  ModelConfig config_;
   ModelRunnerOptions options_;
   Mesh& mesh_;
   Execution execution_;

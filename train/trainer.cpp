@@ -40,7 +40,7 @@ class Trainer {
         folder_(options.run.directory),
         checkpoints_(folder_ / "checkpoints"),
         steps_(options.train.total_steps(options.data.sequence_length)),
-        runner_(options.model, runner_options(options, mesh.shape()), mesh, execution),
+        runner_(*options.model, runner_options(options, mesh.shape()), mesh, execution),
         optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh, execution) {}
 
   void start(PhaseTimes& start_up);
@@ -83,7 +83,7 @@ class Trainer {
 void Trainer::set_weights() {
   if (options_.resume) {
     const CheckpointReader checkpoint(*options_.resume);
-    progress_ = load_training_state(checkpoint, options_.model, runner_, optimizer_, mesh_.world());
+    progress_ = load_training_state(checkpoint, *options_.model, runner_, optimizer_, mesh_.world());
     log_info("resuming from {} at step {}", options_.resume->string(), progress_.step);
     if (resumes_own_checkpoint()) saved_step_ = progress_.step;
   } else {
@@ -147,15 +147,15 @@ void log_start_up(const PhaseTimes& own, Communicator& ranks) {
 
 void Trainer::start(PhaseTimes& start_up) {
   start_up.run(options_.resume ? "loading" : "initialisation", [&] { set_weights(); });
-  flops_per_token_ = training_flops_per_token(options_.model, options_.data.sequence_length);
+  flops_per_token_ = training_flops_per_token(*options_.model, options_.data.sequence_length);
   start_up.run("measuring the peak", [&] {
     Communicator& ranks = mesh_.world();
     const double own = measure_product_rate(execution_, options_.precision.parameters, [&] { ranks.barrier(); });
     peak_ = ranks.all_reduce(own, ReduceOp::sum);
   });
   const MeshShape& shape = mesh_.shape();
-  log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(options_.model))),
-           with_thousands(parameter_count(options_.model)));
+  log_info("model: {} parameters ({})", human_count(static_cast<double>(parameter_count(*options_.model))),
+           with_thousands(parameter_count(*options_.model)));
   log_info("layout: {}; {} micro-batches of {} x {} per step, schedule {}, predicted bubble {:.1f} %", shape.describe(),
            runner_.micro_batches(), options_.train.micro_batch, options_.data.sequence_length, options_.layout.schedule,
            100.0 * runner_.schedule_report().bubble);
@@ -194,7 +194,7 @@ void Trainer::write_header(double peak) {
                    "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
                    "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
                    "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
-                   parameter_count(options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
+                   parameter_count(*options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
                    peak, order, order, order));
 }
 
@@ -271,7 +271,7 @@ void Trainer::save() {
   std::vector<std::filesystem::path> extra;
   if (!tokenizer_.empty()) extra.push_back(tokenizer_);
   const std::filesystem::path saved =
-      save_training_state(checkpoints_, options_.model, options_.configuration, progress_, runner_, optimizer_, extra,
+      save_training_state(checkpoints_, *options_.model, options_.configuration, progress_, runner_, optimizer_, extra,
                           mesh_.world(), corpus_);
   saved_step_ = progress_.step;
   saved_here_ = true;
@@ -363,9 +363,9 @@ void check_training(const TrainerOptions& options, const MeshShape& shape) {
     log_warning("train.schedule.min_lr: {} is above the peak, train.optimizer.lr {}", schedule.minimum,
                 options.train.optimizer.learning_rate);
   const CorpusManifest manifest = read_corpus_manifest(options.data.path);
-  if (manifest.vocabulary > options.model.vocabulary)
+  if (manifest.vocabulary > options.model->vocabulary)
     throw UserError("model.vocabulary",
-                    fmt::format("{} is smaller than the corpus's {} ({})", options.model.vocabulary,
+                    fmt::format("{} is smaller than the corpus's {} ({})", options.model->vocabulary,
                                 manifest.vocabulary, options.data.path),
                     fmt::format("set it to {} or more", manifest.vocabulary));
 }

@@ -17,7 +17,7 @@
 namespace fulmen {
 
 struct TrainerOptions {
-  ModelConfig model;
+  std::shared_ptr<const ModelConfig> model;
   LayoutConfig layout;
   Precision precision;
   DataConfig data;

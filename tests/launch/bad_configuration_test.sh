@@ -65,6 +65,7 @@ refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
 refuse_set 1 parallel.recompute=some parallel.recompute selective
 refuse_set 1 model.preset=transnormer-385 model.preset transnormer-385m
+refuse_set 1 model.family=mamba model.family mamba transnormer
 refuse_set 1 parallel.chunks=2 parallel.chunks 'a single pipeline rank'
 refuse 2 parallel.chunks 1f1b interleaved -- train good.yaml --set parallel.pipeline=2 --set parallel.chunks=2
 refuse_set 1 checkpoint.async=true checkpoint.async 'not built yet'

@@ -14,8 +14,8 @@ bool same_bits(const testing::Values& a, const testing::Values& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
-ModelConfig config_of(const std::string& variant) {
-  ModelConfig config = small_config(variant, {0, 2});
+TransnormerConfig config_of(const std::string& variant) {
+  TransnormerConfig config = small_config(variant, {0, 2});
   config.layers = 3;
   return config;
 }
@@ -46,7 +46,7 @@ void expect_same_bits_but_embedding(const RunningModel& actual, const RunningMod
 class Backward : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Backward, InTwoHalvesIsTheSameBitForBit) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch batch({2, 41}, config.vocabulary, 1, true);
   const MicroBatch micro_batch = batch.view();
   RunningModel merged(config), split(config);
@@ -65,7 +65,7 @@ TEST_P(Backward, InTwoHalvesIsTheSameBitForBit) {
 }
 
 TEST_P(Backward, OfAMiddleStageInTwoHalvesIsTheSameBitForBit) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch batch({2, 41}, config.vocabulary, 2, true);
   const MicroBatch micro_batch = batch.view();
   testing::Host host;
@@ -88,7 +88,7 @@ TEST_P(Backward, OfAMiddleStageInTwoHalvesIsTheSameBitForBit) {
 }
 
 TEST_P(Backward, OfTwoMicroBatchesInFlightEqualsOneAfterTheOther) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch first_batch({2, 23}, config.vocabulary, 4, true), second_batch({2, 23}, config.vocabulary, 5, true);
   const MicroBatch first = first_batch.view(), second = second_batch.view();
   const auto fresh = [&] {
@@ -130,7 +130,7 @@ TEST_P(Backward, OfTwoMicroBatchesInFlightEqualsOneAfterTheOther) {
 }
 
 TEST_P(Backward, AllocatesNothingFromTheSecondStepOn) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch first_batch({2, 70}, config.vocabulary, 6, true), second_batch({2, 70}, config.vocabulary, 7, false);
   const MicroBatch first = first_batch.view(), second = second_batch.view();
   RunningModel model(config);
@@ -162,7 +162,7 @@ TEST_P(Backward, AllocatesNothingFromTheSecondStepOn) {
 }
 
 TEST_P(Backward, OutOfTurnIsADefect) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch batch({1, 5}, config.vocabulary, 8, false);
   const MicroBatch micro_batch = batch.view();
   RunningModel model(config);
@@ -177,7 +177,7 @@ TEST_P(Backward, OutOfTurnIsADefect) {
 
 // A second forward into the same memory, with another shape: nothing of the first is left over.
 TEST_P(Backward, AfterAnotherShapeEqualsAFreshModel) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch large_batch({3, 50}, config.vocabulary, 9, true), small_batch({1, 7}, config.vocabulary, 10, true);
   const MicroBatch large = large_batch.view(), small = small_batch.view();
   RunningModel used(config), fresh(config);
@@ -194,7 +194,7 @@ TEST_P(Backward, AfterAnotherShapeEqualsAFreshModel) {
 // Whatever the step before left in the gradients of matrices, NaN here, is overwritten; also where the embedding, which
 // adds rows, has no head before it on its stage.
 TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
-  const ModelConfig config = config_of(GetParam());
+  const TransnormerConfig config = config_of(GetParam());
   RandomBatch first_batch({2, 19}, config.vocabulary, 11, true), second_batch({2, 19}, config.vocabulary, 12, true);
   testing::Host host;
   testing::Random random(13);
@@ -202,7 +202,7 @@ TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
   const Tensor input = host.tensor(DType::fp64, shape, random.normals(elements_of(shape)));
   const Tensor d_output = host.tensor(DType::fp64, shape, random.normals(elements_of(shape)));
   const Tensor output = host.poisoned(DType::fp64, shape), d_input = host.poisoned(DType::fp64, shape);
-  for (const StageRange& range : {whole(config), StageRange{0, 2, true, false}, StageRange{2, 3, false, true}}) {
+  for (const StageRange& range : {whole_model(config), StageRange{0, 2, true, false}, StageRange{2, 3, false, true}}) {
     RunningModel fresh(config, range), used(config, range);
     used.parameters.zero_gradients(used.execution());
     for (ParameterId id = 0; id < used.parameters.size(); ++id) {

@@ -1,5 +1,5 @@
 // Decay slopes against the values that the released models use (printed for 8, 16, 20, 32 and 40 heads).
-#include "model/families/transnormer/decay_slopes.h"
+#include "model/mixers/decay_slopes.h"
 
 #include <gtest/gtest.h>
 

@@ -17,7 +17,7 @@ void PrintTo(const Case& given, std::ostream* out) { *out << given.name; }
 class Decode : public ::testing::TestWithParam<Case> {};
 
 TEST_P(Decode, GivesTheLogitsOfTheChunkForm) {
-  const ModelConfig config = small_config(GetParam().variant, GetParam().lrpe_layers);
+  const TransnormerConfig config = small_config(GetParam().variant, GetParam().lrpe_layers);
   const BatchShape shape{2, 150};
   RunningModel chunked(config), recurrent(config);
   testing::Host host;
@@ -53,7 +53,7 @@ TEST_P(Decode, GivesTheLogitsOfTheChunkForm) {
 }
 
 TEST_P(Decode, OfASingleStepRefusesMore) {
-  const ModelConfig config = small_config(GetParam().variant, GetParam().lrpe_layers);
+  const TransnormerConfig config = small_config(GetParam().variant, GetParam().lrpe_layers);
   RunningModel model(config);
   testing::Host host;
   model.stage.prepare({1, 2}, 1);

@@ -19,7 +19,7 @@ class Forward : public ::testing::TestWithParam<Case> {};
 
 TEST_P(Forward, EqualsTheNaiveModel) {
   const Case& given = GetParam();
-  ModelConfig config = small_config(given.variant, given.lrpe_layers);
+  TransnormerConfig config = small_config(given.variant, given.lrpe_layers);
   config.layers = 3;
   config.norm_epsilon = 1e-3;  // large enough to be seen
   RunningModel model(config);

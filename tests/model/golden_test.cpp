@@ -43,12 +43,12 @@ void expect_gradients(const ParameterStore& parameters, const Golden& golden, co
 TEST_P(GoldenModel, LossHiddenStatesLogitsAndGradients) {
   const auto [name, dtype, loss_tolerance, tensor_tolerance] = GetParam();
   const Golden golden(name);
-  const ModelConfig config = golden.config();
+  const TransnormerConfig config = golden.config();
   ExecutionResources resources(testing::test_device());
   const Execution& execution = resources.execution();
   const auto self = make_self_communicator();
   Mesh mesh(MeshShape{}, *self);
-  const StageRange range{0, config.layers, true, true};
+  const StageRange range = whole_model(config);
   ParameterStore parameters(declare_stage(config, range, 1), mesh, {dtype, dtype}, execution);
   golden.load_weights(parameters, execution);
   const ModelContext context{execution, &mesh.along(Axis::tensor), &parameters};

@@ -89,7 +89,7 @@ INSTANTIATE_TEST_SUITE_P(
 // A stage between others: the gradient of what it receives, for a loss that is a weighted sum of what it passes on.
 TEST(MiddleStage, PassesOnTheGradientOfItsInput) {
   for (const char* variant : {"tnl1", "tnl3"}) {
-    ModelConfig config = small_config(variant, {1});
+    TransnormerConfig config = small_config(variant, {1});
     config.layers = 4;
     RunningModel model(config, StageRange{1, 3, false, false});
     RandomBatch batch({2, 19}, config.vocabulary, 3, true);

@@ -10,8 +10,8 @@
 namespace fulmen {
 namespace {
 
-ModelConfig six_heads(const std::string& variant) {
-  ModelConfig config = small_config(variant, {0, 1});
+TransnormerConfig six_heads(const std::string& variant) {
+  TransnormerConfig config = small_config(variant, {0, 1});
   config.layers = 3;
   config.hidden = 24;
   config.heads = 6;
@@ -22,7 +22,7 @@ ModelConfig six_heads(const std::string& variant) {
 }
 
 // Every logical tensor, put together from the pieces of all ranks of a mesh after initialize(seed).
-std::map<std::string, std::vector<double>> initial_weights(const ModelConfig& config, MeshShape shape,
+std::map<std::string, std::vector<double>> initial_weights(const TransnormerConfig& config, MeshShape shape,
                                                            std::uint64_t seed, DType dtype = DType::fp64) {
   std::map<std::string, std::vector<double>> tensors;
   const std::vector<StageRange> stages = split_stages(config.layers, shape.pipeline, {});
@@ -50,7 +50,7 @@ std::map<std::string, std::vector<double>> initial_weights(const ModelConfig& co
 
 TEST(Initialization, DoesNotDependOnTheLayout) {
   for (const char* variant : {"tnl1", "tnl3"}) {
-    const ModelConfig config = six_heads(variant);
+    const TransnormerConfig config = six_heads(variant);
     const auto alone = initial_weights(config, {}, 7);
     for (const MeshShape& shape :
          {MeshShape{.tensor = 2}, MeshShape{.tensor = 3}, MeshShape{.tensor = 3, .data = 2, .pipeline = 3}}) {
@@ -67,7 +67,7 @@ TEST(Initialization, DoesNotDependOnTheLayout) {
 }
 
 TEST(Initialization, InSinglePrecisionIsTheRoundedDouble) {
-  const ModelConfig config = six_heads("tnl3");
+  const TransnormerConfig config = six_heads("tnl3");
   const auto wide = initial_weights(config, {}, 3), narrow = initial_weights(config, {.tensor = 2}, 3, DType::fp32);
   for (const auto& [name, values] : wide) {
     const bool theta = name.ends_with("lrpe.theta");
@@ -78,7 +78,7 @@ TEST(Initialization, InSinglePrecisionIsTheRoundedDouble) {
 
 // As an fp32 master's weights are rounded: not straight from the double, which ties could tell apart.
 TEST(Initialization, InHalfPrecisionIsTheRoundedSingle) {
-  const ModelConfig config = six_heads("tnl3");
+  const TransnormerConfig config = six_heads("tnl3");
   const auto single = initial_weights(config, {}, 3, DType::fp32),
              half = initial_weights(config, {.tensor = 2}, 3, DType::bf16);
   for (const auto& [name, values] : single) {
@@ -89,7 +89,7 @@ TEST(Initialization, InHalfPrecisionIsTheRoundedSingle) {
 }
 
 TEST(Initialization, FollowsTheSeedAndTheName) {
-  const ModelConfig config = six_heads("tnl1");
+  const TransnormerConfig config = six_heads("tnl1");
   const auto first = initial_weights(config, {}, 1), again = initial_weights(config, {}, 1),
              other = initial_weights(config, {}, 2);
   EXPECT_EQ(first, again);
@@ -100,7 +100,7 @@ TEST(Initialization, FollowsTheSeedAndTheName) {
 }
 
 TEST(Initialization, IsNormalWithTheGivenDeviation) {
-  ModelConfig config = six_heads("tnl1");
+  TransnormerConfig config = six_heads("tnl1");
   config.layers = 1;
   config.lrpe_layers = {0};
   config.hidden = 240;
@@ -126,7 +126,7 @@ TEST(Initialization, IsNormalWithTheGivenDeviation) {
 }
 
 TEST(Initialization, ThetaIsOneLadderAcrossAllHeads) {
-  const ModelConfig config = six_heads("tnl1");
+  const TransnormerConfig config = six_heads("tnl1");
   const auto weights = initial_weights(config, {.tensor = 3}, 1);
   EXPECT_FALSE(weights.contains("model.layers.2.token_mixer.lrpe.theta"));
   for (const char* name : {"model.layers.0.token_mixer.lrpe.theta", "model.layers.1.token_mixer.lrpe.theta"}) {
@@ -142,7 +142,7 @@ TEST(Initialization, ThetaIsOneLadderAcrossAllHeads) {
 }
 
 TEST(Initialization, OnlyAPadRowIsZero) {
-  ModelConfig config = six_heads("tnl1");
+  TransnormerConfig config = six_heads("tnl1");
   const auto zero_rows = [&] {
     std::vector<std::int64_t> rows;
     const std::vector<double> embedding = initial_weights(config, {.tensor = 3}, 5).at(tied_embedding_name);
@@ -160,9 +160,9 @@ TEST(Initialization, OnlyAPadRowIsZero) {
 }
 
 TEST(Initialization, FillsWeightsOfManyRowsInParts) {
-  ModelConfig config = six_heads("tnl1");
+  TransnormerConfig config = six_heads("tnl1");
   config.layers = 1;
-  config.lrpe_layers = {};
+  config.lrpe_layers = std::vector<std::int64_t>{};
   config.glu = 6;
   config.vocabulary = 50'001;  // more elements than are filled at a time
   const auto alone = initial_weights(config, {}, 1), together = initial_weights(config, {.tensor = 3}, 1);

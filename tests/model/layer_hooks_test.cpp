@@ -19,7 +19,7 @@ struct Recorder {
 };
 
 TEST(LayerHooks, FollowThePassesOfAStage) {
-  const ModelConfig config = small_config("tnl1");
+  const TransnormerConfig config = small_config("tnl1");
   RunningModel model(config);
   Recorder recorder(model);
   const RandomBatch batch({2, 6}, config.vocabulary, 1, false);
@@ -39,7 +39,7 @@ TEST(LayerHooks, FollowThePassesOfAStage) {
 
 // A hook "done" finds the gradients of its layer's parameters as they stay.
 TEST(LayerHooks, GradientsAreWholeWhenALayerIsDone) {
-  const ModelConfig config = small_config("tnl3", {0, 1});
+  const TransnormerConfig config = small_config("tnl3", {0, 1});
   for (const bool apart : {false, true}) {
     RunningModel model(config);
     const ParameterStore& store = model.parameters;

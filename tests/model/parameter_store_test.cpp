@@ -13,8 +13,8 @@ namespace fulmen {
 namespace {
 
 // Six heads over 1, 2, 3 or 6 ranks; the inner width and the vocabulary are divided by none of them.
-ModelConfig six_heads(const std::string& variant) {
-  ModelConfig config = small_config(variant, {0, 2});
+TransnormerConfig six_heads(const std::string& variant) {
+  TransnormerConfig config = small_config(variant, {0, 2});
   config.layers = 3;
   config.hidden = 24;
   config.heads = 6;
@@ -23,9 +23,9 @@ ModelConfig six_heads(const std::string& variant) {
   return config;
 }
 
-std::map<std::string, Shape> logical_tensors(const ModelConfig& config) {
+std::map<std::string, Shape> logical_tensors(const TransnormerConfig& config) {
   std::map<std::string, Shape> shapes;
-  for (const ParameterDeclaration& declaration : declare_stage(config, whole(config), 1))
+  for (const ParameterDeclaration& declaration : declare_stage(config, whole_model(config), 1))
     for (const LogicalTensor& tensor : declaration.tensors) shapes[tensor.name] = tensor.shape;
   return shapes;
 }
@@ -47,7 +47,7 @@ void for_each_global_index(const ParameterPiece& piece, F&& f) {
 // How often each element of each logical tensor was met.
 class Coverage {
  public:
-  explicit Coverage(const ModelConfig& config) {
+  explicit Coverage(const TransnormerConfig& config) {
     for (const auto& [name, shape] : logical_tensors(config))
       counts_[name].assign(static_cast<std::size_t>(elements_of(shape)), 0);
   }
@@ -81,7 +81,7 @@ class EveryRank : public ::testing::TestWithParam<Layout> {
     }
   }
   void SetUp() override { FULMEN_CPU_ONLY("flat storage is laid out alike on every device"); }
-  const ModelConfig config = six_heads(GetParam().variant);
+  const TransnormerConfig config = six_heads(GetParam().variant);
   const MeshShape shape = GetParam().shape;
   const Precision precision{DType::fp32, DType::fp32};
   std::vector<std::unique_ptr<PlacedParameters>> ranks;
@@ -267,7 +267,7 @@ TEST(ShardedStore, PiecesOfAllShardsMakeEveryTensorOnce) {
        {Case{"tnl3", {.tensor = 2, .data = 6}, 1, 2}, Case{"tnl3", {.tensor = 3, .data = 3}, 3, 3},
         Case{"tnl1", {.data = 6}, 3, 6}, Case{"tnl1", {.tensor = 2, .data = 2, .pipeline = 2}, 2, 2}}) {
     SCOPED_TRACE(fmt::format("{}, ZeRO {} over {}", variant, stage, shards));
-    const ModelConfig config = six_heads(variant);
+    const TransnormerConfig config = six_heads(variant);
     const std::vector<StageRange> stages = split_stages(config.layers, shape.pipeline, {});
     Coverage held(config), owned(config), counted(config);
     for (int rank = 0; rank < shape.ranks(); ++rank) {
@@ -306,11 +306,11 @@ TEST(ShardedStore, PiecesOfAllShardsMakeEveryTensorOnce) {
 }
 
 TEST(ParameterStore, PadsAVocabularyThatTensorRanksDoNotDivide) {
-  ModelConfig config = six_heads("tnl1");
+  TransnormerConfig config = six_heads("tnl1");
   config.vocabulary = 4;  // over three ranks: two rows, two rows, none
   const std::vector<IndexRange> expected = {{0, 2}, {2, 4}, {4, 4}};
   for (int rank = 0; rank < 3; ++rank) {
-    const PlacedParameters parameters(config, whole(config), {.tensor = 3}, rank, {});
+    const PlacedParameters parameters(config, whole_model(config), {.tensor = 3}, rank, {});
     const LocalLayout& layout = parameters.store.layout(parameters.store.id(tied_embedding_name));
     EXPECT_EQ(layout.rows, 2);
     ASSERT_EQ(layout.segments.size(), 1u);
@@ -319,8 +319,8 @@ TEST(ParameterStore, PadsAVocabularyThatTensorRanksDoNotDivide) {
 }
 
 TEST(ParameterStore, AnUnknownNameIsADefect) {
-  const ModelConfig config = six_heads("tnl1");
-  const PlacedParameters parameters(config, whole(config), {}, 0, {});
+  const TransnormerConfig config = six_heads("tnl1");
+  const PlacedParameters parameters(config, whole_model(config), {}, 0, {});
   EXPECT_THROW(parameters.store.id("model.layers.9.out_proj.weight"), InternalError);
 }
 

@@ -6,7 +6,7 @@
 #include "framework/configuration.h"
 #include "framework/files.h"
 #include "framework/text.h"
-#include "model/model_config.h"
+#include "model/families/transnormer/config.h"
 #include "tests/framework/expect_error.h"
 #include "tests/golden.h"
 
@@ -20,20 +20,20 @@ const std::map<std::string, std::int64_t> published_counts = {
 };
 
 TEST(Presets, HaveThePublishedParameterCounts) {
-  const std::vector<std::string>& names = preset_names();
+  const std::vector<std::string> names = preset_names();
   EXPECT_EQ(names.size(), published_counts.size());
   for (const std::string& name : names) {
     ASSERT_TRUE(published_counts.contains(name)) << name;
-    const ModelConfig config = preset(name);
-    EXPECT_EQ(config.preset, name);
-    EXPECT_NO_THROW(config.validate()) << name;
-    EXPECT_EQ(parameter_count(config), published_counts.at(name)) << name;
+    const std::shared_ptr<const ModelConfig> config = preset(name);
+    EXPECT_EQ(config->preset, name);
+    EXPECT_NO_THROW(config->validate()) << name;
+    EXPECT_EQ(parameter_count(*config), published_counts.at(name)) << name;
   }
 }
 
 TEST(Presets, HaveHeadsOf128AndLrpeInTheFirstLayerOnly) {
   for (const std::string& name : preset_names()) {
-    const ModelConfig config = preset(name);
+    const auto& config = as<TransnormerConfig>(*preset(name));
     EXPECT_EQ(config.head_width(), 128) << name;
     EXPECT_TRUE(config.has_lrpe(0)) << name;
     EXPECT_FALSE(config.has_lrpe(1)) << name;

@@ -25,8 +25,8 @@ void PrintTo(const Case& given, std::ostream* out) {
 }
 
 // Sizes at which vectors, their remainders and several chunks of attention occur.
-ModelConfig config_of(const std::string& variant) {
-  ModelConfig config = small_config(variant, {0, 2});
+TransnormerConfig config_of(const std::string& variant) {
+  TransnormerConfig config = small_config(variant, {0, 2});
   config.layers = 4;
   config.hidden = 3 * 22;
   config.glu = 71;
@@ -50,7 +50,7 @@ void expect_same_gradients(const RunningModel& actual, const RunningModel& expec
 
 class Recomputing : public ::testing::TestWithParam<Case> {
  protected:
-  static std::unique_ptr<RunningModel> model(const ModelConfig& config, const Case& given, Recompute recompute,
+  static std::unique_ptr<RunningModel> model(const TransnormerConfig& config, const Case& given, Recompute recompute,
                                              std::optional<StageRange> range = {}) {
     return std::make_unique<RunningModel>(config, range, nullptr, given.dtype, 1, recompute);
   }
@@ -58,7 +58,7 @@ class Recomputing : public ::testing::TestWithParam<Case> {
 
 TEST_P(Recomputing, GivesTheSameBits) {
   const Case& given = GetParam();
-  const ModelConfig config = config_of(given.variant);
+  const TransnormerConfig config = config_of(given.variant);
   RandomBatch first_batch({2, 83}, config.vocabulary, 1, true), second_batch({2, 83}, config.vocabulary, 2, false);
   const MicroBatch first = first_batch.view(), second = second_batch.view();
   const auto kept = model(config, given, Recompute::none), merged = model(config, given, given.recompute),
@@ -89,7 +89,7 @@ TEST_P(Recomputing, GivesTheSameBits) {
 
 TEST_P(Recomputing, OfAMiddleStageGivesTheSameBits) {
   const Case& given = GetParam();
-  const ModelConfig config = config_of(given.variant);
+  const TransnormerConfig config = config_of(given.variant);
   RandomBatch batch({2, 41}, config.vocabulary, 3, true);
   const MicroBatch micro_batch = batch.view();
   testing::Host host;
@@ -116,7 +116,7 @@ TEST_P(Recomputing, OfAMiddleStageGivesTheSameBits) {
 
 TEST_P(Recomputing, AllocatesNothingFromTheSecondStepOn) {
   const Case& given = GetParam();
-  const ModelConfig config = config_of(given.variant);
+  const TransnormerConfig config = config_of(given.variant);
   RandomBatch batch({2, 70}, config.vocabulary, 5, true);
   const MicroBatch micro_batch = batch.view();
   const auto running = model(config, given, given.recompute);
@@ -148,7 +148,7 @@ INSTANTIATE_TEST_SUITE_P(
 // Elements per token and slot, as docs/architecture.md has them.
 TEST(RecomputeMemory, IsWhatTheTableSays) {
   for (const char* variant : {"tnl1", "tnl3"}) {
-    ModelConfig config = config_of(variant);
+    TransnormerConfig config = config_of(variant);
     const std::int64_t d = config.hidden, g = config.glu, rank = config.gate_rank;
     const std::int64_t cheap = config.low_rank_gate() ? 2 * d : d;
     const std::int64_t everything = d + 5 * d + rank + d + 2 * g + 3;  // of one layer, in fp64 throughout

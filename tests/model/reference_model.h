@@ -151,7 +151,7 @@ class ReferenceModel {
     return numbers;
   }
 
-  ModelConfig config_;
+  TransnormerConfig config_;
   std::map<std::string, std::vector<double>> tensors_;
 };
 

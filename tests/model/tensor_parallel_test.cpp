@@ -32,8 +32,8 @@ struct Case {
   std::int64_t vocabulary, glu;
 };
 
-ModelConfig config_of(const Case& given) {
-  ModelConfig config = small_config(given.variant, {0, 1});
+TransnormerConfig config_of(const Case& given) {
+  TransnormerConfig config = small_config(given.variant, {0, 1});
   config.hidden = 24;
   config.heads = 6;
   config.vocabulary = given.vocabulary;
@@ -154,7 +154,7 @@ TEST_P(TensorParallel, TrainsAsOneRankDoes) {
   std::vector<int> members(static_cast<std::size_t>(given.ranks));
   std::iota(members.begin(), members.end(), 0);
   const std::unique_ptr<Communicator> group = world.subgroup(members);
-  const ModelConfig config = config_of(given);
+  const TransnormerConfig config = config_of(given);
   RunningModel split(config, {}, group.get()), one(config);
   const BatchShape shape{2, 31};
   split.stage.prepare(shape, 1);

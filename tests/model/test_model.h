@@ -16,8 +16,8 @@
 namespace fulmen {
 
 // Sizes that divide nothing but what they must; weights large enough that every part of the model matters.
-inline ModelConfig small_config(const std::string& variant, std::vector<std::int64_t> lrpe_layers = {0}) {
-  ModelConfig config;
+inline TransnormerConfig small_config(const std::string& variant, std::vector<std::int64_t> lrpe_layers = {0}) {
+  TransnormerConfig config;
   config.variant = variant;
   config.layers = 2;
   config.hidden = 12;
@@ -35,8 +35,6 @@ inline void expect_relative(const testing::Values& actual, const testing::Values
                             const std::string& what) {
   EXPECT_LE(relative_difference(actual, expected), tolerance) << what << ", FULMEN_TEST_SEED=" << testing::run_seed();
 }
-
-inline StageRange whole(const ModelConfig& config) { return {0, config.layers, true, true}; }
 
 // A rank's place in a mesh that does not run: nothing but its number and the number of ranks.
 class PlaceOnly final : public Communicator {
@@ -83,8 +81,8 @@ class TestExecution {
 // The parameters that one rank of a mesh holds.
 class PlacedParameters {
  public:
-  PlacedParameters(const ModelConfig& config, const StageRange& range, MeshShape shape, int rank, Precision precision,
-                   const Sharding& sharding = {})
+  PlacedParameters(const TransnormerConfig& config, const StageRange& range, MeshShape shape, int rank,
+                   Precision precision, const Sharding& sharding = {})
       : place_(rank, shape.ranks()),
         mesh_(shape, place_),
         store(declare_stage(config, range, shape.pipeline), mesh_, precision, resources_.execution(), sharding) {}
@@ -104,14 +102,15 @@ class PlacedParameters {
 // A stage that runs, alone or on the tensor group `tensor`. Weights are a function of the seed, whatever the layout.
 class RunningModel {
  public:
-  explicit RunningModel(const ModelConfig& config, std::optional<StageRange> range = {}, Communicator* tensor = nullptr,
-                        DType dtype = DType::fp64, std::uint64_t seed = 1, Recompute recompute = Recompute::none)
+  explicit RunningModel(const TransnormerConfig& config, std::optional<StageRange> range = {},
+                        Communicator* tensor = nullptr, DType dtype = DType::fp64, std::uint64_t seed = 1,
+                        Recompute recompute = Recompute::none)
       : self_(make_self_communicator()),
         mesh_({.tensor = tensor == nullptr ? 1 : tensor->size()}, tensor == nullptr ? *self_ : *tensor),
         config_(config),
-        parameters(declare_stage(config, range.value_or(whole(config)), 1), mesh_, {dtype, dtype}, execution()),
+        parameters(declare_stage(config, range.value_or(whole_model(config)), 1), mesh_, {dtype, dtype}, execution()),
         context_{execution(), &mesh_.along(Axis::tensor), &parameters},
-        stage(config, range.value_or(whole(config)), context_, recompute) {
+        stage(config, range.value_or(whole_model(config)), context_, recompute) {
     parameters.initialize(seed, execution());
   }
   RunningModel(const RunningModel&) = delete;
@@ -119,7 +118,7 @@ class RunningModel {
 
   const Execution& execution() const { return resources_.execution(); }
   MemoryLedger& ledger() { return resources_.ledger(); }
-  const ModelConfig& config() const { return config_; }
+  const TransnormerConfig& config() const { return config_; }
   Communicator& tensor() { return mesh_.along(Axis::tensor); }
   LayerHooks& hooks() { return context_.hooks; }
 
@@ -152,7 +151,7 @@ class RunningModel {
   TestExecution resources_;
   std::unique_ptr<Communicator> self_;
   Mesh mesh_;
-  ModelConfig config_;
+  TransnormerConfig config_;
 
  public:
   ParameterStore parameters;

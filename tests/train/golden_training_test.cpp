@@ -56,7 +56,7 @@ TEST_P(GoldenTraining, LossesNormsAndFinalWeights) {
   // Where gradients are near zero AdamW makes steps of full size from their rounding.
   const double weights_tolerance = dtype == DType::fp64 ? 1e-6 : 1e-3;
   const Golden golden(file);
-  const ModelConfig config = golden.config();
+  const TransnormerConfig config = golden.config();
   const Batch whole = stream_batch(golden);
   std::vector<Batch> batches = {whole};
   if (accumulate) {

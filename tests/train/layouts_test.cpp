@@ -52,9 +52,9 @@ double tolerance() { return testing::on_gpu() ? 1e-5 : 1e-10; }
 constexpr std::int64_t global_batch = matrix_global_batch, sequence_length = matrix_sequence_length;
 constexpr int training_steps = 3, resumed_after = 2;
 
-ModelConfig model_of(const LayoutCase& layout) {
+std::shared_ptr<const ModelConfig> model_of(const LayoutCase& layout) {
   const bool low_rank = layout.model == "tnl3";
-  ModelConfig config;
+  TransnormerConfig config;
   config.variant = layout.model;
   config.layers = matrix_layers;
   config.heads = low_rank ? matrix_tnl3_heads : matrix_tnl1_heads;
@@ -64,7 +64,7 @@ ModelConfig model_of(const LayoutCase& layout) {
   config.gate_rank = low_rank ? 5 : 0;
   config.initializer_std = 0.1;
   if (low_rank) config.lrpe_layers = {0, 2};
-  return config;
+  return std::make_shared<const TransnormerConfig>(config);
 }
 
 // On the GPU, which all ranks share, one of a few: a stride that leaves some of everything.
@@ -127,7 +127,7 @@ class Training {
         ranks_(on_device(std::move(ranks), least_bytes_to_copy)),
         mesh_(mesh_shape(options.layout, ranks_->size()), *ranks_),
         resources_(run_device()),
-        runner_(options.model, runner_options(options, mesh_.shape()), mesh_, resources_.execution()),
+        runner_(*options.model, runner_options(options, mesh_.shape()), mesh_, resources_.execution()),
         optimizer_(options.train.optimizer, options.train.clip, runner_.parameters(), mesh_, resources_.execution()) {
     initialize_training_state(7, runner_, optimizer_);
   }
@@ -150,11 +150,11 @@ class Training {
     return {loss.loss_nats, optimizer_.gradient_norm()};
   }
   void save(const std::filesystem::path& root, std::int64_t step) {
-    save_training_state(root, options_.model, "", {step, step * global_batch, step * global_batch * sequence_length},
+    save_training_state(root, *options_.model, "", {step, step * global_batch, step * global_batch * sequence_length},
                         runner_, optimizer_, {}, mesh_.world());
   }
   std::int64_t load(const std::filesystem::path& root) {
-    return load_training_state(CheckpointReader(find_checkpoint(root)), options_.model, runner_, optimizer_,
+    return load_training_state(CheckpointReader(find_checkpoint(root)), *options_.model, runner_, optimizer_,
                                mesh_.world())
         .step;
   }

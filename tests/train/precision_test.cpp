@@ -34,8 +34,8 @@ Precision wide_precision() {
 }
 
 // Heads as wide as those of the released models.
-ModelConfig model_config() {
-  ModelConfig config;
+TransnormerConfig model_config() {
+  TransnormerConfig config;
   config.layers = 2;
   config.hidden = 256;
   config.heads = 2;
@@ -247,9 +247,9 @@ TEST(Precision, ACheckpointIsReadIntoNarrowWeights) {
   const Execution& execution = resources.execution();
   const auto self = make_self_communicator();
   const Mesh mesh(MeshShape{}, *self);
-  const ModelConfig config = model_config();
-  const ParameterStore narrow(declare_stage(config, {0, config.layers, true, true}, 1), mesh,
-                              {DType::bf16, DType::fp32}, execution);
+  const TransnormerConfig config = model_config();
+  const ParameterStore narrow(declare_stage(config, whole_model(config), 1), mesh, {DType::bf16, DType::fp32},
+                              execution);
   const CheckpointReader checkpoint(find_checkpoint(folder.path()));
   load_pieces(checkpoint, narrow, narrow.flat_weights(), "parameters/", execution);
   std::size_t compared = 0;

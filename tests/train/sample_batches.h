@@ -2,15 +2,15 @@
 #pragma once
 
 #include "data/batch_loader.h"
-#include "model/model_config.h"
+#include "model/families/transnormer/config.h"
 #include "parallel/placement.h"
 
 namespace fulmen {
 
 inline constexpr std::int64_t sample_rows = 2;
 
-inline ModelConfig sample_model(std::int64_t heads = 4) {
-  ModelConfig config;
+inline TransnormerConfig sample_model(std::int64_t heads = 4) {
+  TransnormerConfig config;
   config.layers = 3;
   config.heads = heads;
   config.hidden = 8 * heads;

@@ -7,6 +7,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
+#include "model/families/transnormer/config.h"
 #include "tests/kernels/kernel_test.h"
 #include "tests/mpi_main.h"
 #include "train/model_runner.h"
@@ -31,8 +32,8 @@ const std::vector<Way> ways = {{0, "all", "none"}, {0, "all", "auto"}, {1, "all"
                                {2, "all", "none"}, {2, "2", "auto"},   {2, "all", "auto"},    {3, "all", "none"},
                                {3, "all", "auto"}, {3, "2", "none"},   {3, "all", "weights"}, {3, "2", "gradients"}};
 
-ModelConfig small_model() {
-  ModelConfig config;
+TransnormerConfig small_model() {
+  TransnormerConfig config;
   config.variant = "tnl3";
   config.layers = 3;
   config.hidden = 24;
@@ -88,7 +89,7 @@ class ShardedRun : public ::testing::TestWithParam<Way> {
 
 // The table in docs/architecture.md, from the model's sizes alone.
 TEST_P(ShardedRun, HoldsTheBytesThatTheoryGives) {
-  const ModelConfig c = small_model();
+  const TransnormerConfig c = small_model();
   ModelRunner runner(c, options_, mesh_, resources_.execution());
   Optimizer optimizer({}, 1.0, runner.parameters(), mesh_, resources_.execution());
   const int zero = GetParam().zero;

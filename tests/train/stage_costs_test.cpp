@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "model/families/transnormer/config.h"
 #include "parallel/schedule_checker.h"
 #include "train/metrics.h"
 
@@ -20,7 +21,7 @@ double total(const std::vector<PassCosts>& stages) {
 // But for the embedding's rows and LRPE's thetas, which are no products' weights.
 TEST(StageCosts, AddUpToTheOperationsOfTraining) {
   for (const char* name : {"transnormer-385m", "tnl3-15b"}) {
-    const ModelConfig config = preset(name);
+    const TransnormerConfig config = as<TransnormerConfig>(*preset(name));
     for (const int stages : {1, 4}) {
       const auto ranges = split_stages(config.layers, stages, {});
       const double training = training_flops_per_token(config, length);
@@ -31,14 +32,14 @@ TEST(StageCosts, AddUpToTheOperationsOfTraining) {
 }
 
 TEST(StageCosts, TheHeadMakesTheLastForwardLonger) {
-  const ModelConfig config = preset("transnormer-385m");
+  const TransnormerConfig config = as<TransnormerConfig>(*preset("transnormer-385m"));
   const auto costs = stage_costs(config, split_stages(config.layers, 4, {}), length, Recompute::none);
   EXPECT_DOUBLE_EQ(costs[3].forward - costs[2].forward, 6.0 * static_cast<double>(config.vocabulary * config.hidden));
   EXPECT_DOUBLE_EQ(costs[3].backward_weight, costs[2].backward_weight);
 }
 
 TEST(StageCosts, RecomputationMakesBackwardLongerByLessThanAForward) {
-  const ModelConfig config = preset("transnormer-385m");
+  const TransnormerConfig config = as<TransnormerConfig>(*preset("transnormer-385m"));
   const auto ranges = split_stages(config.layers, 3, {});
   const PassCosts none = stage_costs(config, ranges, length, Recompute::none)[1],
                   selective = stage_costs(config, ranges, length, Recompute::selective)[1],
@@ -52,7 +53,7 @@ TEST(StageCosts, RecomputationMakesBackwardLongerByLessThanAForward) {
 // transnormer-1b on two ranks, 8 micro-batches: the head makes the last stage's forward pass twice as long as its
 // others.
 TEST(StageCosts, ZeroBubbleIsTheShortestScheduleOfStagesWithAHead) {
-  const ModelConfig config = preset("transnormer-1b");
+  const TransnormerConfig config = as<TransnormerConfig>(*preset("transnormer-1b"));
   const auto bubble = [&](ScheduleKind kind, const std::vector<std::int64_t>& stages) {
     const auto chunks = static_cast<int>(stages.size()) / 2;
     const ScheduleCosts costs{

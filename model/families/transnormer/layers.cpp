@@ -1,25 +1,24 @@
 // What the layers of TransNormerLLM are made of.
-#include "model/families/transnormer/layers.h"
-
-#include "model/families/transnormer/decay_slopes.h"
+#include "model/branch.h"
+#include "model/families/transnormer/config.h"
+#include "model/mixers/decay_slopes.h"
 #include "model/mixers/gated_linear_attention.h"
 #include "model/mixers/gated_linear_unit.h"
 
 namespace fulmen {
 
-std::vector<Branch> transnormer_layer(const ModelConfig& config, std::int64_t layer) {
+std::vector<Branch> TransnormerConfig::layer(std::int64_t layer) const {
   const std::string prefix = fmt::format("model.layers.{}.", layer), channel = prefix + "channel_mixer.";
-  const double epsilon = config.norm_epsilon, std = config.initializer_std;
-  return {gated_linear_attention(prefix + "token_mixer.", {.hidden = config.hidden,
-                                                           .heads = config.heads,
-                                                           .gate_rank = config.low_rank_gate() ? config.gate_rank : 0,
-                                                           .slopes = decay_slopes(config.heads, layer, config.layers),
-                                                           .lrpe = config.has_lrpe(layer),
-                                                           .norm_epsilon = epsilon,
-                                                           .initializer_std = std}),
+  return {gated_linear_attention(prefix + "token_mixer.", {.hidden = hidden,
+                                                           .heads = heads,
+                                                           .gate_rank = low_rank_gate() ? gate_rank : 0,
+                                                           .slopes = decay_slopes(heads, layer, layers),
+                                                           .lrpe = has_lrpe(layer),
+                                                           .norm_epsilon = norm_epsilon,
+                                                           .initializer_std = initializer_std}),
           gated_linear_unit(
               channel + "l1.weight", channel + "l2.weight", channel + "l3.weight",
-              {.hidden = config.hidden, .width = config.glu, .norm_epsilon = epsilon, .initializer_std = std})};
+              {.hidden = hidden, .width = glu, .norm_epsilon = norm_epsilon, .initializer_std = initializer_std})};
 }
 
 }  // namespace fulmen

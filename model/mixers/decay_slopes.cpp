@@ -1,5 +1,5 @@
 // The decay of each head.
-#include "model/families/transnormer/decay_slopes.h"
+#include "model/mixers/decay_slopes.h"
 
 #include <bit>
 #include <cmath>

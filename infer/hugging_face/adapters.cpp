@@ -1,0 +1,49 @@
+// The adapters of all families, and which of them a config.json or a model asks for.
+#include "framework/text.h"
+#include "infer/hugging_face.h"
+#include "infer/hugging_face/config_reader.h"
+#include "infer/hugging_face/transnormer.h"
+
+namespace fulmen {
+
+namespace {
+
+[[noreturn]] void refuse(const ConfigReader& config, const std::string& what) {
+  std::vector<std::string> known;
+  for (const HuggingFaceAdapter& adapter : hugging_face_adapters()) known.push_back(adapter.model_type);
+  throw UserError(config.where(), what, "models that can be imported have the model_type " + join(known, ", "));
+}
+
+const HuggingFaceAdapter& adapter_for(const ConfigReader& config) {
+  if (config.has("model_type")) {
+    for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
+      if (config.value("model_type") == adapter.model_type) return adapter;
+    refuse(config, fmt::format("model_type is {}, which is not known", config.value("model_type").dump()));
+  }
+  if (!config.has("architectures")) refuse(config, "has neither model_type nor architectures");
+  for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
+    if (config.value("architectures") == nlohmann::json::array({adapter.architecture})) return adapter;
+  refuse(config, fmt::format("architectures is {}, which is not known", config.value("architectures").dump()));
+}
+
+}  // namespace
+
+const std::vector<HuggingFaceAdapter>& hugging_face_adapters() {
+  static const std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter()};
+  return adapters;
+}
+
+std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesystem::path& path) {
+  const ConfigReader config(path);
+  std::shared_ptr<const ModelConfig> model = adapter_for(config).read(config);
+  model->validate();
+  return model;
+}
+
+std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype) {
+  for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
+    if (adapter.family == config.family()) return adapter.write(config, torch_dtype);
+  throw UserError("export", fmt::format("models of the family {} have no config.json", config.family()));
+}
+
+}  // namespace fulmen

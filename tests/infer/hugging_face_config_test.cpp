@@ -1,0 +1,65 @@
+// config.json: which family it is of, what is refused, and that what is written is read back as the same model.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "framework/files.h"
+#include "infer/hugging_face.h"
+#include "model/families/transnormer/config.h"
+#include "tests/framework/expect_error.h"
+#include "tests/framework/temporary_folder.h"
+
+namespace fulmen {
+namespace {
+
+using testing_support::expect_user_error;
+
+class HuggingFaceConfig : public ::testing::Test {
+ protected:
+  static nlohmann::json written(const std::string& name) {
+    return nlohmann::json::parse(hugging_face_config(*preset(name), "float32"));
+  }
+  std::shared_ptr<const ModelConfig> read(const nlohmann::json& json) const {
+    const std::filesystem::path path = folder_.path() / "config.json";
+    write_text_atomically(path, json.dump());
+    return read_hugging_face_config(path);
+  }
+  void refused(const nlohmann::json& json, std::vector<std::string> words) const {
+    words.emplace_back("config.json");
+    expect_user_error([&] { read(json); }, words);
+  }
+
+  testing_support::TemporaryFolder folder_;
+  const nlohmann::json config_ = written("tnl3-410m");
+};
+
+TEST_F(HuggingFaceConfig, EveryPresetComesBack) {
+  for (const std::string& name : preset_names()) EXPECT_EQ(read(written(name))->identity(), preset(name)->identity());
+}
+
+TEST_F(HuggingFaceConfig, TheModelTypeOrElseTheArchitecturesSayOfWhichFamily) {
+  nlohmann::json json = config_;
+  json.erase("model_type");
+  EXPECT_EQ(read(json)->identity(), preset("tnl3-410m")->identity());
+  json["architectures"] = {"LlamaForCausalLM"};
+  refused(json, {"LlamaForCausalLM", "not known", "transnormer"});
+  json.erase("architectures");
+  refused(json, {"neither model_type nor architectures", "transnormer"});
+  json = config_;
+  json["model_type"] = "llama";
+  refused(json, {"model_type is \"llama\"", "not known", "have the model_type transnormer"});
+  json["model_type"] = 3;
+  refused(json, {"model_type is 3"});
+}
+
+TEST_F(HuggingFaceConfig, AnotherNormIsRefusedAndSoIsAModelThatCannotBeSaid) {
+  nlohmann::json json = config_;
+  json["norm_type"] = "layernorm";
+  refused(json, {"norm_type", "layernorm", "simplermsnorm"});
+  TransnormerConfig config = as<TransnormerConfig>(*preset("tnl3-410m"));
+  config.norm_epsilon = 1e-5;
+  expect_user_error([&] { hugging_face_config(config, "float32"); }, {"model.norm_epsilon", "1e-05", "1e-06"});
+}
+
+}  // namespace
+}  // namespace fulmen
