@@ -244,7 +244,8 @@ void Stage::backward_weight(int slot) {
   FULMEN_CHECK(kept != kept_.end(), "backward_weight of slot {} before its backward_input", slot);
   for (std::size_t layer = layers_.size(); layer-- > 0;) {
     LayerHooks::call(context_.hooks.before_backward_weight, number_of(layer));
-    for (const auto& branch : layers_[layer] | std::views::reverse) branch->backward_weight(slot);
+    for (auto branch = layers_[layer].rbegin(); branch != layers_[layer].rend(); ++branch)
+      (*branch)->backward_weight(slot);
     LayerHooks::call(context_.hooks.after_backward_weight, number_of(layer));
   }
   (*kept)->slot = -1;
