@@ -34,6 +34,12 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
+  schema.add("parallel.expert", parallel.expert, {1, 1 << 16},
+             "Neighbours along data that share the experts of a layer; divides parallel.data.");
+  schema.built_up_to("parallel.expert", 1, "a model family with experts");
+  schema.add("parallel.memory", parallel.memory, {1, 1 << 16},
+             "Neighbours along data that share a pool of memory values; divides parallel.data.");
+  schema.built_up_to("parallel.memory", 1, "a model family with memory layers");
   schema.add("parallel.stages", parallel.stages, {1, 100000},
              "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: even.");
   schema.add("parallel.zero", parallel.zero, {0, 3},

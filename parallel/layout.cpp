@@ -55,6 +55,8 @@ MeshShape mesh_shape(const LayoutConfig& layout, int ranks) {
   shape.tensor = static_cast<int>(layout.tensor);
   shape.sequence = static_cast<int>(layout.sequence);
   shape.pipeline = static_cast<int>(layout.pipeline);
+  shape.expert = static_cast<int>(layout.expert);
+  shape.memory = static_cast<int>(layout.memory);
   const std::int64_t others = layout.tensor * layout.sequence * layout.pipeline;
   if (!layout.data && ranks % others != 0)
     throw UserError("parallel",

@@ -17,6 +17,7 @@ struct LayoutConfig {
   std::int64_t tensor = 1;
   std::int64_t sequence = 1;
   std::int64_t pipeline = 1;
+  std::int64_t expert = 1, memory = 1;              // inside data
   std::optional<std::vector<std::int64_t>> stages;  // layers per stage; auto: even
   std::string schedule = "1f1b";
   std::int64_t chunks = 1;
@@ -41,7 +42,8 @@ std::string overlap_problem(const std::string& overlap);
 // hold none.
 IndexRange sequence_slice(std::int64_t sample_length, int ranks, int rank);
 
-// The mesh of `ranks` ranks. Throws UserError when the axes do not multiply to them.
+// The mesh of `ranks` ranks. Throws UserError when the axes do not multiply to them; those inside data are for Mesh to
+// check.
 MeshShape mesh_shape(const LayoutConfig& layout, int ranks);
 
 }  // namespace fulmen

@@ -2,6 +2,9 @@
 #include "parallel/mesh.h"
 
 #include <algorithm>
+#include <numeric>
+#include <optional>
+#include <ranges>
 
 #include <fmt/format.h>
 
@@ -10,54 +13,98 @@
 namespace fulmen {
 namespace {
 
-constexpr Axis fastest_first[mesh_axes] = {Axis::tensor, Axis::sequence, Axis::data, Axis::pipeline};
+struct AxisDescription {
+  Axis axis;
+  std::string_view name;
+  int MeshShape::*size;
+  std::optional<Axis> inside = {};  // numbers neighbours along this axis anew, instead of ranks of its own
+};
+
+// All axes, the fastest first.
+constexpr AxisDescription axis_list[mesh_axes] = {
+    {Axis::tensor, "tensor", &MeshShape::tensor},
+    {Axis::sequence, "sequence", &MeshShape::sequence},
+    {Axis::data, "data", &MeshShape::data},
+    {Axis::expert, "expert", &MeshShape::expert, Axis::data},
+    {Axis::memory, "memory", &MeshShape::memory, Axis::data},
+    {Axis::pipeline, "pipeline", &MeshShape::pipeline},
+};
+// In the order of messages.
+constexpr Axis described[] = {Axis::data, Axis::sequence, Axis::tensor, Axis::pipeline};
+
+const AxisDescription& description_of(Axis axis) {
+  const auto found = std::ranges::find(axis_list, axis, &AxisDescription::axis);
+  FULMEN_CHECK(found != std::end(axis_list), "unknown mesh axis {}", static_cast<int>(axis));
+  return *found;
+}
+
+// The axis that a numbering of neighbours lies inside, or the axis itself.
+Axis outer(Axis axis) { return description_of(axis).inside.value_or(axis); }
+
+auto axes_with_ranks() {
+  return axis_list | std::views::filter([](const AxisDescription& axis) { return !axis.inside; });
+}
+auto inner_axes() {
+  return axis_list | std::views::filter([](const AxisDescription& axis) { return axis.inside.has_value(); });
+}
+
+bool has(const std::vector<Axis>& axes, Axis axis) { return std::ranges::count(axes, axis) > 0; }
 
 // How far apart the ranks of neighbouring coordinates are.
 int stride_of(const MeshShape& shape, Axis axis) {
   int stride = 1;
-  for (const Axis faster : fastest_first) {
-    if (faster == axis) break;
-    stride *= shape.size(faster);
+  for (const AxisDescription& faster : axes_with_ranks()) {
+    if (faster.axis == outer(axis)) break;
+    stride *= shape.size(faster.axis);
   }
   return stride;
 }
 
 void check_shape(const MeshShape& shape, int ranks) {
+  for (const AxisDescription& axis : axis_list)
+    if (shape.size(axis.axis) < 1)
+      throw UserError(fmt::format("parallel.{}", axis.name), fmt::format("{} is less than 1", shape.size(axis.axis)));
   std::int64_t product = 1;
-  for (const Axis axis : fastest_first) {
-    if (shape.size(axis) < 1)
-      throw UserError(fmt::format("parallel.{}", name_of(axis)), fmt::format("{} is less than 1", shape.size(axis)));
-    product = std::min<std::int64_t>(product * shape.size(axis), std::int64_t{1} << 31);
-  }
-  if (product == ranks) return;
-  throw UserError("parallel", fmt::format("{} needs {} ranks, this job has {}", shape.describe(), product, ranks),
-                  fmt::format("start {} ranks, or change the sizes so that their product is {}", product, ranks));
+  for (const AxisDescription& axis : axes_with_ranks())
+    product = std::min<std::int64_t>(product * shape.size(axis.axis), std::int64_t{1} << 31);
+  if (product != ranks)
+    throw UserError("parallel", fmt::format("{} needs {} ranks, this job has {}", shape.describe(), product, ranks),
+                    fmt::format("start {} ranks, or change the sizes so that their product is {}", product, ranks));
+  for (const AxisDescription& axis : inner_axes())
+    if (shape.size(*axis.inside) % shape.size(axis.axis) != 0)
+      throw UserError(fmt::format("parallel.{}", axis.name),
+                      fmt::format("{} does not divide the {} ranks along {}", shape.size(axis.axis),
+                                  shape.size(*axis.inside), name_of(*axis.inside)),
+                      fmt::format("choose a number that divides them, or change parallel.{}", name_of(*axis.inside)));
 }
 
 }  // namespace
 
-std::string_view name_of(Axis axis) {
-  switch (axis) {
-    case Axis::tensor: return "tensor";
-    case Axis::sequence: return "sequence";
-    case Axis::data: return "data";
-    case Axis::pipeline: return "pipeline";
-  }
-  throw InternalError("unknown mesh axis");
+std::string_view name_of(Axis axis) { return description_of(axis).name; }
+
+std::vector<Axis> axes_inside(Axis outer) {
+  std::vector<Axis> axes;
+  for (const AxisDescription& axis : inner_axes())
+    if (*axis.inside == outer) axes.push_back(axis.axis);
+  return axes;
 }
 
-int MeshShape::size(Axis axis) const {
-  switch (axis) {
-    case Axis::tensor: return tensor;
-    case Axis::sequence: return sequence;
-    case Axis::data: return data;
-    case Axis::pipeline: return pipeline;
-  }
-  throw InternalError("unknown mesh axis");
+int MeshShape::size(Axis axis) const { return this->*description_of(axis).size; }
+
+int MeshShape::ranks() const {
+  int product = 1;
+  for (const AxisDescription& axis : axes_with_ranks()) product *= size(axis.axis);
+  return product;
 }
 
 std::string MeshShape::describe() const {
-  return fmt::format("data {} x sequence {} x tensor {} x pipeline {}", data, sequence, tensor, pipeline);
+  std::string text;
+  for (const Axis axis : described)
+    text += fmt::format("{}{} {}", text.empty() ? "" : " x ", name_of(axis), size(axis));
+  for (const AxisDescription& axis : inner_axes())
+    if (size(axis.axis) > 1)
+      text += fmt::format(", {} {} inside {}", axis.name, size(axis.axis), name_of(*axis.inside));
+  return text;
 }
 
 Mesh::Mesh(MeshShape shape, Communicator& world) : shape_(shape), world_(world) { check_shape(shape, world.size()); }
@@ -66,7 +113,7 @@ int Mesh::coordinate(Axis axis) const { return coordinate_of(world_.rank(), axis
 
 int Mesh::coordinate_of(int rank, Axis axis) const {
   FULMEN_CHECK(0 <= rank && rank < shape_.ranks(), "rank {} of a mesh of {}", rank, shape_.ranks());
-  return rank / stride_of(shape_, axis) % shape_.size(axis);
+  return rank / stride_of(shape_, axis) % shape_.size(outer(axis)) % shape_.size(axis);
 }
 
 int Mesh::rank_at(Axis axis, int coordinate) const {
@@ -75,29 +122,50 @@ int Mesh::rank_at(Axis axis, int coordinate) const {
   return world_.rank() + (coordinate - this->coordinate(axis)) * stride_of(shape_, axis);
 }
 
-std::vector<int> Mesh::members(const std::vector<Axis>& axes) const {
-  const auto differs_elsewhere = [&](int rank) {
-    return std::any_of(std::begin(fastest_first), std::end(fastest_first), [&](Axis axis) {
-      const bool spanned = std::find(axes.begin(), axes.end(), axis) != axes.end();
-      return !spanned && coordinate_of(rank, axis) != coordinate(axis);
-    });
-  };
-  std::vector<int> ranks;
-  for (int rank = 0; rank < shape_.ranks(); ++rank)
-    if (!differs_elsewhere(rank)) ranks.push_back(rank);
+// How many neighbours along an axis with ranks of its own a group of these axes spans.
+int Mesh::span(Axis axis, const std::vector<Axis>& axes) const {
+  if (has(axes, axis)) return size(axis);
+  int span = 1;
+  for (const AxisDescription& inner : inner_axes())
+    if (*inner.inside == axis && has(axes, inner.axis)) span = std::lcm(span, size(inner.axis));
+  return span;
+}
+
+std::vector<int> Mesh::members(const std::vector<Axis>& axes, const std::vector<Axis>& equal) const {
+  std::vector<int> ranks = {0};  // that differ from rank 0 along one axis after the other, the fastest first
+  int stride = 1;
+  for (const AxisDescription& each : axes_with_ranks()) {
+    const int neighbours = span(each.axis, axes), first = coordinate(each.axis) / neighbours * neighbours;
+    std::vector<int> moved;
+    for (int place = first; place < first + neighbours; ++place)
+      for (const int rank : ranks) moved.push_back(rank + place * stride);
+    ranks = std::move(moved);
+    stride *= size(each.axis);
+  }
+  std::erase_if(ranks, [&](int rank) {
+    return std::ranges::any_of(equal, [&](Axis axis) { return coordinate_of(rank, axis) != coordinate(axis); });
+  });
   return ranks;
 }
 
-// Axes of one rank add nothing, so that a group has the same name whichever axes it is asked for by.
-std::string Mesh::name_along(const std::vector<Axis>& axes) const {
+// Axes of one rank add nothing, and one that spans another whole has its name, so that a group has the same name
+// whichever axes it is asked for by.
+std::string Mesh::name_along(const std::vector<Axis>& axes, const std::vector<Axis>& equal) const {
   std::string name;
-  for (const Axis axis : {Axis::pipeline, Axis::data, Axis::sequence, Axis::tensor})
-    if (size(axis) > 1 && std::find(axes.begin(), axes.end(), axis) != axes.end())
-      name += fmt::format("{}{}", name.empty() ? "" : " x ", name_of(axis));
+  const auto add = [&](std::string_view axis) { name += fmt::format("{}{}", name.empty() ? "" : " x ", axis); };
+  for (const AxisDescription& axis : axis_list | std::views::reverse) {
+    const bool asked = has(axes, axis.axis) || (!axis.inside && span(axis.axis, axes) == size(axis.axis));
+    const bool named_by_outer = axis.inside && span(*axis.inside, axes) == size(*axis.inside);
+    if (size(axis.axis) > 1 && asked && !named_by_outer) add(axis.name);
+  }
+  for (const Axis axis : equal)
+    if (size(axis) > 1) name += fmt::format(" of one {} rank", name_of(axis));
   return name.empty() ? "one rank" : name;
 }
 
-Communicator& Mesh::along(const std::vector<Axis>& axes) { return subgroup(members(axes), name_along(axes)); }
+Communicator& Mesh::along(const std::vector<Axis>& axes, const std::vector<Axis>& equal) {
+  return subgroup(members(axes, equal), name_along(axes, equal));
+}
 
 Communicator& Mesh::among(Axis axis, const std::vector<int>& coordinates) {
   std::vector<int> ranks;

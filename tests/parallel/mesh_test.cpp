@@ -130,12 +130,66 @@ TEST(Mesh, AmongKeepsTheOrderListed) {
   EXPECT_THROW(mesh.among(Axis::pipeline, {2, 3}), InternalError);
 }
 
+// Ranks (tensor, data, pipeline) of 2 x 12 x 1: expert 4 and memory 6 number neighbours along data anew, by themselves.
+TEST(Mesh, AxesInsideDataNumberItsNeighbours) {
+  const MeshShape shape{.tensor = 2, .data = 12, .expert = 4, .memory = 6};
+  EXPECT_EQ(shape.ranks(), 24);
+  EXPECT_EQ(shape.describe(),
+            "data 12 x sequence 1 x tensor 2 x pipeline 1, expert 4 inside data, memory 6 inside data");
+  EXPECT_EQ(axes_inside(Axis::data), (std::vector<Axis>{Axis::expert, Axis::memory}));
+  NamedPlace world(2 * 7 + 1, 24);  // rank 7 along data
+  Mesh mesh(shape, world);
+  EXPECT_EQ(mesh.coordinate(Axis::data), 7);
+  EXPECT_EQ(mesh.coordinate(Axis::expert), 3);
+  EXPECT_EQ(mesh.coordinate(Axis::memory), 1);
+  const auto along_data = [](std::vector<int> places) {
+    for (int& place : places) place = 2 * place + 1;
+    return places;
+  };
+  EXPECT_EQ(mesh.members({Axis::expert}), along_data({4, 5, 6, 7}));
+  EXPECT_EQ(mesh.members({Axis::memory}), along_data({6, 7, 8, 9, 10, 11}));
+  EXPECT_EQ(mesh.members({Axis::data}, {Axis::expert}), along_data({3, 7, 11}));
+  EXPECT_EQ(mesh.members({Axis::data}, {Axis::memory}), along_data({1, 7}));
+  EXPECT_EQ(mesh.members({Axis::expert, Axis::memory}), mesh.members({Axis::data}));
+  EXPECT_EQ(mesh.members({Axis::tensor, Axis::expert}), (std::vector<int>{8, 9, 10, 11, 12, 13, 14, 15}));
+  EXPECT_EQ(mesh.rank_at(Axis::expert, 0), 2 * 4 + 1);
+  EXPECT_EQ(mesh.along({Axis::data}, {Axis::expert}).rank(), 1);
+  EXPECT_EQ(mesh.along(Axis::expert).rank(), 3);
+  EXPECT_EQ(mesh.among(Axis::expert, {3, 1}).rank(), 0);
+}
+
+// The groups of every rank partition the ranks, whatever of data they span.
+TEST(Mesh, GroupsOfAxesInsideDataPartitionTheRanks) {
+  struct Group {
+    std::vector<Axis> axes, equal;
+    int size;
+  };
+  const MeshShape shape{.tensor = 2, .sequence = 2, .data = 6, .expert = 3, .memory = 2};
+  for (const auto& [axes, equal, size] :
+       {Group{{Axis::expert}, {}, 3}, Group{{Axis::data}, {Axis::expert}, 2},
+        Group{{Axis::sequence, Axis::data}, {Axis::memory}, 6}, Group{{Axis::sequence, Axis::memory}, {}, 4}}) {
+    std::set<std::vector<int>> groups;
+    for (int rank = 0; rank < shape.ranks(); ++rank) {
+      NamedPlace world(rank, shape.ranks());
+      const std::vector<int> members = Mesh(shape, world).members(axes, equal);
+      EXPECT_EQ(members.size(), static_cast<std::size_t>(size));
+      EXPECT_TRUE(std::binary_search(members.begin(), members.end(), rank));
+      groups.insert(members);
+    }
+    EXPECT_EQ(groups.size(), static_cast<std::size_t>(shape.ranks() / size));
+  }
+}
+
 TEST(Mesh, RefusesASizeThatDoesNotFit) {
   NamedPlace world(0, 6);
   EXPECT_THROW(Mesh({.tensor = 4}, world), UserError);
   EXPECT_THROW(Mesh({.tensor = 0}, world), UserError);
   EXPECT_THROW(Mesh({.tensor = -2, .data = -3}, world), UserError);
   EXPECT_THROW(Mesh({.tensor = 65536, .data = 65536}, world), UserError);  // the product would wrap
+  EXPECT_THROW(Mesh({.tensor = 2, .data = 3, .expert = 2}, world), UserError);
+  EXPECT_THROW(Mesh({.data = 6, .memory = 4}, world), UserError);
+  EXPECT_THROW(Mesh({.data = 6, .expert = 0}, world), UserError);
+  EXPECT_NO_THROW(Mesh({.data = 6, .expert = 2, .memory = 3}, world));
   try {
     Mesh({.tensor = 2, .data = 2, .pipeline = 2}, world);
     FAIL();
