@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 namespace fulmen {
 
 const LogicalTensor& ParameterDeclaration::tensor(const std::string& tensor_name) const {
@@ -12,8 +14,22 @@ const LogicalTensor& ParameterDeclaration::tensor(const std::string& tensor_name
   return *found;
 }
 
+std::vector<Axis> ParameterDeclaration::owned_along() const {
+  std::vector<Axis> axes;
+  for (const Axis axis : axes_inside(Axis::data))
+    if (along(axis) == AxisPlacement::owned) axes.push_back(axis);
+  return axes;
+}
+
+std::optional<Axis> ParameterDeclaration::cut_along() const {
+  const std::vector<Axis> owners = owned_along();
+  if (items == 0 && !owners.empty()) return owners.front();
+  return along(Axis::tensor) == AxisPlacement::split ? std::optional(Axis::tensor) : std::nullopt;
+}
+
 std::array<AxisPlacement, mesh_axes> weight_placement(AxisPlacement tensor) {
   std::array<AxisPlacement, mesh_axes> placement{};
+  placement.fill(AxisPlacement::replicated);
   placement[static_cast<std::size_t>(Axis::tensor)] = tensor;
   placement[static_cast<std::size_t>(Axis::sequence)] = AxisPlacement::replicated_partial;
   placement[static_cast<std::size_t>(Axis::data)] = AxisPlacement::replicated_partial;
@@ -60,6 +76,26 @@ ParameterDeclaration declare_pair(const std::string& first, const std::string& s
   return declaration;
 }
 
+ParameterDeclaration declare_stack(const std::string& name, Shape shape, Initializer initializer, int dimension,
+                                   std::int64_t units, Axis owner) {
+  FULMEN_CHECK(shape.size() == 3, "{}: a stack of shape {}", name, to_string(shape));
+  const std::int64_t items = shape[0];
+  ParameterDeclaration declaration = declare_weight(name, {shape[1], shape[2]}, initializer, dimension, units);
+  declaration.items = items;
+  declaration.tensors = {{name, std::move(shape), std::move(initializer)}};
+  declaration.place(owner, AxisPlacement::owned);
+  return declaration;
+}
+
+ParameterDeclaration declare_pool(const std::string& name, Shape shape, Initializer initializer, int dimension,
+                                  Axis owner) {
+  ParameterDeclaration declaration = declare_weight(name, std::move(shape), std::move(initializer), dimension, 0);
+  declaration.segments.front().units = declaration.segments.front().extent;
+  declaration.group.gradient = GradientForm::sum;
+  declaration.place(owner, AxisPlacement::owned);
+  return declaration;
+}
+
 Initializer normal_initializer(double std) {
   return [std](const RandomStream& random, std::int64_t index) {
     return std * random.normal(static_cast<std::uint64_t>(index));
@@ -68,37 +104,79 @@ Initializer normal_initializer(double std) {
 
 namespace {
 
-// The part of a segment that a tensor rank holds, in rows or columns.
-IndexRange local_indices(const ParameterDeclaration& declaration, const Segment& segment, int ranks, int rank) {
-  if (declaration.along(Axis::tensor) != AxisPlacement::split) return {0, segment.extent};
-  const std::int64_t unit = segment.extent / segment.units;
-  if (declaration.padded) {
-    const std::int64_t part = (segment.units + ranks - 1) / ranks;
-    const std::int64_t begin = std::min(segment.units, part * rank);
-    return {begin * unit, std::min(segment.units, begin + part) * unit};
+// Ranks along an axis, and the place among them.
+struct Place {
+  int ranks = 1, rank = 0;
+};
+
+Place place_along(std::optional<Axis> axis, const Mesh& mesh, int rank) {
+  return axis ? Place{mesh.size(*axis), mesh.coordinate_of(rank, *axis)} : Place{};
+}
+
+std::int64_t part_of(std::int64_t units, int ranks) { return (units + ranks - 1) / ranks; }
+
+void check(const ParameterDeclaration& declaration, const Mesh& mesh) {
+  const std::vector<Axis> owners = declaration.owned_along();
+  FULMEN_CHECK(owners.size() <= 1, "{} is owned along several axes", declaration.name);
+  FULMEN_CHECK(declaration.items == 0 || declaration.dimension == 0 || declaration.segments.size() == 1,
+               "{}: several segments along the columns of a stack", declaration.name);
+  FULMEN_CHECK(declaration.cut_along().value_or(Axis::tensor) == Axis::tensor ||
+                   declaration.along(Axis::tensor) != AxisPlacement::split,
+               "{} is cut over {} and over tensor", declaration.name, name_of(*declaration.cut_along()));
+  for (const Axis axis : owners) {
+    const std::int64_t owned = declaration.items > 0 ? declaration.items : declaration.segments.front().units;
+    if (owned % mesh.size(axis) == 0) continue;
+    throw UserError(fmt::format("parallel.{}", name_of(axis)),
+                    fmt::format("{} ranks do not divide the {} {} of {}", mesh.size(axis), owned,
+                                declaration.items > 0        ? "items"
+                                : declaration.dimension == 0 ? "rows"
+                                                             : "columns",
+                                declaration.name),
+                    fmt::format("choose a divisor of {}", owned));
   }
-  const IndexRange units = partition(segment.units, ranks, rank);
-  return {units.begin * unit, units.end * unit};
 }
 
 }  // namespace
 
-LocalLayout local_layout(const ParameterDeclaration& declaration, int tensor_ranks, int tensor_rank) {
+LocalLayout local_layout(const ParameterDeclaration& declaration, const Mesh& mesh) {
+  return local_layout(declaration, mesh, mesh.rank());
+}
+
+LocalLayout local_layout(const ParameterDeclaration& declaration, const Mesh& mesh, int rank) {
+  check(declaration, mesh);
+  const std::optional<Axis> axis = declaration.cut_along();
+  const Place place = place_along(axis, mesh, rank);
   LocalLayout layout;
   std::int64_t extent = 0;
   for (std::size_t i = 0; i < declaration.segments.size(); ++i) {
     const Segment& segment = declaration.segments[i];
     FULMEN_CHECK(segment.extent % segment.units == 0, "{}: {} units do not divide {}", segment.tensor, segment.units,
                  segment.extent);
-    const IndexRange indices = local_indices(declaration, segment, tensor_ranks, tensor_rank);
-    layout.segments.push_back({i, indices, extent});
-    const bool pads = declaration.padded && declaration.along(Axis::tensor) == AxisPlacement::split;
-    extent +=
-        pads ? (segment.units + tensor_ranks - 1) / tensor_ranks * (segment.extent / segment.units) : indices.size();
+    FULMEN_CHECK(!segment.copies || (declaration.dimension == 0 && declaration.items == 0 && axis == Axis::tensor),
+                 "{}: copies along columns, in a stack or of what is not split", segment.tensor);
+    const std::int64_t unit = segment.extent / segment.units;
+    HeldUnits held = held_units(segment, place.ranks, place.rank);
+    if (declaration.padded && axis) {
+      const std::int64_t part = part_of(segment.units, place.ranks);
+      const std::int64_t begin = std::min(segment.units, part * place.rank);
+      held.units = {begin, std::min(segment.units, begin + part)};
+    }
+    const bool first = held.holders.front() == place.rank;
+    layout.segments.push_back(
+        {i, {held.units.begin * unit, held.units.end * unit}, extent, std::move(held.holders), first});
+    extent += (declaration.padded && axis ? part_of(segment.units, place.ranks) : held.units.size()) * unit;
   }
   const Shape& shape = declaration.tensors.front().shape;
-  layout.rows = declaration.dimension == 0 ? extent : shape[0];
-  layout.columns = declaration.dimension == 0 ? elements_of(shape) / shape[0] : extent;
+  const std::size_t first = declaration.items > 0 ? 1 : 0;  // dimension of the rows
+  const std::int64_t all_columns = elements_of(shape) / (declaration.items > 0 ? shape[0] * shape[1] : shape[0]);
+  layout.rows = declaration.dimension == 0 ? extent : shape[first];
+  layout.columns = declaration.dimension == 0 ? all_columns : extent;
+  if (declaration.items > 0) {
+    const std::vector<Axis> owners = declaration.owned_along();
+    const Place owner = place_along(owners.empty() ? std::nullopt : std::optional(owners.front()), mesh, rank);
+    layout.items = partition(declaration.items, owner.ranks, owner.rank);
+    layout.rows *= layout.items.size();
+  }
   return layout;
 }
 

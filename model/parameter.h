@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,19 +42,28 @@ struct ParameterGroupKey {
 };
 
 // A weight as a layer uses it: a matrix [rows, columns], perhaps fused from several logical tensors, perhaps split over
-// the tensor ranks along one dimension.
+// the tensor ranks along one dimension. Or a stack of such matrices (experts), each split so, of which the ranks along
+// an axis own a contiguous part each. A weight that is no stack can be owned, too (a pool of memory values): its
+// segments are then cut over the axis that it is owned along, instead of over tensor.
 struct ParameterDeclaration {
   std::string name;  // of the fused weight; that of the logical tensor when there is just one
   std::vector<LogicalTensor> tensors;
-  int dimension = 0;  // that the segments run along: 0 rows, 1 columns
-  std::vector<Segment> segments;
-  bool padded = false;  // split into equal parts, the last ones padded with zeros that never learn
+  std::int64_t items = 0;         // of a stack, whose logical tensors are [items, rows, columns]; 0: a single matrix
+  int dimension = 0;              // that the segments run along: 0 rows, 1 columns, of each item
+  std::vector<Segment> segments;  // of each item; a stack has no more than one along columns
+  bool padded = false;            // split into equal parts, the last ones padded with zeros that never learn
   std::array<AxisPlacement, mesh_axes> placement{};  // by Axis
   std::vector<int> shared_stages;  // pipeline coordinates that hold a copy, when placed as shared; the first owns it
   ParameterGroupKey group;
   std::int64_t layer = -1;  // that alone uses it; -1: used at more than one place of a stage
 
   AxisPlacement along(Axis axis) const { return placement[static_cast<std::size_t>(axis)]; }
+  void place(Axis axis, AxisPlacement how) { placement[static_cast<std::size_t>(axis)] = how; }
+  // The axes inside data that it is owned along. Its replicas, over which gradients are summed and ZeRO shards, are the
+  // ranks along data and sequence with the same place along them.
+  std::vector<Axis> owned_along() const;
+  // The axis that the segments are cut over, if any: tensor, or that of an owned weight which is no stack.
+  std::optional<Axis> cut_along() const;
   const LogicalTensor& tensor(const std::string& tensor_name) const;
 };
 
@@ -71,23 +81,39 @@ ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, 
 // both: a.x.weight and a.y.weight are a.x_y.
 ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
                                   const Initializer& initializer);
+// Experts: a stack [items, rows, columns] that the ranks along `owner` own. Each item is split as declare_weight says.
+ParameterDeclaration declare_stack(const std::string& name, Shape shape, Initializer initializer, int dimension,
+                                   std::int64_t units, Axis owner);
+// A pool [rows, columns] whose columns (dimension 1) or rows (0) the ranks along `owner` own, in equal parts.
+// Replicated over tensor. Its gradient is summed in backward_input.
+ParameterDeclaration declare_pool(const std::string& name, Shape shape, Initializer initializer, int dimension,
+                                  Axis owner);
 // The placement that weights have over data, sequence and pipeline, with `tensor` along the tensor axis.
 std::array<AxisPlacement, mesh_axes> weight_placement(AxisPlacement tensor);
 
 // Normal(0, std), each element from the logical tensor's own random stream.
 Initializer normal_initializer(double std);
 
-// What one tensor rank holds of a declared weight.
+// What one rank holds of a declared weight.
 struct LocalSegment {
   std::size_t segment = 0;       // in the declaration
   IndexRange indices;            // of the segment, along the split dimension, in rows or columns
-  std::int64_t local_begin = 0;  // where it starts in the local matrix
+  std::int64_t local_begin = 0;  // where it starts in the local matrix, or in each item
+  std::vector<int> holders;      // coordinates along tensor that hold copies of it; one: no other rank has it
+  bool first_copy = true;        // the one that counts in sums over ranks and is written to checkpoints
 };
 struct LocalLayout {
-  std::int64_t rows = 0;
+  IndexRange items{0, 1};  // of a stack
+  std::int64_t rows = 0;   // of all its items
   std::int64_t columns = 0;
-  std::vector<LocalSegment> segments;
+  std::vector<LocalSegment> segments;  // of each item
+
+  std::int64_t elements() const { return rows * columns; }
+  std::int64_t item_rows() const { return items.size() == 0 ? 0 : rows / items.size(); }
 };
-LocalLayout local_layout(const ParameterDeclaration& declaration, int tensor_ranks, int tensor_rank);
+// Throws UserError where the ranks of an axis do not divide what they own, or the heads that they hold copies of.
+LocalLayout local_layout(const ParameterDeclaration& declaration, const Mesh& mesh);
+// Of another rank of the mesh.
+LocalLayout local_layout(const ParameterDeclaration& declaration, const Mesh& mesh, int rank);
 
 }  // namespace fulmen

@@ -59,10 +59,18 @@ T rounded(double value) {
 template <class T>
 void initialize(const Execution& execution, const LogicalTensor& tensor, std::uint64_t seed,
                 const ParameterPiece& piece) {
+  if (!piece.memory.is_contiguous() && piece.memory.rank() > 2) {
+    for (std::int64_t i = 0; i < piece.memory.size(0); ++i) {
+      ParameterPiece item = piece;
+      item.offset[0] += i;
+      item.memory = piece.memory.slice(0, i, i + 1);
+      initialize<T>(execution, tensor, seed, item);
+    }
+    return;
+  }
   constexpr std::int64_t window_elements = std::int64_t{1} << 20;
-  const std::int64_t rows = piece.memory.size(0), columns = piece.memory.elements() / rows;
-  const std::int64_t global_columns = elements_of(tensor.shape) / tensor.shape[0];
-  const std::int64_t first_column = tensor.shape.size() > 1 ? piece.offset.back() : 0;
+  const std::int64_t columns = piece.memory.size(-1), rows = piece.memory.elements() / columns;
+  const Tensor matrix = piece.memory.is_contiguous() ? piece.memory.reshape({rows, columns}) : piece.memory;
   const std::int64_t step = std::max<std::int64_t>(1, window_elements / columns);
   const RandomStream random(seed, tensor.name);
   std::vector<T> values;
@@ -70,24 +78,25 @@ void initialize(const Execution& execution, const LogicalTensor& tensor, std::ui
     const std::int64_t end = std::min(begin + step, rows);
     values.resize(static_cast<std::size_t>((end - begin) * columns));
 #pragma omp parallel for schedule(static) if (values.size() > 4096)
-    for (std::int64_t r = begin; r < end; ++r)
+    for (std::int64_t r = begin; r < end; ++r) {
+      const std::int64_t first = global_index(piece, r * columns);
       for (std::int64_t c = 0; c < columns; ++c)
-        values[static_cast<std::size_t>((r - begin) * columns + c)] =
-            rounded<T>(tensor.initializer(random, (piece.offset[0] + r) * global_columns + first_column + c));
-    copy_piece_from_host(execution, values.data(), piece.memory.slice(0, begin, end));
+        values[static_cast<std::size_t>((r - begin) * columns + c)] = rounded<T>(tensor.initializer(random, first + c));
+    }
+    copy_piece_from_host(execution, values.data(), matrix.slice(0, begin, end));
   }
 }
 
-}  // namespace
-
-std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout,
-                                      IndexRange range, const Tensor& memory) {
+// The pieces of a run of a matrix, or of one item of a stack as if it were one.
+std::vector<ParameterPiece> matrix_pieces(const ParameterDeclaration& declaration, const LocalLayout& layout,
+                                          IndexRange range, const Tensor& memory) {
   std::vector<ParameterPiece> pieces;
   const bool by_rows = declaration.dimension == 0;
   const std::vector<Block> blocks = blocks_of(range, std::max<std::int64_t>(layout.columns, 1));
   for (const LocalSegment& local : layout.segments) {
     const Segment& segment = declaration.segments[local.segment];
-    const Shape& global = declaration.tensor(segment.tensor).shape;
+    Shape global = declaration.tensor(segment.tensor).shape;
+    if (declaration.items > 0) global.erase(global.begin());
     FULMEN_CHECK(by_rows || global.size() == 2, "{} is split by columns but is no matrix", segment.tensor);
     const IndexRange extent{local.local_begin, local.local_begin + local.indices.size()};
     for (const Block& block : blocks) {
@@ -98,6 +107,7 @@ std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, c
           segment.tensor_offset + local.indices.begin - local.local_begin;  // from local to global
       ParameterPiece piece;
       piece.tensor = segment.tensor;
+      piece.owned = local.first_copy;
       piece.global_shape = global;
       piece.offset.assign(global.size(), 0);
       piece.offset[0] = met.rows.begin + (by_rows ? shift : 0);
@@ -114,6 +124,67 @@ std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, c
       if (piece.memory.is_contiguous()) piece.memory = piece.memory.reshape(shape);
       pieces.push_back(std::move(piece));
     }
+  }
+  return pieces;
+}
+
+// A run within one item of a stack.
+void append_item_pieces(std::vector<ParameterPiece>& pieces, const ParameterDeclaration& declaration,
+                        const LocalLayout& layout, std::int64_t item, IndexRange range, const Tensor& memory) {
+  for (ParameterPiece& piece : matrix_pieces(declaration, layout, range, memory)) {
+    piece.global_shape = declaration.tensor(piece.tensor).shape;
+    piece.offset.insert(piece.offset.begin(), item);
+    piece.memory = piece.memory.split_dimension(0, piece.memory.size(0));
+    pieces.push_back(std::move(piece));
+  }
+}
+
+// Whole items of a stack, one piece for each segment; `memory` [items, rows, columns].
+void append_whole_items(std::vector<ParameterPiece>& pieces, const ParameterDeclaration& declaration,
+                        const LocalLayout& layout, std::int64_t first_item, const Tensor& memory) {
+  for (const LocalSegment& local : layout.segments) {
+    if (local.indices.size() == 0) continue;
+    const Segment& segment = declaration.segments[local.segment];
+    const int dimension = 1 + declaration.dimension;
+    ParameterPiece piece;
+    piece.tensor = segment.tensor;
+    piece.owned = local.first_copy;
+    piece.global_shape = declaration.tensor(segment.tensor).shape;
+    piece.offset = {first_item, 0, 0};
+    piece.offset[static_cast<std::size_t>(dimension)] = segment.tensor_offset + local.indices.begin;
+    piece.memory = memory.slice(dimension, local.local_begin, local.local_begin + local.indices.size());
+    pieces.push_back(std::move(piece));
+  }
+}
+
+}  // namespace
+
+std::int64_t global_index(const ParameterPiece& piece, std::int64_t local) {
+  std::int64_t index = 0, stride = 1;
+  for (std::size_t d = piece.global_shape.size(); d-- > 0; local /= piece.memory.size(static_cast<int>(d))) {
+    index += (piece.offset[d] + local % piece.memory.size(static_cast<int>(d))) * stride;
+    stride *= piece.global_shape[d];
+  }
+  return index;
+}
+
+std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout,
+                                      IndexRange range, const Tensor& memory) {
+  if (declaration.items == 0) return matrix_pieces(declaration, layout, range, memory);
+  std::vector<ParameterPiece> pieces;
+  const std::int64_t item = layout.item_rows() * layout.columns;
+  if (item == 0) return pieces;
+  for (std::int64_t at = range.begin; at < range.end;) {
+    const std::int64_t index = at / item, in_item = at % item, whole = (range.end - at) / item;
+    const std::int64_t global = layout.items.begin + index;
+    std::int64_t end = std::min(range.end, (index + 1) * item);
+    if (in_item == 0 && whole > 0) end = at + whole * item;
+    const Tensor run = memory.slice(0, at - range.begin, end - range.begin);
+    if (in_item == 0 && whole > 0)
+      append_whole_items(pieces, declaration, layout, global, run.reshape({whole, layout.item_rows(), layout.columns}));
+    else
+      append_item_pieces(pieces, declaration, layout, global, {in_item, in_item + run.elements()}, run);
+    at = end;
   }
   return pieces;
 }

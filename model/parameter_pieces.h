@@ -18,8 +18,13 @@ struct ParameterPiece {
   bool owned = false;                // this rank writes it to checkpoints; other ranks' copies are equal
 };
 
-// The pieces of the elements `range` of a local matrix (row-major), which lie in `memory` [range.size()], none of them
-// owned. A range that begins or ends within a row makes up to three pieces of each segment. Padding belongs to none.
+// The row-major place in its logical tensor of element `local` (row-major, too) of a piece.
+std::int64_t global_index(const ParameterPiece& piece, std::int64_t local);
+
+// The pieces of the elements `range` of a local matrix (row-major), which lie in `memory` [range.size()], owned where
+// this rank's copy of the segment is the first. A range that begins or ends within a row makes up to three pieces of
+// each segment; of a stack, up to three for its first item and its last one, and one for the whole items between them.
+// Padding belongs to none.
 std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout,
                                       IndexRange range, const Tensor& memory);
 

@@ -31,6 +31,17 @@ void append_run(FlatParts& runs, const Tensor& run) {
   runs.push_back(run);
 }
 
+// Where a parameter lies in its bucket. Sums over tensor are many and small: they lie together, so that one call takes
+// all of a bucket.
+int order_in_bucket(const ParameterDeclaration& declaration) {
+  if (declaration.group.gradient == GradientForm::product) return 0;
+  switch (declaration.along(Axis::tensor)) {
+    case AxisPlacement::replicated_partial: return 0;
+    case AxisPlacement::with_tokens: return 1;
+    default: return 2;
+  }
+}
+
 }  // namespace
 
 ParameterStore::ParameterStore(std::vector<ParameterDeclaration> declarations, const Mesh& mesh, Precision precision,
@@ -39,39 +50,56 @@ ParameterStore::ParameterStore(std::vector<ParameterDeclaration> declarations, c
       precision_(precision),
       sharding_(sharding),
       tensor_coordinate_(mesh.coordinate(Axis::tensor)),
-      pipeline_coordinate_(mesh.coordinate(Axis::pipeline)),
-      shard_(ShardGroups::replica(mesh) % sharding.shards),
-      copy_(ShardGroups::replica(mesh) / sharding.shards),
-      copies_(ShardGroups::replicas(mesh) / sharding.shards) {
+      pipeline_coordinate_(mesh.coordinate(Axis::pipeline)) {
   FULMEN_CHECK(sharding.stage > 0 || sharding.shards == 1, "{} shards without ZeRO", sharding.shards);
-  FULMEN_CHECK(copies_ * sharding.shards == ShardGroups::replicas(mesh), "{} shards do not divide {} replicas",
-               sharding.shards, ShardGroups::replicas(mesh));
   for (ParameterId id = 0; id < declarations_.size(); ++id) {
     FULMEN_CHECK(ids_.emplace(declarations_[id].name, id).second, "parameter {} is declared twice",
                  declarations_[id].name);
-    layouts_.push_back(local_layout(declarations_[id], mesh.size(Axis::tensor), tensor_coordinate_));
+    layouts_.push_back(local_layout(declarations_[id], mesh));
   }
-  make_groups();
+  make_groups(mesh);
   place_buckets();
   allocate(execution);
 }
 
-void ParameterStore::make_groups() {
+std::size_t ParameterStore::replication_for(const std::vector<Axis>& owned_along, const Mesh& mesh) {
+  const auto found = std::ranges::find(replications_, owned_along, &Replication::owned_along);
+  if (found != replications_.end()) return static_cast<std::size_t>(found - replications_.begin());
+  const int shards = shard_count(mesh, sharding_.shards, owned_along);
+  const int replica = ShardGroups::replica(mesh, owned_along), replicas = ShardGroups::replicas(mesh, owned_along);
+  replications_.push_back({owned_along, shards, replica % shards, replicas / shards, replica / shards});
+  return replications_.size() - 1;
+}
+
+std::size_t ParameterStore::group_for(const ParameterDeclaration& declaration, const Mesh& mesh) {
+  const std::size_t replication = replication_for(declaration.owned_along(), mesh);
+  const auto found = std::ranges::find_if(groups_, [&](const ParameterGroup& group) {
+    return group.key == declaration.group && group.replication == replication;
+  });
+  if (found != groups_.end()) return static_cast<std::size_t>(found - groups_.begin());
+  groups_.emplace_back();
+  groups_.back().key = declaration.group;
+  groups_.back().replication = replication;
+  return groups_.size() - 1;
+}
+
+void ParameterStore::make_groups(const Mesh& mesh) {
+  replication_for({}, mesh);
   std::vector<MappedParameter> mapped;
   for (ParameterId id = 0; id < declarations_.size(); ++id) {
     const ParameterDeclaration& declaration = declarations_[id];
-    auto group = std::ranges::find_if(groups_, [&](const ParameterGroup& g) { return g.key == declaration.group; });
-    if (group == groups_.end()) {
-      groups_.emplace_back();
-      groups_.back().key = declaration.group;
-      group = groups_.end() - 1;
-    }
-    const auto index = static_cast<std::size_t>(group - groups_.begin());
-    mapped.push_back({declaration.name, index, declaration.layer, layouts_[id].rows * layouts_[id].columns});
+    MappedParameter parameter{declaration.name, group_for(declaration, mesh), declaration.layer,
+                              layouts_[id].elements()};
+    parameter.order = order_in_bucket(declaration);
+    parameter.weight = local_layout(declaration, mesh, mesh.rank_at(Axis::tensor, 0)).elements();
+    mapped.push_back(std::move(parameter));
   }
+  ShardMapOptions options;
+  options.shards = sharding_.shards;
+  for (const ParameterGroup& group : groups_) options.group_shards.push_back(replications_[group.replication].shards);
   // A bucket in a slot lives no longer than its layer's pass.
-  const std::int64_t smallest = sharding_.stage >= 2 ? 1 : sharding_.smallest_bucket;
-  map_ = ShardMap(std::move(mapped), {sharding_.shards, smallest});
+  options.smallest_bucket = sharding_.stage >= 2 ? 1 : sharding_.smallest_bucket;
+  map_ = ShardMap(std::move(mapped), options);
   for (std::size_t g = 0; g < groups_.size(); ++g) groups_[g].elements = map_.group_elements(g);
 }
 
@@ -88,9 +116,9 @@ void ParameterStore::place_buckets() {
   for (std::size_t group = 0; group < groups_.size(); ++group)
     for (const std::size_t b : in_order(group)) {
       Storage& storage = storage_[b];
-      const bool of_layers = !map_.buckets()[b].layers.empty() && !groups_[group].key.whole;
-      storage.whole_weights = sharding_.stage < 3 || !of_layers;
-      storage.whole_gradients = sharding_.stage < 2 || !of_layers;
+      const bool cut = map_.buckets()[b].shards > 1 && !map_.buckets()[b].layers.empty() && !groups_[group].key.whole;
+      storage.whole_weights = sharding_.stage < 3 || !cut;
+      storage.whole_gradients = sharding_.stage < 2 || !cut;
       storage.weights_begin = weights[group];
       storage.gradients_begin = gradients[group];
       const std::int64_t whole = map_.buckets()[b].elements, part = map_.part_elements(b);
@@ -178,18 +206,30 @@ bool ParameterStore::counted(ParameterId id) const {
   return declaration.shared_stages.front() == pipeline_coordinate_;
 }
 
+// With the gap behind the parameter where all of it counts, so that runs join.
+std::vector<IndexRange> ParameterStore::counted_elements(ParameterId id) const {
+  if (!counted(id)) return {};
+  const LocalLayout& layout = layouts_[id];
+  if (std::ranges::all_of(layout.segments, &LocalSegment::first_copy)) return {{0, aligned(layout.elements())}};
+  std::vector<IndexRange> ranges;  // segments with copies are rows of a single matrix
+  for (const LocalSegment& segment : layout.segments)
+    if (segment.first_copy)
+      ranges.push_back(
+          {segment.local_begin * layout.columns, (segment.local_begin + segment.indices.size()) * layout.columns});
+  return ranges;
+}
+
 FlatParts ParameterStore::counted_in(const FlatParts& parts, std::size_t group) const {
   FlatParts runs;
   for (std::size_t b = 0; b < parts.size(); ++b) {
     if (group_of(b) != group) continue;
-    const std::int64_t first = shard_ * map_.part_elements(b), end = first + map_.part_elements(b);
-    for (const ParameterId id : map_.buckets()[b].parameters) {
-      if (!counted(id)) continue;
-      const std::int64_t offset = map_.place(id).offset;
-      const std::int64_t from = std::max(first, offset),
-                         to = std::min(end, offset + aligned(map_.parameters()[id].elements));
-      if (from < to) append_run(runs, parts[b].slice(0, from - first, to - first));
-    }
+    const std::int64_t first = replication_of(b).shard * map_.part_elements(b), end = first + map_.part_elements(b);
+    for (const ParameterId id : map_.buckets()[b].parameters)
+      for (const IndexRange& range : counted_elements(id)) {
+        const std::int64_t offset = map_.place(id).offset;
+        const std::int64_t from = std::max(first, offset + range.begin), to = std::min(end, offset + range.end);
+        if (from < to) append_run(runs, parts[b].slice(0, from - first, to - first));
+      }
   }
   return runs;
 }
@@ -234,27 +274,30 @@ void ParameterStore::zero_slot(std::size_t bucket, const Execution& execution) {
 
 std::vector<ParameterPiece> ParameterStore::owned_pieces(ParameterId id, const FlatParts& parts) const {
   const ShardMap::Place& place = map_.place(id);
-  const IndexRange range = map_.owned(id, shard_);
+  const int shard = replication_of(place.bucket).shard;
+  const IndexRange range = map_.owned(id, shard);
   if (range.size() == 0) return {};
-  const std::int64_t begin = place.offset + range.begin - shard_ * map_.part_elements(place.bucket);
+  const std::int64_t begin = place.offset + range.begin - shard * map_.part_elements(place.bucket);
   return pieces_of(declarations_[id], layouts_[id], range, parts[place.bucket].slice(0, begin, begin + range.size()));
 }
 
 std::vector<ParameterPiece> ParameterStore::pieces(const FlatParts& parts) const {
   std::vector<ParameterPiece> list;
-  int turn = 0;
-  for (ParameterId id = 0; id < declarations_.size(); ++id)
+  std::vector<int> turns(replications_.size());  // ranks with the same shard of some have the same pieces of them alone
+  for (ParameterId id = 0; id < declarations_.size(); ++id) {
+    const std::size_t of = groups_[map_.parameters()[id].group].replication;
     for (ParameterPiece& piece : owned_pieces(id, parts)) {
-      piece.owned = counted(id) && turn % copies_ == copy_;
-      ++turn;
+      const bool ours = turns[of]++ % replications_[of].copies == replications_[of].copy;
+      piece.owned = piece.owned && counted(id) && ours;
       list.push_back(std::move(piece));
     }
+  }
   return list;
 }
 
 Tensor ParameterStore::own_part(std::size_t bucket, const Tensor& whole) const {
-  const std::int64_t part = map_.part_elements(bucket);
-  return whole.slice(0, shard_ * part, (shard_ + 1) * part);
+  const std::int64_t part = map_.part_elements(bucket), begin = replication_of(bucket).shard * part;
+  return whole.slice(0, begin, begin + part);
 }
 
 Tensor ParameterStore::weights_part(std::size_t bucket) const {
@@ -288,7 +331,7 @@ FlatParts ParameterStore::parts_in(const std::vector<Tensor>& flat) const {
 }
 
 Tensor ParameterStore::part_in(const std::vector<Tensor>& flat, std::size_t bucket) const {
-  const std::int64_t begin = map_.buckets()[bucket].begin / map_.shards();
+  const std::int64_t begin = map_.buckets()[bucket].begin / map_.buckets()[bucket].shards;
   return flat[group_of(bucket)].slice(0, begin, begin + map_.part_elements(bucket));
 }
 

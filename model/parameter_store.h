@@ -25,7 +25,7 @@ struct Precision {
 // optimiser's state, at 2 also the gradients, at 3 also the weights.
 struct Sharding {
   int stage = 0;
-  int shards = 1;                          // ranks that hold a shard each; 1 at stage 0
+  int shards = 1;                          // ranks along data and sequence that hold a shard each; 1 at stage 0
   std::int64_t smallest_bucket = 1 << 24;  // elements; from stage 2 on each layer has buckets of its own
   int gradient_slots = 1;                  // whole buckets of gradients that may exist at once, at stage 2 and 3
   int weight_slots = 1;                    // whole buckets of weights, at stage 3
@@ -33,9 +33,20 @@ struct Sharding {
 
 using ParameterId = std::size_t;
 
+// The ranks along data and sequence that hold equal copies of some parameters, and what ZeRO makes of them: groups of
+// `shards` neighbours with a shard each, `copies` such groups.
+struct Replication {
+  std::vector<Axis> owned_along;  // axes inside data: a replica has this rank's place along them
+  int shards = 1;
+  int shard = 0;   // that this rank owns of each bucket
+  int copies = 1;  // owners of the same shard
+  int copy = 0;    // this rank's number among them
+};
+
 // The parameters of one group, laid end to end as the shard map says; the gaps are zero and stay zero.
 struct ParameterGroup {
   ParameterGroupKey key;
+  std::size_t replication = 0;                            // whose replicas it has, in ParameterStore::replications()
   std::int64_t elements = 0;                              // of all its buckets
   OwnedTensor weights;                                    // flat, Precision::parameters or as wide as the key asks
   OwnedTensor gradients;                                  // flat, Precision::gradients or as wide as the key asks
@@ -66,6 +77,11 @@ class ParameterStore {
   Tensor gradient(ParameterId id) const;
 
   const std::vector<ParameterGroup>& groups() const { return groups_; }
+  // First that of parameters which no axis inside data owns, whether there are any or not.
+  const std::vector<Replication>& replications() const { return replications_; }
+  const Replication& replication_of(std::size_t bucket) const {
+    return replications_[groups_[group_of(bucket)].replication];
+  }
 
   // Whole buckets [elements], in their own memory or in the slot that they are bound to.
   Tensor bucket_weights(std::size_t bucket) const;
@@ -103,12 +119,12 @@ class ParameterStore {
   // The parts in flat memory that has an element for each of a group's that this rank owns; one tensor per group.
   FlatParts parts_in(const std::vector<Tensor>& flat) const;
   Tensor part_in(const std::vector<Tensor>& flat, std::size_t bucket) const;
-  std::int64_t part_elements(std::size_t group) const { return groups_[group].elements / map_.shards(); }
+  std::int64_t part_elements(std::size_t group) const {
+    return groups_[group].elements / replications_[groups_[group].replication].shards;
+  }
 
-  // Whether this rank's copy of a parameter counts in sums over ranks: exactly one of equal copies along tensor and
-  // pipeline does.
-  bool counted(ParameterId id) const;
-  // The runs of a group's parts that count.
+  // The runs of a group's parts that count in sums over ranks: of equal copies along tensor and pipeline exactly one
+  // does. Copies along data and sequence count alike.
   FlatParts counted_in(const FlatParts& parts, std::size_t group) const;
 
  private:
@@ -119,17 +135,22 @@ class ParameterStore {
     std::int64_t weights_begin = 0, gradients_begin = 0;
     int weight_slot = -1, gradient_slot = -1;
   };
-  void make_groups();
+  std::size_t group_for(const ParameterDeclaration& declaration, const Mesh& mesh);
+  std::size_t replication_for(const std::vector<Axis>& owned_along, const Mesh& mesh);
+  void make_groups(const Mesh& mesh);
   void place_buckets();
   void allocate(const Execution& execution);
   std::size_t group_of(std::size_t bucket) const { return map_.buckets()[bucket].group; }
   bool is_product(ParameterId id) const { return declarations_[id].group.gradient == GradientForm::product; }
   Tensor view(ParameterId id, const Tensor& bucket) const;
+  bool counted(ParameterId id) const;  // this rank's copy, but for what copies of segments say
+  std::vector<IndexRange> counted_elements(ParameterId id) const;
   std::vector<ParameterPiece> owned_pieces(ParameterId id, const FlatParts& parts) const;
 
   std::vector<ParameterDeclaration> declarations_;
   std::vector<LocalLayout> layouts_;
   std::map<std::string, ParameterId> ids_;
+  std::vector<Replication> replications_;
   std::vector<ParameterGroup> groups_;
   std::vector<char> unwritten_;  // by parameter: the next to add to its gradient is the first
   Precision precision_;
@@ -138,9 +159,6 @@ class ParameterStore {
   std::vector<Storage> storage_;  // per bucket
   int tensor_coordinate_ = 0;
   int pipeline_coordinate_ = 0;
-  int shard_ = 0;  // that this rank owns of each bucket
-  int copy_ = 0;   // this rank's number among the owners of the same shard
-  int copies_ = 1;
 };
 
 }  // namespace fulmen

@@ -3,7 +3,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -70,23 +72,36 @@ int shard_count(const LayoutConfig& layout, Mesh& mesh) {
   return ranks;
 }
 
-ShardGroups::ShardGroups(Mesh& mesh, int shards) {
-  const std::vector<int> members = mesh.members({Axis::sequence, Axis::data});
-  FULMEN_CHECK(shards >= 1 && replicas(mesh) % shards == 0, "{} shards for {} replicas", shards, replicas(mesh));
+int shard_count(const Mesh& mesh, int shards, const std::vector<Axis>& owned_along) {
+  const int all = ShardGroups::replicas(mesh), owners = all / ShardGroups::replicas(mesh, owned_along);
+  FULMEN_CHECK(shards >= 1 && all % shards == 0, "{} shards for {} replicas", shards, all);
+  // The neighbours are whole sets of owners, each with all its sequence ranks, or they hold at most some sequence ranks
+  // of each.
+  if (shards % (mesh.size(Axis::sequence) * owners) == 0) return shards / owners;
+  return std::gcd(shards, mesh.size(Axis::sequence));
+}
+
+ShardGroups::ShardGroups(Mesh& mesh, int shards, const std::vector<Axis>& owned_along) {
+  const std::vector<int> members = mesh.members({Axis::sequence, Axis::data}, owned_along);
+  const int count = static_cast<int>(members.size()), self = replica(mesh, owned_along);
+  FULMEN_CHECK(shards >= 1 && count % shards == 0, "{} shards for {} replicas", shards, count);
   std::vector<int> neighbours, holders;
-  for (int r = 0; r < replicas(mesh); ++r) {
-    if (r / shards == replica(mesh) / shards) neighbours.push_back(members[static_cast<std::size_t>(r)]);
-    if (r % shards == replica(mesh) % shards) holders.push_back(members[static_cast<std::size_t>(r)]);
+  for (int r = 0; r < count; ++r) {
+    if (r / shards == self / shards) neighbours.push_back(members[static_cast<std::size_t>(r)]);
+    if (r % shards == self % shards) holders.push_back(members[static_cast<std::size_t>(r)]);
   }
   shards_ = &mesh.among(neighbours, "shards");
   copies_ = &mesh.among(holders, "copies of shards");
   FULMEN_CHECK(shards_->size() == shards, "{} ranks for {} shards", shards_->size(), shards);
 }
 
-int ShardGroups::replica(const Mesh& mesh) {
-  return mesh.coordinate(Axis::data) * mesh.size(Axis::sequence) + mesh.coordinate(Axis::sequence);
+int ShardGroups::replica(const Mesh& mesh, const std::vector<Axis>& owned_along) {
+  const std::vector<int> members = mesh.members({Axis::sequence, Axis::data}, owned_along);
+  return static_cast<int>(std::ranges::find(members, mesh.rank()) - members.begin());
 }
 
-int ShardGroups::replicas(const Mesh& mesh) { return mesh.size(Axis::data) * mesh.size(Axis::sequence); }
+int ShardGroups::replicas(const Mesh& mesh, const std::vector<Axis>& owned_along) {
+  return static_cast<int>(mesh.members({Axis::sequence, Axis::data}, owned_along).size());
+}
 
 }  // namespace fulmen

@@ -38,9 +38,11 @@ std::vector<ShardMap::Bucket> fill_buckets(const std::vector<MappedParameter>& p
     buckets.back().layers.push_back(layer);
     for (const std::size_t i : members) {
       buckets.back().parameters.push_back(i);
-      filled += aligned(parameters[i].elements);
+      filled += aligned(parameters[i].weight < 0 ? parameters[i].elements : parameters[i].weight);
     }
   }
+  for (ShardMap::Bucket& bucket : buckets)
+    std::ranges::stable_sort(bucket.parameters, {}, [&](std::size_t i) { return parameters[i].order; });
   for (const std::size_t i : of_no_layer) buckets.emplace_back().parameters = {i};
   for (ShardMap::Bucket& bucket : buckets) bucket.group = group;
   return buckets;
@@ -61,11 +63,12 @@ ShardMap::ShardMap(std::vector<MappedParameter> parameters, const ShardMapOption
     std::int64_t begin = 0;
     for (Bucket& bucket : fill_buckets(parameters_, group, options.smallest_bucket)) {
       bucket.begin = begin;
+      bucket.shards = options.group_shards.empty() ? shards_ : options.group_shards.at(group);
       for (const std::size_t i : bucket.parameters) {
         places_[i].offset = bucket.elements;
         bucket.elements += aligned(parameters_[i].elements);
       }
-      bucket.elements = round_up(bucket.elements, parameter_alignment * shards_);
+      bucket.elements = round_up(bucket.elements, parameter_alignment * bucket.shards);
       begin += bucket.elements;
       buckets_.push_back(std::move(bucket));
     }
@@ -91,8 +94,9 @@ std::int64_t ShardMap::group_elements(std::size_t group) const {
 }
 
 IndexRange ShardMap::owned(std::size_t parameter, int shard) const {
-  FULMEN_CHECK(0 <= shard && shard < shards_, "shard {} of {}", shard, shards_);
   const Place& place = places_[parameter];
+  const int shards = buckets_[place.bucket].shards;
+  FULMEN_CHECK(0 <= shard && shard < shards, "shard {} of {}", shard, shards);
   const std::int64_t part = part_elements(place.bucket), elements = parameters_[parameter].elements;
   const std::int64_t begin = std::clamp<std::int64_t>(shard * part - place.offset, 0, elements);
   return {begin, std::clamp<std::int64_t>((shard + 1) * part - place.offset, begin, elements)};
@@ -117,8 +121,9 @@ std::string ShardMap::yaml(int indent) const {
   const std::string space(static_cast<std::size_t>(indent), ' ');
   std::string text = fmt::format("{0}shards: {1}\n{0}buckets:\n", space, shards_);
   for (const Bucket& bucket : buckets_) {
-    text += fmt::format("{}  - {{group: {}, layers: [{}], begin: {}, elements: {}}}\n", space, bucket.group,
-                        fmt::join(bucket.layers, ", "), bucket.begin, bucket.elements);
+    text += fmt::format("{}  - {{group: {}, layers: [{}], begin: {}, elements: {}{}}}\n", space, bucket.group,
+                        fmt::join(bucket.layers, ", "), bucket.begin, bucket.elements,
+                        bucket.shards == shards_ ? "" : fmt::format(", shards: {}", bucket.shards));
   }
   text += space + "parameters:\n";
   for (std::size_t i = 0; i < parameters_.size(); ++i)

@@ -20,11 +20,15 @@ struct MappedParameter {
   std::size_t group = 0;      // parameters of a group share flat memory
   std::int64_t layer = -1;    // that alone uses it; -1: several places of a stage do
   std::int64_t elements = 0;  // on this rank
+  int order = 0;              // in a bucket parameters lie by order, then from the last layer to the first
+  // What it counts for where buckets are cut, so that ranks with unequal parts cut alike; -1: its elements.
+  std::int64_t weight = -1;
 };
 
 struct ShardMapOptions {
-  int shards = 1;                    // ranks that share every bucket
-  std::int64_t smallest_bucket = 1;  // elements: layers are joined until a bucket has as many; a layer is never cut
+  int shards = 1;                      // ranks that share a bucket
+  std::int64_t smallest_bucket = 1;    // elements: layers are joined until a bucket has as many; a layer is never cut
+  std::vector<int> group_shards = {};  // by group, where groups differ; empty: all have `shards`
 };
 
 class ShardMap {
@@ -39,6 +43,7 @@ class ShardMap {
     std::size_t group = 0;
     std::int64_t begin = 0;  // in the group's flat memory
     std::int64_t elements = 0;
+    int shards = 1;                       // that it is cut into
     std::vector<std::int64_t> layers;     // in the order of backward; empty for a parameter of no single layer
     std::vector<std::size_t> parameters;  // in the order of their offsets
   };
@@ -48,7 +53,7 @@ class ShardMap {
   // bucket for each parameter that no single layer uses (so that stages which share it cut it alike).
   ShardMap(std::vector<MappedParameter> parameters, const ShardMapOptions& options);
 
-  int shards() const { return shards_; }
+  int shards() const { return shards_; }  // of the groups that the options do not name
   const std::vector<MappedParameter>& parameters() const { return parameters_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const Place& place(std::size_t parameter) const { return places_[parameter]; }
@@ -58,7 +63,7 @@ class ShardMap {
   std::int64_t first_layer() const { return of_layer_.empty() ? -1 : of_layer_.begin()->first; }
 
   // Elements of a bucket that each rank owns: rank r has part r, [r * part, (r + 1) * part).
-  std::int64_t part_elements(std::size_t bucket) const { return buckets_[bucket].elements / shards_; }
+  std::int64_t part_elements(std::size_t bucket) const { return buckets_[bucket].elements / buckets_[bucket].shards; }
   // Elements of a parameter, counted from its first, that lie in shard r's part of its bucket; empty where none does.
   IndexRange owned(std::size_t parameter, int shard) const;
 

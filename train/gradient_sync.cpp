@@ -11,33 +11,68 @@ namespace {
 constexpr std::size_t no_bucket = static_cast<std::size_t>(-1);
 }
 
-GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution)
+GradientSync::GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution,
+                           bool split_tokens)
     : parameters_(parameters),
       execution_(execution),
-      groups_(mesh, parameters.sharding().shards),
-      tensor_(mesh.along(Axis::tensor)),
       overlap_(overlap),
       buckets_(parameters.shard_map().buckets().size()),
       next_slot_(parameters.groups().size()) {
+  for (const Replication& replication : parameters.replications())
+    groups_.emplace_back(mesh, replication.shards, replication.owned_along);
   for (const ParameterGroup& group : parameters.groups()) slots_.emplace_back(group.gradient_slots.size(), no_bucket);
+  for (std::size_t b = 0; b < buckets_.size(); ++b) buckets_[b].tensor_sums = tensor_sums(b, mesh, split_tokens);
   for (ParameterId id = 0; id < parameters.size(); ++id) {
     const ParameterDeclaration& declaration = parameters.declaration(id);
     FULMEN_CHECK(declaration.along(Axis::data) == AxisPlacement::replicated_partial &&
                      declaration.along(Axis::sequence) == AxisPlacement::replicated_partial,
                  "{}: only partial gradients along data and sequence are summed", declaration.name);
-    const std::size_t bucket = parameters.shard_map().place(id).bucket;
-    if (declaration.along(Axis::tensor) == AxisPlacement::replicated_partial && tensor_.size() > 1)
-      buckets_[bucket].tensor_partial.push_back(id);
     if (declaration.along(Axis::pipeline) != AxisPlacement::shared) continue;
     FULMEN_CHECK(declaration.layer < 0, "{} is shared between stages and belongs to one layer", declaration.name);
-    shared_.push_back({bucket, &mesh.among(Axis::pipeline, declaration.shared_stages)});
+    shared_.push_back(
+        {parameters.shard_map().place(id).bucket, &mesh.among(Axis::pipeline, declaration.shared_stages)});
   }
+}
+
+std::vector<GradientSync::TensorSum> GradientSync::tensor_sums(std::size_t bucket, Mesh& mesh,
+                                                               bool split_tokens) const {
+  std::vector<TensorSum> sums;
+  if (mesh.size(Axis::tensor) == 1) return sums;
+  bool follows = false;  // the parameter before is summed whole, too
+  for (const ParameterId id : parameters_.shard_map().buckets()[bucket].parameters) {
+    const ParameterDeclaration& declaration = parameters_.declaration(id);
+    const LocalLayout& layout = parameters_.layout(id);
+    const std::int64_t begin = parameters_.shard_map().place(id).offset;
+    const AxisPlacement placement = declaration.along(Axis::tensor);
+    const bool whole =
+        placement == AxisPlacement::replicated_partial || (placement == AxisPlacement::with_tokens && split_tokens);
+    if (whole && !follows) sums.push_back({begin, begin, &mesh.along(Axis::tensor)});
+    if (whole) sums.back().end = begin + layout.elements();
+    follows = whole;
+    for (const LocalSegment& segment : layout.segments) {
+      if (segment.holders.size() < 2) continue;
+      Communicator* const holders = &mesh.among(Axis::tensor, segment.holders);
+      const std::int64_t from = begin + segment.local_begin * layout.columns;
+      if (sums.empty() || sums.back().ranks != holders || sums.back().end != from)
+        sums.push_back({from, from, holders});
+      sums.back().end = from + segment.indices.size() * layout.columns;
+    }
+  }
+  return sums;
+}
+
+const ShardGroups& GradientSync::groups_of(std::size_t b) const {
+  return groups_[parameters_.groups()[parameters_.shard_map().buckets()[b].group].replication];
 }
 
 void GradientSync::connect() {
   const Connections connections = overlap_ ? Connections::started : Connections::plain;
-  groups_.shards().connect(connections);
-  groups_.copies().connect(connections);
+  for (const ShardGroups& groups : groups_) {
+    groups.shards().connect(connections);
+    groups.copies().connect(connections);
+  }
+  for (const Bucket& bucket : buckets_)
+    for (const TensorSum& sum : bucket.tensor_sums) sum.ranks->connect(Connections::plain);
   for (const Shared& shared : shared_) shared.stages->connect(Connections::plain);
 }
 
@@ -106,13 +141,14 @@ ProfileScope GradientSync::communication() const {
 
 void GradientSync::start(std::size_t b) {
   Bucket& bucket = buckets_[b];
-  Communicator& shards = groups_.shards();
+  Communicator& shards = groups_of(b).shards();
   // The sum across copies of an earlier bucket then goes on behind this one's scatter.
-  if (groups_.copies().size() > 1 && shards.size() > 1)
+  if (groups_of(b).copies().size() > 1 && shards.size() > 1)
     for (std::size_t other = 0; other < buckets_.size(); ++other) finish_scatter(other);
-  for (const ParameterId id : bucket.tensor_partial) {
+  for (const TensorSum& sum : bucket.tensor_sums) {
     const ProfileScope scope = communication();
-    tensor_.all_reduce(parameters_.gradient(id), ReduceOp::sum, execution_.stream);
+    sum.ranks->all_reduce(parameters_.bucket_gradients(b).slice(0, sum.begin, sum.end), ReduceOp::sum,
+                          execution_.stream);
   }
   bucket.progress = Progress::scattering;
   if (shards.size() == 1) return finish_scatter(b);
@@ -143,12 +179,13 @@ void GradientSync::finish_scatter(std::size_t b) {
       copy(execution_, part, sum);
   }
   bucket.progress = bucket.passes > 0 ? Progress::none : Progress::summing;
-  if (bucket.passes > 0 || groups_.copies().size() == 1) return;
+  Communicator& copies = groups_of(b).copies();
+  if (bucket.passes > 0 || copies.size() == 1) return;
   const ProfileScope scope = communication();
   if (overlap_)
-    bucket.pending = groups_.copies().start_all_reduce(sum, ReduceOp::sum, execution_.stream);
+    bucket.pending = copies.start_all_reduce(sum, ReduceOp::sum, execution_.stream);
   else
-    groups_.copies().all_reduce(sum, ReduceOp::sum, execution_.stream);
+    copies.all_reduce(sum, ReduceOp::sum, execution_.stream);
 }
 
 void GradientSync::finish(std::size_t b) {

@@ -1,5 +1,6 @@
-// Summing gradients over the ranks that hold parts of them, as the parameters' placements say: bucket by bucket, over
-// shards to their owners, then across the copies of a shard.
+// Summing gradients over the ranks that hold parts of them, as the parameters' placements say: bucket by bucket, what
+// is partial over tensor there, then over shards to their owners, then across the copies of a shard. Each parameter
+// group has its own replicas to sum over (Replication): an expert's are those ranks along data that own it, too.
 //
 // The order of collectives is a function of the schedule alone, so all ranks of a group have the same. With overlap a
 // bucket is reduced when its last layer is done with the last micro-batch; what remains follows after the schedule, in
@@ -17,8 +18,10 @@ namespace fulmen {
 
 class GradientSync {
  public:
-  // overlap: reductions go on behind the backward pass.
-  GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution);
+  // overlap: reductions go on behind the backward pass. split_tokens: the tensor ranks hold parts of the tokens, so
+  // that what is placed with_tokens is partial over them.
+  GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution,
+               bool split_tokens = false);
 
   // Connects the groups that it sums over. Collective.
   void connect();
@@ -40,16 +43,23 @@ class GradientSync {
     std::size_t bucket;
     Communicator* stages;
   };
+  // Elements [begin, end) of a bucket that tensor ranks sum first: neighbours in one call.
+  struct TensorSum {
+    std::int64_t begin, end;
+    Communicator* ranks;
+  };
   // What of a bucket's reduction is under way.
   enum class Progress : std::uint8_t { none, scattering, summing };
   struct Bucket {
-    int passes = 0;                           // of its layers, until its gradients are whole
-    std::vector<ParameterId> tensor_partial;  // to be summed over tensor first
+    int passes = 0;  // of its layers, until its gradients are whole
+    std::vector<TensorSum> tensor_sums;
     Progress progress = Progress::none;
     bool accumulated = false;  // this rank's part holds the sum of a micro-batch at least
     Pending pending;
   };
 
+  std::vector<TensorSum> tensor_sums(std::size_t bucket, Mesh& mesh, bool split_tokens) const;
+  const ShardGroups& groups_of(std::size_t bucket) const;
   // Whether a bucket has a slot during this half of a layer's backward, and only then.
   bool in_slot_for(std::size_t bucket, GradientForm form) const;
   void take_slots(std::int64_t layer, GradientForm form);
@@ -64,8 +74,7 @@ class GradientSync {
 
   ParameterStore& parameters_;
   Execution execution_;
-  ShardGroups groups_;
-  Communicator& tensor_;
+  std::vector<ShardGroups> groups_;  // by replication
   bool overlap_;
   std::vector<Bucket> buckets_;
   std::vector<std::vector<std::size_t>> slots_;  // per group: the bucket that each slot holds, or none

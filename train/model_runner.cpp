@@ -119,7 +119,7 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
                static_cast<int>(options.layout.communication_multiprocessors)},
       stages_(make_stages(config, ranges_, mesh, context_, parse_recompute(options.layout.recompute))),
       layers_lose_(has_layer_losses(config)),
-      sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution),
+      sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution, context_.split_tokens),
       weights_(parameters_, mesh, options.layout.overlaps("weights"), execution),
       executor_(pointers_to(stages_), mesh.along(Axis::pipeline),
                 {{options.micro_batch.batch, slice_.size()},

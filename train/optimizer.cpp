@@ -42,11 +42,15 @@ Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore&
     : config_(config),
       clip_(clip),
       parameters_(parameters),
-      shard_groups_(mesh, parameters.sharding().shards),
       model_ranks_(mesh.along({Axis::tensor, Axis::pipeline})),
       execution_(execution),
       master_(parameters, execution),
       clip_groups_(clip_groups(parameters, model_ranks_)) {
+  for (const Replication& replication : parameters.replications()) {
+    const ShardGroups groups(mesh, replication.shards, replication.owned_along);
+    holders_.push_back(
+        {&groups.shards(), replication.owned_along.empty() ? nullptr : &mesh.along(replication.owned_along)});
+  }
   const auto allocate = [&](DType dtype, const Shape& shape) {
     return OwnedTensor(execution.device, dtype, shape, MemoryKind::optimizer, *execution.ledger);
   };
@@ -62,7 +66,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore&
   make_runs();
   const auto groups = static_cast<std::int64_t>(clip_groups_.size());
   scalars_ = allocate(DType::fp64, {groups, adamw_scalars});
-  square_sums_ = allocate(DType::fp64, {groups});
+  square_sums_ = allocate(DType::fp64, {static_cast<std::int64_t>(holders_.size()), groups});
   norms_ = allocate(DType::fp64, {groups});
 }
 
@@ -73,9 +77,10 @@ void Optimizer::make_runs() {
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::ranges::sort(order, {},
                     [&](std::size_t b) { return std::pair(map.buckets()[b].group, map.buckets()[b].begin); });
-  counted_.resize(clip_groups_.size());
+  counted_.assign(holders_.size(), std::vector<FlatParts>(clip_groups_.size()));
   for (std::size_t g = 0; g < parameters_.groups().size(); ++g)
-    std::ranges::copy(parameters_.counted_in(gradients, g), std::back_inserter(counted_[clip_group(g)]));
+    std::ranges::copy(parameters_.counted_in(gradients, g),
+                      std::back_inserter(counted_[parameters_.groups()[g].replication][clip_group(g)]));
   for (const std::size_t b : order) {
     const Run run{map.buckets()[b].group, master_.flat()[b], gradients[b], exp_avg_[b],
                   exp_avg_sq_[b],         master_.rounded(b)};
@@ -103,16 +108,23 @@ Tensor Optimizer::scalars(std::size_t clip_group) const {
   return scalars_.view().select(0, static_cast<std::int64_t>(clip_group));
 }
 
+Tensor Optimizer::square_sum(std::size_t replication, std::size_t clip_group) const {
+  const auto c = static_cast<std::int64_t>(clip_group);
+  return square_sums_.view().select(0, static_cast<std::int64_t>(replication)).slice(0, c, c + 1);
+}
+
 void Optimizer::reduce_square_sums() {
   fill_zero(execution_, square_sums_);
-  for (std::size_t c = 0; c < counted_.size(); ++c) {
-    const auto index = static_cast<std::int64_t>(c);
-    for (const Tensor& run : counted_[c])
-      add_sum_of_squares(execution_, run, square_sums_.view().slice(0, index, index + 1));
+  const Tensor total = square_sums_.view().select(0, 0);
+  for (std::size_t r = 0; r < holders_.size(); ++r) {
+    for (std::size_t c = 0; c < clip_groups_.size(); ++c)
+      for (const Tensor& run : counted_[r][c]) add_sum_of_squares(execution_, run, square_sum(r, c));
+    const Tensor sums = square_sums_.view().select(0, static_cast<std::int64_t>(r));
+    for (Communicator* ranks : {holders_[r].shards, holders_[r].owners})
+      if (ranks != nullptr && ranks->size() > 1) ranks->all_reduce(sums, ReduceOp::sum, execution_.stream);
+    if (r > 0) add(execution_, total, sums, total);
   }
-  if (shard_groups_.shards().size() > 1)
-    shard_groups_.shards().all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
-  if (model_ranks_.size() > 1) model_ranks_.all_reduce(square_sums_, ReduceOp::sum, execution_.stream);
+  if (model_ranks_.size() > 1) model_ranks_.all_reduce(total, ReduceOp::sum, execution_.stream);
 }
 
 void Optimizer::step(double learning_rate, std::int64_t updates_before) {
@@ -123,8 +135,7 @@ void Optimizer::step(double learning_rate, std::int64_t updates_before) {
   for (std::size_t c = 0; c < clip_groups_.size(); ++c) {
     const auto index = static_cast<std::int64_t>(c);
     copy_to_device(execution_, values.data(), scalars(c));
-    set_clip_scale(execution_, square_sums_.view().slice(0, index, index + 1), clip_,
-                   norms_.view().slice(0, index, index + 1), scalars(c));
+    set_clip_scale(execution_, square_sum(0, c), clip_, norms_.view().slice(0, index, index + 1), scalars(c));
   }
   for (const Run& run : runs_) {
     const ParameterGroupKey& key = parameters_.groups()[run.group].key;
@@ -142,14 +153,24 @@ void Optimizer::step(double learning_rate, std::int64_t updates_before) {
 double Optimizer::compute_gradient_norm() {
   reduce_square_sums();
   std::vector<double> squares(clip_groups_.size());
-  copy_to_host(execution_, square_sums_, squares.data());
+  copy_to_host(execution_, square_sums_.view().select(0, 0), squares.data());
   return std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
 }
 
-double Optimizer::gradient_norm() const {
+std::vector<double> Optimizer::norms() const {
   std::vector<double> norms(clip_groups_.size());
   copy_to_host(execution_, norms_, norms.data());
-  return norms.size() == 1 ? norms[0] : std::sqrt(std::inner_product(norms.begin(), norms.end(), norms.begin(), 0.0));
+  return norms;
+}
+
+double Optimizer::gradient_norm() const {
+  const std::vector<double> all = norms();
+  return all.size() == 1 ? all[0] : std::sqrt(std::inner_product(all.begin(), all.end(), all.begin(), 0.0));
+}
+
+double Optimizer::gradient_norm(const std::string& clip_group) const {
+  const auto found = std::ranges::find(clip_groups_, clip_group);
+  return found == clip_groups_.end() ? 0.0 : norms()[static_cast<std::size_t>(found - clip_groups_.begin())];
 }
 
 }  // namespace fulmen

@@ -229,7 +229,7 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   metrics.step = progress_.step;
   metrics.tokens = progress_.tokens;
   metrics.loss_nats = loss.loss_nats;
-  metrics.gradient_norm = norm;
+  metrics.gradient_norm = optimizer_.gradient_norm(ParameterGroupKey().clip_group);
   metrics.learning_rate = rate;
   metrics.step_seconds = seconds_since(start);
   metrics.tokens_per_second = static_cast<double>(step_tokens) / metrics.step_seconds;

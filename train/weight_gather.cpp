@@ -8,9 +8,10 @@ namespace fulmen {
 WeightGather::WeightGather(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution)
     : parameters_(parameters),
       execution_(execution),
-      groups_(mesh, parameters.sharding().shards),
       overlap_(overlap),
       pending_(parameters.shard_map().buckets().size()) {
+  for (const Replication& replication : parameters.replications())
+    groups_.emplace_back(mesh, replication.shards, replication.owned_along);
   for (const ParameterGroup& group : parameters.groups()) slots_.emplace_back(group.weight_slots.size(), no_bucket);
 }
 
@@ -27,10 +28,12 @@ void WeightGather::wait(std::size_t bucket) {
 void WeightGather::gather(std::size_t bucket) {
   const ProfileScope scope = communication();
   const Tensor part = parameters_.weights_part(bucket), whole = parameters_.bucket_weights(bucket);
+  const std::size_t group = parameters_.shard_map().buckets()[bucket].group;
+  Communicator& shards = groups_[parameters_.groups()[group].replication].shards();
   if (overlap_)
-    pending_[bucket] = groups_.shards().start_all_gather(part, whole, execution_.stream);
+    pending_[bucket] = shards.start_all_gather(part, whole, execution_.stream);
   else
-    groups_.shards().all_gather(part, whole, execution_.stream);
+    shards.all_gather(part, whole, execution_.stream);
 }
 
 void WeightGather::weights_changed() {
@@ -40,7 +43,7 @@ void WeightGather::weights_changed() {
   for (std::vector<std::size_t>& slots : slots_) std::ranges::fill(slots, no_bucket);
   // Forward uses what no layer owns first, then the layers in order: backward's order reversed.
   for (std::size_t b = map.buckets().size(); b-- > 0;)
-    if (!parameters_.weights_in_slots(b)) gather(b);
+    if (!parameters_.weights_in_slots(b) && map.buckets()[b].shards > 1) gather(b);
   if (overlap_ && map.first_layer() >= 0)
     for (const std::size_t b : map.buckets_of(map.first_layer()))
       if (parameters_.weights_in_slots(b)) gather_into_slot(b, no_bucket);

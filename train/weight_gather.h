@@ -41,7 +41,7 @@ class WeightGather {
 
   ParameterStore& parameters_;
   Execution execution_;
-  ShardGroups groups_;
+  std::vector<ShardGroups> groups_;  // by replication
   bool overlap_;
   std::vector<Pending> pending_;                 // per bucket
   std::vector<std::vector<std::size_t>> slots_;  // per group: the bucket that each slot holds, or none

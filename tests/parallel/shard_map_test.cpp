@@ -75,6 +75,38 @@ TEST(ShardMap, EveryElementHasOnePlaceAndOneOwner) {
     }
 }
 
+// A group may be cut into another number of shards; its parameters lie by order, and weigh what they are said to.
+TEST(ShardMap, GroupsDifferInShardsOrderAndWeight) {
+  std::vector<MappedParameter> list = some_parameters();
+  for (MappedParameter& parameter : list) {
+    if (parameter.group == 1) parameter.order = static_cast<int>(parameter.layer);
+    if (parameter.group == 0 && parameter.layer >= 0) parameter.weight = 64 * 3;
+  }
+  const ShardMap map(list, {.shards = 4, .smallest_bucket = 64 * 12, .group_shards = {4, 2}});
+  std::vector<std::vector<std::int64_t>> layers;
+  for (std::size_t b = 0; b < map.buckets().size(); ++b) {
+    const ShardMap::Bucket& bucket = map.buckets()[b];
+    const int shards = bucket.group == 1 ? 2 : 4;
+    EXPECT_EQ(bucket.shards, shards);
+    EXPECT_EQ(bucket.elements % (parameter_alignment * shards), 0);
+    EXPECT_EQ(map.part_elements(b) * shards, bucket.elements);
+    for (const std::size_t i : bucket.parameters) {
+      std::int64_t owned = 0;
+      for (int shard = 0; shard < shards; ++shard) owned += map.owned(i, shard).size();
+      EXPECT_EQ(owned, list[i].elements) << list[i].name;
+      EXPECT_THROW((void)map.owned(i, shards), InternalError);
+    }
+    if (bucket.group == 0) layers.push_back(bucket.layers);
+    if (bucket.group == 1) {
+      EXPECT_EQ(list[bucket.parameters.front()].layer, 1);
+      EXPECT_LT(map.place(bucket.parameters.front()).offset, map.place(bucket.parameters.back()).offset);
+    }
+  }
+  EXPECT_EQ(layers, (std::vector<std::vector<std::int64_t>>{{4, 3}, {2, 1}, {0}, {}}));
+  EXPECT_NE(map.yaml(0).find(", shards: 2}"), std::string::npos) << map.yaml(0);
+  EXPECT_EQ(map.yaml(0).find(", shards: 4}"), std::string::npos) << map.yaml(0);
+}
+
 TEST(ShardMap, RandomParameters) {
   const RandomStream random(11, "shard map");
   std::uint64_t next = 0;
