@@ -41,7 +41,8 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "Neighbours along data that share a pool of memory values; divides parallel.data.");
   schema.built_up_to("parallel.memory", 1, "a model family with memory layers");
   schema.add("parallel.stages", parallel.stages, {1, 100000},
-             "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: even.");
+             "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: by cost, so that the longest "
+             "stage is the shortest that can be.");
   schema.add("parallel.zero", parallel.zero, {0, 3},
              "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the "
              "gradients, 3 "

@@ -14,6 +14,11 @@ namespace fulmen {
 std::vector<PassCosts> stage_costs(const ModelConfig& config, const std::vector<StageRange>& ranges,
                                    std::int64_t length, Recompute recompute);
 
+// Where parallel.stages is auto: the stages whose longest is the shortest that can be, counting all passes, head and
+// embedding; among these the most even ones, the earlier ones larger. Throws UserError as split_stages does.
+std::vector<StageRange> split_stages_by_cost(const ModelConfig& config, int pipeline_stages, std::int64_t length,
+                                             Recompute recompute);
+
 // Operations per token of a forward and a backward pass that are not products with weights: attention.
 double operations_beside_products(const ModelConfig& config, std::int64_t length);
 

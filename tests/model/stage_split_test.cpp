@@ -1,7 +1,9 @@
 // How layers are dealt out over pipeline stages.
 #include <gtest/gtest.h>
 
-#include "model/stage.h"
+#include "model/families/transnormer/config.h"
+#include "model/model_family.h"
+#include "model/stage_costs.h"
 #include "tests/framework/expect_error.h"
 
 namespace fulmen {
@@ -34,6 +36,26 @@ TEST(SplitStages, EvenAsCanBeTheEarlierOnesLarger) {
   EXPECT_EQ(counts_of(split_stages(7, 3, {})), (Counts{3, 2, 2}));
   EXPECT_EQ(counts_of(split_stages(5, 1, {})), (Counts{5}));
   for (int stages = 1; stages <= 11; ++stages) expect_chain(split_stages(11, stages, {}), 11);
+}
+
+// The head of the 1B costs as much as 2.4 of its layers.
+TEST(SplitStages, ByCostTheHeadTakesThePlaceOfLayers) {
+  const auto counts = [](const ModelConfig& config, int stages) {
+    const std::vector<StageRange> ranges = split_stages_by_cost(config, stages, 2048, Recompute::none);
+    expect_chain(ranges, config.layers);
+    return counts_of(ranges);
+  };
+  TransnormerConfig config = as<TransnormerConfig>(*preset("transnormer-1b"));
+  EXPECT_EQ(counts(config, 1), (Counts{16}));
+  EXPECT_EQ(counts(config, 2), (Counts{9, 7}));
+  EXPECT_EQ(counts(config, 4), (Counts{4, 5, 5, 2}));  // LRPE makes layer 0 the longest
+  EXPECT_EQ(counts(config, 16), Counts(16, 1));
+  config.vocabulary = 1;  // no head to speak of, and equal layers: as even as can be
+  config.lrpe_layers.emplace();
+  EXPECT_EQ(counts(config, 2), (Counts{8, 8}));
+  EXPECT_EQ(counts(config, 3), (Counts{6, 5, 5}));
+  EXPECT_EQ(counts(config, 5), (Counts{4, 3, 3, 3, 3}));
+  expect_user_error([&] { counts(config, 17); }, {"parallel.pipeline", "17 stages", "16 layers"});
 }
 
 TEST(SplitStages, AsListed) {
