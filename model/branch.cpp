@@ -17,6 +17,7 @@ std::vector<ParameterDeclaration> Branch::declarations() const {
     for (const std::size_t weight : node.weights) list.push_back(parameters[weight]);
   for (const ValueSpec& value : values)
     if (value.kind == ValueSpec::Kind::parameter) list.push_back(parameters[value.parameter]);
+  list.insert(list.end(), norm.weights.begin(), norm.weights.end());
   return list;
 }
 
@@ -52,13 +53,14 @@ std::vector<Value> BranchBuilder::project(Value value, std::vector<ParameterDecl
   const bool of_normed = spec(value).kind == ValueSpec::Kind::normed;
   FULMEN_CHECK(!of_normed || !normed_projected_, "all products of the normed tokens are one call of project");
   normed_projected_ = normed_projected_ || of_normed;
-  const bool small = !of_normed && spec(value).replicated;  // the second factor of a low rank: cheap to make again
+  // The second factor of a low rank: cheap to make again.
+  const bool small = spec(value).kind == ValueSpec::Kind::product && spec(value).replicated;
   read_by_product(value);
   Node node(Node::Kind::project, {value});
   std::vector<Value> values;
   for (ParameterDeclaration& weight : weights) {
     const bool replicated = weight.along(Axis::tensor) != AxisPlacement::split;
-    if (replicated) weight.placement = weight_placement(AxisPlacement::replicated_partial);
+    if (replicated) weight.place(Axis::tensor, AxisPlacement::replicated_partial);
     std::int64_t width = 0;
     for (const Segment& segment : weight.segments) width += segment.extent;
     const Value product = add({.kind = ValueSpec::Kind::product,
@@ -87,6 +89,10 @@ Value BranchBuilder::parameter(ParameterDeclaration declaration) {
   std::int64_t width = 0;
   for (const LogicalTensor& tensor : declaration.tensors) width += elements_of(tensor.shape);
   const bool replicated = declaration.along(Axis::tensor) != AxisPlacement::split;
+  declaration.group.gradient = GradientForm::sum;  // operations add to it
+  // What every tensor rank holds, each has the gradient of its own heads' part of.
+  if (declaration.along(Axis::tensor) == AxisPlacement::replicated)
+    declaration.place(Axis::tensor, AxisPlacement::replicated_partial);
   branch_.parameters.push_back(std::move(declaration));
   return add({.kind = ValueSpec::Kind::parameter,
               .parameter = branch_.parameters.size() - 1,
@@ -146,9 +152,17 @@ void BranchBuilder::contract(Value value, ParameterDeclaration weight) {
   branch_.parameters.push_back(std::move(weight));
 }
 
+void BranchBuilder::deliver(Value value) {
+  read(value);
+  FULMEN_CHECK(spec(value).width == branch_.hidden && !spec(value).replicated,
+               "a branch delivers shares of the hidden width, not {} columns that every rank holds", spec(value).width);
+  branch_.nodes.emplace_back(Node::Kind::deliver, std::vector<Value>{value});
+}
+
 Branch BranchBuilder::finish() {
-  FULMEN_CHECK(!branch_.nodes.empty() && branch_.nodes.back().kind == Node::Kind::contract,
-               "a branch ends with contract");
+  const bool ended = !branch_.nodes.empty() && (branch_.nodes.back().kind == Node::Kind::contract ||
+                                                branch_.nodes.back().kind == Node::Kind::deliver);
+  FULMEN_CHECK(ended, "a branch ends with contract or deliver");
   for (std::size_t i = 0; i < branch_.values.size(); ++i)
     FULMEN_CHECK(branch_.values[i].readers > 0, "nothing reads value {} of a branch", i);
   return std::move(branch_);

@@ -1,7 +1,7 @@
 // A residual branch as data: what it is made of, in the order of its forward pass. A mixer is a function that fills a
 // BranchBuilder; BranchExecutor (model/branch_executor.h) runs any branch in every layout. A branch is
 //   sum = residual + branch before it;   branch = f(norm(sum))
-// and f begins with products of the normed tokens (or other operations on them) and ends with contract().
+// and f begins with products of the normed tokens (or other operations on them) and ends with contract() or deliver().
 #pragma once
 
 #include <memory>
@@ -11,13 +11,9 @@
 #include "model/crossing.h"
 #include "model/local_operation.h"
 #include "model/parameter.h"
+#include "model/residual_norm.h"
 
 namespace fulmen {
-
-// The norm in front of a branch: x / sqrt(mean(x^2) + epsilon), over the hidden width.
-struct Norm {
-  double epsilon = 1e-6;
-};
 
 // What nodes read and write: an index into Branch::values.
 struct Value {
@@ -50,7 +46,7 @@ struct ValueSpec {
 };
 
 struct Node {
-  enum class Kind : std::uint8_t { project, apply, loss, carry, contract };
+  enum class Kind : std::uint8_t { project, apply, loss, carry, contract, deliver };
 
   Node(Kind node_kind, std::vector<Value> reads) : kind(node_kind), inputs(std::move(reads)) {}
 
@@ -98,6 +94,9 @@ class BranchBuilder {
   void add_loss(std::shared_ptr<const LossOperation> loss, double coefficient, const std::vector<Value>& inputs);
   // The end: value W^T, W [hidden, width] split by columns, summed over the tensor ranks.
   void contract(Value value, ParameterDeclaration weight);
+
+  // The other end: value [tokens, hidden] is this rank's share of the branch, summed over the tensor ranks.
+  void deliver(Value value);
 
   // Checks that every value is read. The builder is spent.
   Branch finish();

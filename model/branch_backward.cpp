@@ -3,7 +3,6 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
-#include "kernels/norm.h"
 #include "model/branch_executor.h"
 #include "model/normed_input.h"
 
@@ -47,7 +46,7 @@ void BranchExecutor::backward(int number, const MicroBatch& micro_batch, Arena& 
   TokenSum d_normed(context_, slot.normed, slot.tokens, scratch);
   Differentiation pass{slot, micro_batch, d_normed};
   differentiate(pass);
-  NormedInput normed(context_, slot.sum, slot.inverse_rms, branch_.norm.epsilon, slot.normed, slot.tokens);
+  NormedInput normed(context_, norm_, slot.sum, slot.statistics, slot.normed, slot.tokens);
   differentiate_normed(pass, normed.travels());
   add_output_gradients(slot);
   finish_input(pass, d_out, d_in, normed.to_write());
@@ -61,8 +60,7 @@ void BranchExecutor::begin_backward(Slot& slot, const MicroBatch& micro_batch, A
   slot.d_out = d_out.whole();
   slot.normed = kept.take(slot.sum.dtype(), slot.sum.shape());
   if (normed_read_) {
-    residual_norm_forward(context_.execution, slot.sum, {}, branch_.norm.epsilon, slot.sum, slot.normed,
-                          slot.inverse_rms);
+    norm_.forward(slot.sum, {}, slot.sum, slot.normed, slot.statistics);
     slot.whole_normed = TokenGather(context_, slot.normed, slot.tokens, kept).whole();
   }
   take_gradients(slot, kept, true);
@@ -88,12 +86,15 @@ void BranchExecutor::differentiate(Differentiation& pass) {
     const Node& node = branch_.nodes[n];
     switch (node.kind) {
       case Node::Kind::contract: differentiate_product(pass, node); break;
+      case Node::Kind::deliver: add_gradient(pass, node.inputs[0], pass.slot.d_out); break;
       case Node::Kind::project:
         if (static_cast<int>(n) != outer_) differentiate_product(pass, node);
         break;
       case Node::Kind::apply: differentiate_operation(pass, n); break;
       case Node::Kind::loss: differentiate_loss(pass, n); break;
-      case Node::Kind::carry: differentiate_carried(pass, node); break;
+      case Node::Kind::carry:
+        add_gradient(pass, node.inputs[0], carried_->gradient(pass.slot.number, node.carried.name));
+        break;
     }
   }
 }
@@ -110,15 +111,13 @@ void BranchExecutor::differentiate_product(Differentiation& pass, const Node& no
   }
 }
 
-void BranchExecutor::differentiate_carried(Differentiation& pass, const Node& node) {
-  const Value input = node.inputs[0];
-  const Tensor place = gradient_of(pass.slot, input),
-               d_carried = carried_->gradient(pass.slot.number, node.carried.name);
-  if (pass.written[index(input)])
-    add_to(context_.execution, place, d_carried);
+void BranchExecutor::add_gradient(Differentiation& pass, Value value, const Tensor& gradient) {
+  const Tensor place = gradient_of(pass.slot, value);
+  if (pass.written[index(value)])
+    add_to(context_.execution, place, gradient);
   else
-    copy(context_.execution, d_carried, place);
-  pass.written[index(input)] = true;
+    copy(context_.execution, gradient, place);
+  pass.written[index(value)] = true;
 }
 
 BranchExecutor::Destination BranchExecutor::destination(Differentiation& pass, Value value) {
@@ -220,8 +219,7 @@ void BranchExecutor::differentiate_normed(Differentiation& pass, bool beside) {
 void BranchExecutor::finish_input(Differentiation& pass, TokenGather& d_out, TokenGather& d_in, const Tensor& normed) {
   pass.d_normed.finish();
   const Tensor d_normed = normed_read_ ? pass.d_normed.part() : pass.slot.normed;
-  residual_norm_backward(context_.execution, d_normed, pass.slot.sum, pass.slot.inverse_rms, d_out.part(), d_in.part(),
-                         normed);
+  norm_.backward(d_normed, pass.slot.sum, pass.slot.statistics, d_out.part(), d_in.part(), normed);
   d_in.start();
 }
 

@@ -6,8 +6,6 @@
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
-#include "kernels/norm.h"
-#include "model/normed_input.h"
 
 namespace fulmen {
 
@@ -21,13 +19,13 @@ bool stays(Keep keep) { return keep != Keep::never && keep != Keep::remade; }
 }  // namespace
 
 BranchExecutor::BranchExecutor(Branch branch, const ModelContext& context)
-    : branch_(std::move(branch)), context_(context) {
+    : branch_(std::move(branch)), context_(context), norm_(context, branch_.norm) {
   for (const ParameterDeclaration& declaration : branch_.parameters)
     ids_.push_back(context.parameters->id(declaration.name));
   resolve_widths();
   for (std::size_t n = 0; n < branch_.nodes.size(); ++n) {
     const Node& node = branch_.nodes[n];
-    crossings_.push_back(node.operation ? make_crossing(context, *node.operation) : nullptr);
+    crossings_.push_back(crossing_of(node));
     state_counts_.push_back(node.operation ? node.operation->states(1, 1, local_widths(node.inputs)).size() : 0);
     if (node.loss || std::ranges::any_of(node.outputs, [&](Value value) { return stays(spec(value).keep); }) ||
         (node.operation &&
@@ -41,6 +39,22 @@ BranchExecutor::BranchExecutor(Branch branch, const ModelContext& context)
       normed_read_ = true;
   }
   find_reruns();
+}
+
+std::unique_ptr<Crossing> BranchExecutor::crossing_of(const Node& node) const {
+  if (!node.operation) return nullptr;
+  const auto* const owned = dynamic_cast<const OwnedOperation*>(node.operation.get());
+  if (owned == nullptr) return make_slice_crossing(context_, *node.operation);
+  std::vector<bool> activations;
+  Communicator* owners = nullptr;
+  for (const Value input : node.inputs) {
+    const bool stack = spec(input).kind == Kind::parameter;
+    activations.push_back(!stack && spec(input).kind != Kind::constant);
+    if (!stack) continue;
+    for (const Axis axis : branch_.parameters[spec(input).parameter].owned_along()) owners = context_.owners(axis);
+  }
+  if (owners == nullptr) return nullptr;
+  return make_owner_crossing(context_, *owned, *owners, std::move(activations));
 }
 
 bool BranchExecutor::reads_normed(const Node& node) const {
@@ -110,7 +124,7 @@ void BranchExecutor::find_reruns() {
     if (!reruns_[n]) continue;
     normed_again_ = normed_again_ || reads_normed(node);
     for (const Value input : node.inputs)
-      if (spec(input).keep == Keep::never) read_again_[index(input)] = true;
+      if (!stays(spec(input).keep)) read_again_[index(input)] = true;
   }
 }
 
@@ -131,8 +145,9 @@ std::vector<StashTensor> BranchExecutor::stash(int number, const BatchShape& sha
   Slot& slot = slot_of(number);
   const DType type = context_.activation_dtype();
   const std::int64_t rows = residual_rows(context_, shape.tokens());
-  std::vector<StashTensor> list = {{&slot.sum, type, {rows, branch_.hidden}, Keep::products},
-                                   {&slot.inverse_rms, accumulation_dtype(type), {rows}, Keep::products}};
+  std::vector<StashTensor> list = {
+      {&slot.sum, type, {rows, branch_.hidden}, Keep::products},
+      {&slot.statistics, accumulation_dtype(type), norm_.statistics_shape(rows), Keep::products}};
   const auto keep = [&](std::vector<Tensor>& views, const std::vector<KeptTensor>& tensors) {
     views.resize(tensors.size());
     for (std::size_t i = 0; i < tensors.size(); ++i)
@@ -225,18 +240,6 @@ std::vector<StateSpec> BranchExecutor::states(std::int64_t batch, std::int64_t l
   return list;
 }
 
-namespace {
-
-// sum = residual + branch, or residual itself where there is no branch; without one, sum may alias residual.
-void add_and_normalize(const ModelContext& context, const Norm& norm, const Tensor& residual, const Tensor& branch,
-                       const Tensor& sum, const Tensor& normed, const Tensor& inverse_rms) {
-  if (branch) return residual_norm_forward(context.execution, residual, branch, norm.epsilon, sum, normed, inverse_rms);
-  if (sum.data() != residual.data()) copy(context.execution, residual, sum);
-  residual_norm_forward(context.execution, sum, {}, norm.epsilon, sum, normed, inverse_rms);
-}
-
-}  // namespace
-
 void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_batch, const Tensor& residual,
                                  const Tensor& branch, const Tensor& branch_out, std::span<const Tensor> states) {
   Slot& slot = slot_of(number);
@@ -244,7 +247,7 @@ void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_ba
   const Arena::Frame frame(scratch);
   slot.tokens = micro_batch.shape.tokens();
   const Tensor normed = scratch.take(slot.sum.dtype(), slot.sum.shape());
-  add_and_normalize(context_, branch_.norm, residual, branch, slot.sum, normed, slot.inverse_rms);
+  norm_.forward(residual, branch, slot.sum, normed, slot.statistics);
   if (normed_read_) slot.whole_normed = TokenGather(context_, normed, slot.tokens, scratch).whole();
 
   const std::size_t end = branch_out ? branch_.nodes.size() : last_kept_node_ + 1;
@@ -254,12 +257,13 @@ void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_ba
     switch (node.kind) {
       case Node::Kind::project: project(slot, node, normed); break;
       case Node::Kind::loss:
-        if (run == Run::first && states.empty()) add_loss(slot, n, micro_batch);
+        if (states.empty()) add_loss(slot, n, micro_batch, run);
         break;
       case Node::Kind::carry:
         if (run == Run::first) carry(slot, node);
         break;
       case Node::Kind::contract: contract(slot, node, branch_out); break;
+      case Node::Kind::deliver: deliver(slot, node, branch_out); break;
       case Node::Kind::apply:
         if (states.empty() || state_counts_[n] == 0) {
           apply(slot, n, micro_batch, run);
@@ -330,11 +334,18 @@ void BranchExecutor::contract(Slot& slot, const Node& node, const Tensor& branch
   sum.finish();
 }
 
+void BranchExecutor::deliver(Slot& slot, const Node& node, const Tensor& branch_out) {
+  TokenSum sum(context_, branch_out, slot.tokens, *context_.execution.scratch);
+  copy(context_.execution, tensor_of(slot, node.inputs[0]), sum.partial());
+  sum.add_up_partial();
+  sum.finish();
+}
+
 void BranchExecutor::carry(Slot& slot, const Node& node) {
   copy(context_.execution, tensor_of(slot, node.inputs[0]), carried_->value(slot.number, node.carried.name));
 }
 
-void BranchExecutor::add_loss(Slot& slot, std::size_t n, const MicroBatch& micro_batch) {
+void BranchExecutor::add_loss(Slot& slot, std::size_t n, const MicroBatch& micro_batch, Run run) {
   const Node& node = branch_.nodes[n];
   const Pass pass{context_.execution, micro_batch};
   const Tensor& sums = slot.kept[n][0];
@@ -342,8 +353,9 @@ void BranchExecutor::add_loss(Slot& slot, std::size_t n, const MicroBatch& micro
   if (context_.sequence.ranks != nullptr) {
     const ProfileScope scope = ProfileScope::communication(context_.execution.profiler, "sequence communication");
     context_.sequence.ranks->all_reduce(sums, ReduceOp::sum, context_.execution.stream);
-    if (context_.sequence.ranks->rank() > 0) return;  // ranks along sequence add their losses up
   }
+  const bool first_slice = context_.sequence.ranks == nullptr || context_.sequence.ranks->rank() == 0;
+  if (run != Run::first || !first_slice) return;  // ranks along sequence add their losses up
   node.loss->add_loss(pass, sums, node.coefficient * micro_batch.sample_scale, layer_loss_);
 }
 
@@ -353,7 +365,7 @@ void BranchExecutor::restore(int number, const MicroBatch& micro_batch) {
   Tensor normed;
   if (normed_again_) {
     normed = scratch.take(slot.sum.dtype(), slot.sum.shape());
-    add_and_normalize(context_, branch_.norm, slot.sum, {}, slot.sum, normed, slot.inverse_rms);
+    norm_.forward(slot.sum, {}, slot.sum, normed, slot.statistics);
     slot.whole_normed = TokenGather(context_, normed, slot.tokens, scratch).whole();
   }
   for (std::size_t n = 0; n < branch_.nodes.size(); ++n) {

@@ -12,6 +12,7 @@
 #include "model/branch.h"
 #include "model/carried.h"
 #include "model/model_context.h"
+#include "model/rank_crossing.h"
 #include "model/token_split.h"
 
 namespace fulmen {
@@ -59,7 +60,7 @@ class BranchExecutor {
  private:
   struct Slot {
     int number = 0;
-    Tensor sum, inverse_rms;                    // [residual rows, hidden], [residual rows]
+    Tensor sum, statistics;                     // [residual rows, hidden], [residual rows]
     std::vector<Tensor> values;                 // by value, null for what has no memory of its own
     std::vector<std::vector<Tensor>> kept;      // by node: what its operation keeps,
     std::vector<std::vector<Tensor>> crossing;  // and what its crossing does
@@ -86,6 +87,7 @@ class BranchExecutor {
   const Slot& slot_of(int slot) const { return slots_[static_cast<std::size_t>(slot)]; }
   const ValueSpec& spec(Value value) const { return branch_.values[static_cast<std::size_t>(value.id)]; }
   std::size_t index(Value value) const { return static_cast<std::size_t>(value.id); }
+  std::unique_ptr<Crossing> crossing_of(const Node& node) const;
   bool reads_normed(const Node& node) const;
   DType dtype(PortType type) const;
   std::vector<std::int64_t> local_widths(const std::vector<Value>& of) const;
@@ -105,8 +107,9 @@ class BranchExecutor {
   void apply(Slot& slot, std::size_t node, const MicroBatch& micro_batch, Run run);
   void step(Slot& slot, std::size_t node, const MicroBatch& micro_batch, std::span<const Tensor> states);
   void carry(Slot& slot, const Node& node);
-  void add_loss(Slot& slot, std::size_t node, const MicroBatch& micro_batch);
+  void add_loss(Slot& slot, std::size_t node, const MicroBatch& micro_batch, Run run);
   void contract(Slot& slot, const Node& node, const Tensor& branch_out);
+  void deliver(Slot& slot, const Node& node, const Tensor& branch_out);
 
   // A backward pass under way.
   struct Differentiation {
@@ -125,7 +128,7 @@ class BranchExecutor {
   void begin_backward(Slot& slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out);
   void take_gradients(Slot& slot, Arena& arena, bool for_products);
   void differentiate(Differentiation& pass);
-  void differentiate_carried(Differentiation& pass, const Node& node);
+  void add_gradient(Differentiation& pass, Value value, const Tensor& gradient);
   void differentiate_product(Differentiation& pass, const Node& node);
   void differentiate_operation(Differentiation& pass, std::size_t node);
   void differentiate_loss(Differentiation& pass, std::size_t node);
@@ -139,6 +142,7 @@ class BranchExecutor {
 
   Branch branch_;
   const ModelContext& context_;
+  ResidualNorm norm_;
   std::vector<ParameterId> ids_;                      // by parameter of the branch
   std::vector<std::int64_t> widths_;                  // of values, on this rank
   std::vector<OwnedTensor> constants_;                // by value

@@ -1,10 +1,10 @@
-// Operations that look beyond a slice of a sequence. They say what crosses a border between slices, never to whom:
-// which ranks hold the neighbours, and how what crosses gets there, is in crossing.cpp alone.
+// Operations that look beyond what this rank holds. They say what crosses a border between slices, never to whom:
+// which ranks hold the neighbours, and how what crosses gets there, is in model/slice_crossing.cpp alone.
 #pragma once
 
 #include "kernels/linear_attention_states.h"
 #include "model/local_operation.h"
-#include "model/model_context.h"
+#include "parallel/placement.h"
 
 namespace fulmen {
 
@@ -68,21 +68,24 @@ class HaloCore : public LocalOperation {
   void step(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors states) const override;
 };
 
-// How an operation that crosses borders runs on slices. The tensors of `crossing` belong to it from forward to
-// backward.
-class Crossing {
+// An operation on a stack of parameters that several ranks own in parts (experts). Each owner runs it for the tokens of
+// all of them and with its own items only; results are sums over the items, so that those of the owners add up. It may
+// look at no other token, and at nothing of the micro-batch.
+class OwnedOperation : public LocalOperation {
  public:
-  virtual ~Crossing() = default;
-  // What it keeps of a micro-batch, besides what the operation keeps.
-  virtual std::vector<KeptTensor> kept(const BatchShape& shape, Widths in) const = 0;
-  // Whether what the operation keeps is good for the backward pass of a slice.
-  virtual bool keeps_own() const = 0;
-  virtual void forward(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors crossing) const = 0;
-  // The same from what was kept, for results that were not.
-  virtual void forward_again(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors crossing) const = 0;
-  virtual void backward(const Pass& pass, const BackwardTensors& tensors, Tensors crossing) const = 0;
+  // in, out: [tokens, width] each, parameters with the items `owned` of their stacks. out: written, the sum over these.
+  virtual void forward_owned(const Execution& execution, IndexRange owned, Tensors in, Tensors out) const = 0;
+  // d_in: written for activations, the gradients through these items; added to for parameters.
+  virtual void backward_owned(const Execution& execution, IndexRange owned, const BackwardTensors& tensors) const = 0;
+  virtual std::int64_t items() const = 0;
+
+  void forward(const Pass& pass, Tensors in, Tensors out, Tensors kept) const final {
+    (void)kept;
+    forward_owned(pass.execution, {0, items()}, in, out);
+  }
+  void backward(const Pass& pass, const BackwardTensors& tensors) const final {
+    backward_owned(pass.execution, {0, items()}, tensors);
+  }
 };
-// Null where this rank holds whole samples, or the operation looks at no other token.
-std::unique_ptr<Crossing> make_crossing(const ModelContext& context, const LocalOperation& operation);
 
 }  // namespace fulmen

@@ -6,8 +6,6 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
-#include "kernels/norm.h"
-#include "model/token_embedding.h"
 #include "model/token_split.h"
 
 namespace fulmen {
@@ -29,8 +27,8 @@ std::int64_t chunk_tokens(Device device, std::int64_t tokens, std::int64_t colum
 }  // namespace
 
 LanguageHead::LanguageHead(const ModelConfig& config, const ModelContext& context)
-    : context_(context), hidden_(config.hidden), epsilon_(config.norm_epsilon) {
-  projection_ = context.parameters->id(tied_embedding_name);
+    : context_(context), norm_(context, config.head().norm), hidden_(config.hidden) {
+  projection_ = context.parameters->id(config.head().projection);
   const LocalLayout& layout = context.parameters->layout(projection_);
   columns_ = layout.rows;
   rows_ = layout.segments.front().indices;
@@ -48,8 +46,9 @@ void LanguageHead::normalize(int slot, const Tensor& residual, const Tensor& bra
   const Execution& execution = context_.execution;
   const Arena::Frame frame(*execution.scratch);
   const Tensor sum = execution.scratch->take(residual.dtype(), residual.shape());
-  const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(residual.dtype()), {residual.size(0)});
-  residual_norm_forward(execution, residual, branch, epsilon_, sum, normed(slot), inverse_rms);
+  const Tensor statistics =
+      execution.scratch->take(accumulation_dtype(residual.dtype()), norm_.statistics_shape(residual.size(0)));
+  norm_.forward(residual, branch, sum, normed(slot), statistics);
 }
 
 void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
@@ -59,10 +58,10 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   const std::int64_t tokens = micro_batch.shape.tokens();
   const Arena::Frame frame(*execution.scratch);
   const Tensor sum = execution.scratch->take(type, residual.shape());
-  const Tensor inverse_rms = execution.scratch->take(accumulation_dtype(type), {residual.size(0)});
+  const Tensor statistics = execution.scratch->take(accumulation_dtype(type), norm_.statistics_shape(residual.size(0)));
   const Tensor normed_part = gradient ? execution.scratch->take(type, residual.shape()) : normed(slot);
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
-  residual_norm_forward(execution, residual, branch, epsilon_, sum, normed_part, inverse_rms);
+  norm_.forward(residual, branch, sum, normed_part, statistics);
 
   TokenGather normed_hidden(context_, normed_part, tokens, *execution.scratch);
   std::optional<TokenSum> d_normed;
@@ -75,7 +74,7 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   if (!gradient) return;
   d_normed->add_up_partial();
   d_normed->finish();
-  residual_norm_backward(execution, d_in(slot), sum, inverse_rms, {}, d_in(slot), {});
+  norm_.backward(d_in(slot), sum, statistics, {}, d_in(slot), {});
 }
 
 void LanguageHead::chunk(const MicroBatch& micro_batch, std::int64_t begin, std::int64_t end, const Tensor& normed,

@@ -1,4 +1,4 @@
-// The end of the last stage: final norm, output projection (the embedding, tied) and cross entropy, in chunks of tokens
+// The end of the last stage: final norm, output projection and cross entropy, in chunks of tokens
 // so that the logits of a whole batch never exist. With a gradient wanted, each chunk's logits become their own
 // gradient at once, so that they are computed once only, and all that is kept of a micro-batch is the gradient of its
 // hidden state.
@@ -44,10 +44,10 @@ class LanguageHead {
   void backward(const Tensor& d_logits, const Tensor& normed, const Tensor& d_normed);
 
   const ModelContext& context_;
+  ResidualNorm norm_;
   ParameterId projection_;
   std::int64_t hidden_, columns_;  // columns_: local rows of the matrix, padding included
   IndexRange rows_;                // of the vocabulary, on this rank
-  double epsilon_;
   std::vector<OwnedTensor> kept_;  // per slot [tokens, hidden]: normed, or d_in once the gradient is known
 };
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "framework/error.h"
+#include "model/model_ends.h"
 
 namespace fulmen {
 
@@ -40,8 +41,11 @@ struct ModelConfig {
   static std::shared_ptr<const ModelConfig> from_identity(const std::map<std::string, std::string>& identity,
                                                           const std::string& source);
 
-  // Throws UserError naming parallel.tensor when so many ranks cannot share a layer.
-  virtual void check_tensor_ranks(int ranks) const = 0;
+  // Throws UserError naming parallel.tensor when a layer cannot be cut into so many shares, one for each tensor rank.
+  virtual void check_shares(int shares) const = 0;
+  virtual EmbeddingSpec embedding() const = 0;
+  virtual HeadSpec head() const = 0;
+  bool tied() const { return head().projection == embedding().name; }
   // The residual branches of a layer, in order.
   virtual std::vector<Branch> layer(std::int64_t layer) const = 0;
 

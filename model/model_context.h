@@ -7,6 +7,7 @@
 #include "framework/execution.h"
 #include "model/parameter_store.h"
 #include "parallel/communicator.h"
+#include "parallel/mesh.h"
 
 namespace fulmen {
 
@@ -41,6 +42,10 @@ struct ModelContext {
   bool split_tokens = false;              // the residual stream lies in parts on the tensor ranks (model/token_split.h)
   bool overlap_tensor = false;            // communication over the tensor group goes on beside products
   int communication_multiprocessors = 0;  // of a GPU, that it has then
+  std::function<Communicator*(Axis)> owners_along = {};  // the ranks along an axis inside data
+
+  // Null where this rank owns everything along the axis.
+  Communicator* owners(Axis axis) const { return owners_along ? owners_along(axis) : nullptr; }
 
   DType activation_dtype() const { return parameters->precision().parameters; }
   // For products with communication of the tensor group beside them.

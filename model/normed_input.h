@@ -2,6 +2,7 @@
 // all of its tokens.
 #pragma once
 
+#include "model/residual_norm.h"
 #include "model/token_split.h"
 
 namespace fulmen {
@@ -9,9 +10,9 @@ namespace fulmen {
 class NormedInput {
  public:
   // The backward pass of the norm writes it again, to `part` [residual rows, hidden]. Where the tensor ranks hold parts
-  // of the tokens that may travel behind products, it is made at once instead, from the norm's input and inverse_rms,
+  // of the tokens that may travel behind products, it is made at once instead, from the norm's input,
   // one pass over memory more, and sent on its way. Memory is taken from the scratch arena.
-  NormedInput(const ModelContext& context, const Tensor& sum, const Tensor& inverse_rms, double epsilon,
+  NormedInput(const ModelContext& context, const ResidualNorm& norm, const Tensor& sum, const Tensor& statistics,
               const Tensor& part, std::int64_t tokens);
 
   bool travels() const { return early_; }

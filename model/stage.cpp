@@ -42,9 +42,13 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
 std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range,
                                                 int pipeline_stages) {
   std::vector<ParameterDeclaration> list;
-  if (range.embedding) list.push_back(declare_embedding(config, pipeline_stages));
+  if (range.embedding) list.push_back(declare_token_matrix(config, config.embedding().name, pipeline_stages));
   std::ranges::move(declare_layers(config, range.first_layer, range.end_layer), std::back_inserter(list));
-  if (range.head && !range.embedding) list.push_back(declare_embedding(config, pipeline_stages));
+  if (!range.head) return list;
+  const HeadSpec head = config.head();
+  if (!range.embedding || !config.tied())
+    list.push_back(declare_token_matrix(config, head.projection, pipeline_stages));
+  list.insert(list.end(), head.norm.weights.begin(), head.norm.weights.end());
   return list;
 }
 

@@ -1,15 +1,13 @@
 // The embedding at the head of the first stage.
 #include "model/token_embedding.h"
 
-#include <cmath>
-
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "model/token_split.h"
 
 namespace fulmen {
 
-ParameterDeclaration declare_embedding(const ModelConfig& config, int pipeline_stages) {
+ParameterDeclaration declare_token_matrix(const ModelConfig& config, const std::string& name, int pipeline_stages) {
   const double std = config.initializer_std;
   const std::int64_t hidden = config.hidden;
   const std::int64_t pad_row = config.pad_id.value_or(-1);
@@ -17,9 +15,9 @@ ParameterDeclaration declare_embedding(const ModelConfig& config, int pipeline_s
     return index / hidden == pad_row ? 0.0 : std * random.normal(static_cast<std::uint64_t>(index));
   };
   ParameterDeclaration declaration =
-      declare_weight(tied_embedding_name, {config.vocabulary, config.hidden}, initializer, 0, config.vocabulary);
+      declare_weight(name, {config.vocabulary, config.hidden}, initializer, 0, config.vocabulary);
   declaration.padded = true;
-  if (pipeline_stages > 1) {
+  if (config.tied() && pipeline_stages > 1) {
     declaration.placement[static_cast<std::size_t>(Axis::pipeline)] = AxisPlacement::shared;
     declaration.shared_stages = {0, pipeline_stages - 1};
   }
@@ -27,8 +25,8 @@ ParameterDeclaration declare_embedding(const ModelConfig& config, int pipeline_s
 }
 
 TokenEmbedding::TokenEmbedding(const ModelConfig& config, const ModelContext& context)
-    : context_(context), scale_(std::sqrt(static_cast<double>(config.hidden))) {
-  embedding_ = context.parameters->id(tied_embedding_name);
+    : context_(context), scale_(config.embedding().scale) {
+  embedding_ = context.parameters->id(config.embedding().name);
   rows_ = context.parameters->layout(embedding_).segments.front().indices;
 }
 

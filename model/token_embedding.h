@@ -1,5 +1,6 @@
-// The embedding at the head of the first stage: x = sqrt(hidden) * E[token], the vocabulary split over the tensor
-// ranks. The same matrix is the output projection of the last stage (tied).
+// The embedding at the head of the first stage: x = scale * E[token], the vocabulary split over the tensor
+// ranks. Tied, the same matrix is the output
+// projection of the last stage.
 #pragma once
 
 #include "model/micro_batch.h"
@@ -9,10 +10,9 @@
 
 namespace fulmen {
 
-inline constexpr const char* tied_embedding_name = "model.embed_tokens.weight";
-
-// The tied matrix. With several pipeline stages the first and the last each hold a copy.
-ParameterDeclaration declare_embedding(const ModelConfig& config, int pipeline_stages);
+// A matrix [vocabulary, hidden], split by tokens. With several pipeline stages a tied one has a copy on the first and
+// on the last.
+ParameterDeclaration declare_token_matrix(const ModelConfig& config, const std::string& name, int pipeline_stages);
 
 class TokenEmbedding {
  public:

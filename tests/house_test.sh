@@ -64,6 +64,13 @@ check_links() {
   done
 }
 
+# A mixer says which operations it is made of. What runs them, on which ranks, and what is made again is not its business.
+check_branches() {
+  sources_of model/mixers model/families model/operations | sort | xargs awk '
+    match(tolower($0), /communicator|mesh|recomput|overlap|tensor_rank|sequence_rank|data_rank|pipeline_rank|rank\(\)|modelcontext|model_context/) {
+      print FILENAME ":" FNR ": names \"" substr($0, RSTART, RLENGTH) "\": branches know no ranks and no layouts (model/branch_executor.h does)" }'
+}
+
 check_files() {
   sources_of "${floors[@]}" tests scripts | sort | xargs awk -v most="$most_lines" '
     FNR == 1 && !/^(\/\/ [^ ]|#!|# [^ ])/ { print FILENAME ": does not open with a comment that says what it is for" }
@@ -134,7 +141,7 @@ check_families() {
   done
 }
 
-rules=(check_includes check_links check_files check_functions check_families)
+rules=(check_includes check_links check_files check_functions check_families check_branches)
 
 # Prints what is wrong; true when nothing is.
 check_house() {
@@ -185,6 +192,10 @@ plant tests/golden.h '#include "../framework/tensor.h"' 'is not written from the
 plant model/CMakeLists.txt 'target_link_libraries(fulmen_model PUBLIC fulmen_train)' 'links fulmen_train'
 plant data/CMakeLists.txt 'target_link_libraries(fulmen_data PRIVATE fulmen_kernels)' 'links fulmen_kernels'
 plant model/stage.cpp "$(printf '// %s\n' $(seq 600))" 'model/stage.cpp: has more than 600 lines'
+rules=(check_branches)
+plant model/mixers/gated_linear_unit.cpp '// over the Communicator' 'names "Communicator"'
+plant model/families/transnormer/layers.cpp 'int tensor_rank;' 'names "tensor_rank"'
+plant model/operations/gated_norm.cpp 'bool overlap;' 'names "overlap"'
 rules=(check_functions)
 body=$(printf '  ++i;\n%.0s' $(seq 59))
 plant model/stage.cpp "$(printf 'int Stage::at(int i) const {\n%s\n}' "$body")" 'at has 61 lines, more than 60'

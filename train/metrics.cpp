@@ -116,6 +116,7 @@ void MetricsWriter::write(const StepMetrics& metrics) {
       {"memory_peak_bytes", metrics.memory_peak_bytes},
   };
   if (metrics.bubble) line["bubble"] = *metrics.bubble;
+  if (metrics.layer_loss) line["layer_loss"] = *metrics.layer_loss;
   if (metrics.predicted_bubble) line["predicted_bubble"] = *metrics.predicted_bubble;
   constexpr std::size_t most_waiting = std::size_t{8} << 20;
   if (waiting_.size() < most_waiting) {
@@ -142,7 +143,9 @@ void MetricsWriter::give_notice(int error) {
 }
 
 double training_flops_per_token(const ModelConfig& config, std::int64_t length) {
-  return 6.0 * static_cast<double>(parameter_count(config)) + operations_beside_products(config, length);
+  // An embedding that is no projection is read, not multiplied.
+  const std::int64_t read_only = config.tied() ? 0 : config.vocabulary * config.hidden;
+  return 6.0 * static_cast<double>(parameter_count(config) - read_only) + operations_beside_products(config, length);
 }
 
 }  // namespace fulmen

@@ -12,9 +12,11 @@
 namespace fulmen {
 
 struct StepMetrics {
-  std::int64_t step = 0;       // updates done, so the first is 1
-  std::int64_t tokens = 0;     // consumed since the run's beginning
-  double loss_nats = 0.0;      // the global mean before the update
+  std::int64_t step = 0;    // updates done, so the first is 1
+  std::int64_t tokens = 0;  // consumed since the run's beginning
+  double loss_nats = 0.0;   // the global mean before the update
+  // What layers add to what is trained on, the mean over samples; loss_nats is without it.
+  std::optional<double> layer_loss;
   double gradient_norm = 0.0;  // before clipping
   double learning_rate = 0.0;
   double tokens_per_second = 0.0;  // of all ranks together

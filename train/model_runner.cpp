@@ -16,7 +16,7 @@ namespace {
 
 const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   config.validate();
-  config.check_tensor_ranks(shape.tensor);
+  config.check_shares(shape.tensor);
   return config;
 }
 
@@ -59,6 +59,12 @@ Sharding sharding_of(const LayoutConfig& layout, Mesh& mesh) {
 
 int chunks_of(const ModelRunnerOptions& options) { return static_cast<int>(options.layout.chunks); }
 
+std::vector<StageRange> stages_of(const ModelConfig& config, const ModelRunnerOptions& options, int pipeline_ranks) {
+  const int stages = pipeline_ranks * chunks_of(options);
+  if (options.layout.stages) return split_stages(config.layers, stages, options.layout.stages);
+  return split_stages_by_cost(config, stages, options.micro_batch.length, parse_recompute(options.layout.recompute));
+}
+
 // What this rank holds of a list by stage of the whole model: chunk c is stage c * ranks + rank.
 template <class T>
 std::vector<T> of_this_rank(const std::vector<T>& stages, const Mesh& mesh) {
@@ -98,8 +104,7 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
     : options_(options),
       mesh_(mesh),
       execution_(execution),
-      ranges_(split_stages(checked(config, mesh.shape()).layers, mesh.size(Axis::pipeline) * chunks_of(options),
-                           options.layout.stages)),
+      ranges_(stages_of(checked(config, mesh.shape()), options, mesh.size(Axis::pipeline))),
       costs_{stage_costs(config, ranges_, options.micro_batch.length, parse_recompute(options.layout.recompute)), 0.0,
              options.layout.overlaps("pipeline")},
       schedule_(make_schedule(parse_schedule_kind(options.layout.schedule), mesh.size(Axis::pipeline),
@@ -116,7 +121,8 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
                {},
                options.layout.tensor_sequence_split && mesh.size(Axis::tensor) > 1,
                options.layout.overlaps("tensor") && mesh.size(Axis::tensor) > 1,
-               static_cast<int>(options.layout.communication_multiprocessors)},
+               static_cast<int>(options.layout.communication_multiprocessors),
+               [&mesh](Axis axis) { return mesh.size(axis) > 1 ? &mesh.along(axis) : nullptr; }},
       stages_(make_stages(config, ranges_, mesh, context_, parse_recompute(options.layout.recompute))),
       layers_lose_(has_layer_losses(config)),
       sync_(parameters_, mesh, options.layout.overlaps("gradients"), execution, context_.split_tokens),

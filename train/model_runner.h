@@ -54,6 +54,7 @@ class ModelRunner {
   PipelineExecutor& executor() { return executor_; }
   const ScheduleReport& schedule_report() const { return report_; }
   int micro_batches() const { return options_.micro_batches; }
+  bool layers_lose() const { return layers_lose_; }  // some layer of the model adds to the loss
   const Execution& execution() const { return execution_; }
 
   // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces

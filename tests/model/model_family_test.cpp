@@ -25,7 +25,9 @@ struct OtherConfig final : ModelConfig {
     schema.add("model.norm_epsilon", norm_epsilon, {0.0, 1.0}, "Epsilon.");
     schema.add("model.pool.keys", pool_keys, {1, 64}, "Keys.");
   }
-  void check_tensor_ranks(int) const override {}
+  void check_shares(int) const override {}
+  EmbeddingSpec embedding() const override { return {"embedding"}; }
+  HeadSpec head() const override { return {{}, "embedding"}; }
   std::vector<Branch> layer(std::int64_t) const override { return {}; }
 
  private:

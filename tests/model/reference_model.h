@@ -16,7 +16,7 @@ class ReferenceModel {
  public:
   using Rows = std::vector<std::vector<double>>;  // [tokens][width]
 
-  explicit ReferenceModel(const RunningModel& model) : config_(model.config()) {
+  explicit ReferenceModel(const RunningModel& model) : config_(as<TransnormerConfig>(model.config())) {
     const ParameterStore& parameters = model.parameters;
     for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) {
       std::vector<double>& tensor = tensors_[piece.tensor];  // pieces of one rank follow each other

@@ -102,12 +102,11 @@ class PlacedParameters {
 // A stage that runs, alone or on the tensor group `tensor`. Weights are a function of the seed, whatever the layout.
 class RunningModel {
  public:
-  explicit RunningModel(const TransnormerConfig& config, std::optional<StageRange> range = {},
-                        Communicator* tensor = nullptr, DType dtype = DType::fp64, std::uint64_t seed = 1,
-                        Recompute recompute = Recompute::none)
+  explicit RunningModel(const ModelConfig& config, std::optional<StageRange> range = {}, Communicator* tensor = nullptr,
+                        DType dtype = DType::fp64, std::uint64_t seed = 1, Recompute recompute = Recompute::none)
       : self_(make_self_communicator()),
         mesh_({.tensor = tensor == nullptr ? 1 : tensor->size()}, tensor == nullptr ? *self_ : *tensor),
-        config_(config),
+        config_(config.clone()),
         parameters(declare_stage(config, range.value_or(whole_model(config)), 1), mesh_, {dtype, dtype}, execution()),
         context_{execution(), &mesh_.along(Axis::tensor), &parameters},
         stage(config, range.value_or(whole_model(config)), context_, recompute) {
@@ -118,7 +117,7 @@ class RunningModel {
 
   const Execution& execution() const { return resources_.execution(); }
   MemoryLedger& ledger() { return resources_.ledger(); }
-  const TransnormerConfig& config() const { return config_; }
+  const ModelConfig& config() const { return *config_; }
   Communicator& tensor() { return mesh_.along(Axis::tensor); }
   LayerHooks& hooks() { return context_.hooks; }
 
@@ -151,7 +150,7 @@ class RunningModel {
   TestExecution resources_;
   std::unique_ptr<Communicator> self_;
   Mesh mesh_;
-  TransnormerConfig config_;
+  std::unique_ptr<const ModelConfig> config_;
 
  public:
   ParameterStore parameters;

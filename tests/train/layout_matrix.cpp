@@ -19,6 +19,7 @@ enum : int {
   tensor,
   pipeline,
   model,
+  expert,
   micro_batches,
   schedule,
   chunks,
@@ -38,7 +39,8 @@ const std::vector<Feature>& features() {
       {"sequence", {"1", "2", "3", "4", "5", "8"}},
       {"tensor", {"1", "2", "3", "4", "6", "8"}},
       {"pipeline", {"1", "2", "3", "4", "5"}},
-      {"model", {"tnl1", "tnl3"}},
+      {"model", {"tnl1", "tnl3", "toy"}},
+      {"expert", {"1", "2", "3"}},
       {"micro_batches", {"1", "2", "3", "4", "6"}},
       {"schedule", {"gpipe", "1f1b", "interleaved", "zero-bubble"}},
       {"chunks", {"1", "2", "3"}},
@@ -76,7 +78,15 @@ std::vector<Constraint> constraints() {
       {"the tensor ranks do not divide the heads",
        {tensor, model},
        [](const Combination& c) {
-         return (text(c, model) == "tnl1" ? matrix_tnl1_heads : matrix_tnl3_heads) % number(c, tensor) == 0;
+         const int heads = text(c, model) == "tnl1"   ? matrix_tnl1_heads
+                           : text(c, model) == "tnl3" ? matrix_tnl3_heads
+                                                      : matrix_toy_heads;
+         return heads % number(c, tensor) == 0;
+       }},
+      {"only a model with experts has owners of them, and they lie inside data",
+       {data, model, expert},
+       [](const Combination& c) {
+         return number(c, expert) == 1 || (text(c, model) == "toy" && number(c, data) % number(c, expert) == 0);
        }},
       {"the micro-batches do not divide a data rank's samples",
        {data, micro_batches},
@@ -118,7 +128,7 @@ const CombinationSpace& layout_space() {
 
 LayoutCase layout_of(const Combination& c) {
   LayoutCase layout;
-  layout.shape = {number(c, tensor), number(c, sequence), number(c, data), number(c, pipeline)};
+  layout.shape = {number(c, tensor), number(c, sequence), number(c, data), number(c, pipeline), number(c, expert)};
   layout.model = text(c, model);
   layout.micro_batches = number(c, micro_batches);
   layout.schedule = text(c, schedule);
@@ -140,6 +150,7 @@ LayoutConfig LayoutCase::layout() const {
   config.sequence = shape.sequence;
   config.tensor = shape.tensor;
   config.pipeline = shape.pipeline;
+  config.expert = shape.expert;
   config.schedule = schedule;
   config.chunks = chunks;
   config.tensor_sequence_split = split;

@@ -58,9 +58,9 @@ void TransnormerConfig::add_identity(std::map<std::string, std::string>& identit
   if (norm_epsilon != TransnormerConfig().norm_epsilon) identity["norm_epsilon"] = fmt::format("{}", norm_epsilon);
 }
 
-void TransnormerConfig::check_tensor_ranks(int ranks) const {
-  if (heads % ranks != 0)
-    throw UserError("parallel.tensor", fmt::format("{} tensor ranks do not divide {} heads", ranks, heads),
+void TransnormerConfig::check_shares(int shares) const {
+  if (heads % shares != 0)
+    throw UserError("parallel.tensor", fmt::format("{} tensor ranks do not divide {} heads", shares, heads),
                     "choose a number that divides model.heads");
 }
 

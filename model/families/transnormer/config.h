@@ -6,6 +6,9 @@
 
 namespace fulmen {
 
+// The embedding, which is also the projection of the head.
+inline constexpr const char* tied_embedding_name = "model.embed_tokens.weight";
+
 struct TransnormerConfig final : ModelConfig {
   std::string variant = "tnl1";  // tnl1: full-rank gate u, SiLU on q and k. tnl3: low-rank sigmoid gate, SiLU on v too
   std::int64_t heads = 0;        // H; the head width is d / H
@@ -20,7 +23,9 @@ struct TransnormerConfig final : ModelConfig {
   std::string family() const override { return "transnormer"; }
   std::unique_ptr<ModelConfig> clone() const override { return std::make_unique<TransnormerConfig>(*this); }
   void bind(Schema& schema) override;
-  void check_tensor_ranks(int ranks) const override;
+  void check_shares(int shares) const override;
+  EmbeddingSpec embedding() const override;
+  HeadSpec head() const override;
   std::vector<Branch> layer(std::int64_t layer) const override;
 
  private:

@@ -1,4 +1,6 @@
 // What the layers of TransNormerLLM are made of.
+#include <cmath>
+
 #include "model/branch.h"
 #include "model/families/transnormer/config.h"
 #include "model/mixers/decay_slopes.h"
@@ -6,6 +8,12 @@
 #include "model/mixers/gated_linear_unit.h"
 
 namespace fulmen {
+
+EmbeddingSpec TransnormerConfig::embedding() const {
+  return {tied_embedding_name, std::sqrt(static_cast<double>(hidden))};
+}
+
+HeadSpec TransnormerConfig::head() const { return {{.epsilon = norm_epsilon}, tied_embedding_name}; }
 
 std::vector<Branch> TransnormerConfig::layer(std::int64_t layer) const {
   const std::string prefix = fmt::format("model.layers.{}.", layer), channel = prefix + "channel_mixer.";

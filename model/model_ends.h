@@ -1,0 +1,22 @@
+// What stands before the first layer of a model and behind its last, as data.
+#pragma once
+
+#include <string>
+
+#include "model/residual_norm.h"
+
+namespace fulmen {
+
+// x = scale * E[token].
+struct EmbeddingSpec {
+  std::string name;  // of the matrix [vocabulary, hidden]
+  double scale = 1.0;
+};
+
+// logits = norm(x) W^T.
+struct HeadSpec {
+  Norm norm;
+  std::string projection;  // of W [vocabulary, hidden]; that of the embedding: tied
+};
+
+}  // namespace fulmen
