@@ -116,7 +116,7 @@ void BranchBuilder::carry(const CarriedPort& port, Value value) {
   branch_.nodes.emplace_back(Node::Kind::carry, std::vector<Value>{value}).carried = port;
 }
 
-std::vector<Value> BranchBuilder::apply(std::shared_ptr<const LocalOperation> operation,
+std::vector<Value> BranchBuilder::apply(const std::shared_ptr<const LocalOperation>& operation,
                                         const std::vector<Value>& inputs) {
   bool replicated = true;
   for (const Value input : inputs) {

@@ -89,7 +89,7 @@ class BranchBuilder {
   Value carried(const CarriedPort& port);
   void carry(const CarriedPort& port, Value value);
   // Results of an operation.
-  std::vector<Value> apply(std::shared_ptr<const LocalOperation> operation, const std::vector<Value>& inputs);
+  std::vector<Value> apply(const std::shared_ptr<const LocalOperation>& operation, const std::vector<Value>& inputs);
   // coefficient * the mean over the samples of the operation's loss is added to what is trained on.
   void add_loss(std::shared_ptr<const LossOperation> loss, double coefficient, const std::vector<Value>& inputs);
   // The end: value W^T, W [hidden, width] split by columns, summed over the tensor ranks.

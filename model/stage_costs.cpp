@@ -50,7 +50,7 @@ namespace {
 class StageSplit {
  public:
   // costs of the layers, in units in which equal sums are equal to rounding.
-  StageSplit(std::vector<double> layers, double embedding, double head, int stages)
+  StageSplit(const std::vector<double>& layers, double embedding, double head, int stages)
       : sums_{0.0}, embedding_(embedding), head_(head), stages_(stages) {
     for (const double cost : layers) sums_.push_back(sums_.back() + cost);
   }
@@ -116,7 +116,7 @@ double total(const PassCosts& costs) { return costs.forward + costs.backward_inp
 
 std::vector<StageRange> split_stages_by_cost(const ModelConfig& config, int pipeline_stages, std::int64_t length,
                                              Recompute recompute) {
-  const std::vector<StageRange> even = split_stages(config.layers, pipeline_stages, {});
+  std::vector<StageRange> even = split_stages(config.layers, pipeline_stages, {});
   if (pipeline_stages == 1) return even;
   std::vector<double> layers;
   for (std::int64_t layer = 0; layer < config.layers; ++layer)

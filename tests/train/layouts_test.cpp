@@ -90,7 +90,7 @@ std::vector<LayoutCase> cases_to_run() {
     FULMEN_CHECK(slash != std::string::npos, "FULMEN_LAYOUTS={}: expected SHARE/SHARES, from 0", text);
     return layout_shard(std::stoll(text.substr(0, slash)), std::stoll(text.substr(slash + 1)));
   }
-  const std::vector<LayoutCase> cases = layout_matrix();
+  std::vector<LayoutCase> cases = layout_matrix();
   if (!testing::on_gpu()) return cases;
   constexpr std::size_t stride = 5;
   std::vector<LayoutCase> chosen;
@@ -101,7 +101,7 @@ std::vector<LayoutCase> cases_to_run() {
 
 // Uneven stages: one layer each, and what is left on one of them.
 std::vector<std::int64_t> uneven_stages(const LayoutCase& layout) {
-  const std::size_t parts = static_cast<std::size_t>(layout.shape.pipeline * layout.chunks);
+  const std::size_t parts = static_cast<std::size_t>(layout.shape.pipeline) * static_cast<std::size_t>(layout.chunks);
   std::vector<std::int64_t> stages(parts, 1);
   stages[static_cast<std::size_t>(layout.micro_batches) % parts] += matrix_layers - static_cast<std::int64_t>(parts);
   return stages;
