@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "framework/error.h"
+#include "framework/files.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
 
@@ -217,12 +218,18 @@ struct Schema::Binding {
   Range<double> numbers = {};
   std::size_t length = 0;
   std::vector<Choice> choices = {};
+  bool path = false;
   std::function<std::string()> unbuilt = {};              // after reading: "" or why the value is not built yet
   std::vector<std::function<std::string()>> checks = {};  // after reading everything
   std::string where = {};                                 // where the user set it
 
   std::string value() const {
     return std::visit([](const auto* held) { return to_yaml(*held); }, field);
+  }
+
+  void expand_home_at(const std::string& place) const {
+    std::string& held = *std::get<std::string*>(field);
+    held = expand_home(held, place);
   }
 
   Problem read(const YAML::Node& node) const {
@@ -302,6 +309,10 @@ void Schema::add(const std::string& name, bool& field, const std::string& docume
 
 void Schema::add(const std::string& name, std::string& field, const std::string& documentation) {
   add_binding({name, "text", {}, {}, documentation}, std::make_shared<Binding>(Binding{.field = &field}));
+}
+
+void Schema::add_path(const std::string& name, std::string& field, const std::string& documentation) {
+  add_binding({name, "path", {}, {}, documentation}, std::make_shared<Binding>(Binding{.field = &field, .path = true}));
 }
 
 void Schema::add(const std::string& name, std::string& field, std::vector<Choice> choices,
@@ -426,6 +437,7 @@ class Schema::Reader {
                  fmt::format("remove the key, or write {}", schema_.keys_[k].default_value)};
     }
     if (!problem.what.empty()) throw UserError(where, name + ": " + problem.what, problem.remedy);
+    if (binding.path) binding.expand_home_at(fmt::format("{}: {}", where, name));
   }
 
   // The names of the keys and sections directly in `section`.

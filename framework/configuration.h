@@ -52,6 +52,8 @@ class Schema {
            const std::string& documentation);
   void add(const std::string& name, std::optional<std::vector<std::int64_t>>& field, Range<std::int64_t> range,
            const std::string& documentation);
+  // Text that is a path: `~/` is the home folder (expand_home).
+  void add_path(const std::string& name, std::string& field, const std::string& documentation);
   void require(const std::string& name);
   // Values of an integer key above `most` are in range but not built: refused with `reason`.
   void built_up_to(const std::string& name, std::int64_t most, const std::string& reason);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <random>
 #include <system_error>
 
@@ -72,6 +73,20 @@ std::string read_text(const fs::path& path) {
     if (got == 0) return text;
     text.append(piece, 0, static_cast<std::size_t>(got));
   }
+}
+
+std::string expand_home(const std::string& path, const std::string& where) {
+  if (!path.starts_with('~')) return path;
+  if (path.size() > 1 && path[1] != '/') {
+    throw UserError(where, fmt::format("{} begins with the home folder of a user", path),
+                    fmt::format("write the folder in full, or ./{} for a file of that name", path));
+  }
+  const char* home = std::getenv("HOME");
+  if (home == nullptr || *home == '\0') {
+    throw UserError(where, fmt::format("{} names the home folder, but $HOME is not set", path),
+                    "write the path in full");
+  }
+  return home + path.substr(1);
 }
 
 void write_text_atomically(const fs::path& path, std::string_view text) {

@@ -10,6 +10,9 @@ namespace fulmen {
 
 // The content of an ordinary file. Throws UserError for anything else.
 std::string read_text(const std::filesystem::path& path);
+// The home folder for `~` at the beginning of a path, as shells have it. Throws UserError for `~name` (`where` is the
+// flag or key that holds it), and when there is no $HOME.
+std::string expand_home(const std::string& path, const std::string& where);
 // Writes to a temporary beside `path`, flushes to disk, renames. Throws UserError when the place is not writable.
 void write_text_atomically(const std::filesystem::path& path, std::string_view text);
 // Creates the folder and its parents, and checks that a file can be made in it. Throws UserError.

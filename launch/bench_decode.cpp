@@ -62,7 +62,7 @@ ExitCode bench_decode(const std::vector<std::string>& arguments, World& world) {
   const Device device = choose_device(line.text("device", "auto"), "--device");
   const Precision precision = parse_precision(line.text("precision", "auto"), device);
   ExecutionResources resources(device);
-  Decoder decoder(CheckpointReader(find_checkpoint(line.text("checkpoint"))), precision, resources.execution());
+  Decoder decoder(CheckpointReader(find_checkpoint(line.path("checkpoint"))), precision, resources.execution());
   const auto weight_bytes = static_cast<std::size_t>(parameter_count(decoder.config())) * size_of(precision.parameters);
   const double rate = read_rate(resources.execution(), weight_bytes);
 

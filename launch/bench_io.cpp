@@ -57,7 +57,7 @@ CommandLine command_line() {
 using Rates = nlohmann::ordered_json;
 
 void measure_samples(const CommandLine& line, const std::filesystem::path& folder, Rates& rates) {
-  std::filesystem::path corpus = line.text("corpus");
+  std::filesystem::path corpus = line.path("corpus");
   if (corpus.empty()) {
     corpus = folder / "corpus";
     constexpr std::int64_t tokens = 20'000'000;
@@ -108,7 +108,7 @@ ExitCode bench_io(const std::vector<std::string>& arguments, World& world) {
   if (!line.parse(arguments)) return ExitCode::done;
   Communicator& ranks = world.communicator();
   if (ranks.size() > 1) throw UserError("bench io", "runs as one process", "start it without mpirun");
-  const std::filesystem::path folder = line.text("folder", "bench-io");
+  const std::filesystem::path folder = line.path("folder", "bench-io");
   if (std::filesystem::exists(folder))
     throw UserError(folder.string(), "exists already", "name a new folder: it is removed at the end");
   ensure_writable_folder(folder, "--folder");

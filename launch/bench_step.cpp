@@ -181,7 +181,7 @@ RunConfiguration read_configuration(const CommandLine& line) {
   if (line.has("recompute")) overrides.push_back("parallel.recompute=" + line.text("recompute"));
   if (line.has("device")) overrides.push_back("run.device=" + line.text("device"));
   for (const std::string& given : line.texts("set")) overrides.push_back(given);
-  if (line.has("config")) return read_run_configuration(line.text("config"), overrides);
+  if (line.has("config")) return read_run_configuration(line.path("config"), overrides);
   const std::string text = line.has("preset")
                                ? "data: {path: none}\ntrain: {steps: 1, global_batch: 1, micro_batch: 1}\n"
                                : default_configuration;
@@ -374,7 +374,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
   const StepTimes times = time_steps(options, mesh, resources, profiler, steps);
   const TimelineSummary timeline = summarize_profile(profiler, times.profiled, steps);
-  if (line.has("trace")) write_trace(line.text("trace"), profiler, ranks);
+  if (line.has("trace")) write_trace(line.path("trace"), profiler, ranks);
   // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
   const DeviceRates rates_after = measure_rates(rate_resources.execution(), options.precision.parameters);
   const double best_rate = std::max(rates.gemm_operations_per_second, rates_after.gemm_operations_per_second);

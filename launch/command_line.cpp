@@ -8,6 +8,7 @@
 #include <boost/program_options.hpp>
 
 #include "framework/error.h"
+#include "framework/files.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -111,6 +112,16 @@ std::string CommandLine::text(const std::string& name, const std::string& otherw
 
 std::vector<std::string> CommandLine::texts(const std::string& name) const {
   return has(name) ? state_->values[name].as<std::vector<std::string>>() : std::vector<std::string>{};
+}
+
+std::string CommandLine::path(const std::string& name, const std::string& otherwise) const {
+  return expand_home(text(name, otherwise), name == state_->positional_name ? name : "--" + name);
+}
+
+std::vector<std::string> CommandLine::paths(const std::string& name) const {
+  std::vector<std::string> paths = texts(name);
+  for (std::string& path : paths) path = expand_home(path, "--" + name);
+  return paths;
 }
 
 namespace {

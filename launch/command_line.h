@@ -30,6 +30,10 @@ class CommandLine {
   bool has(const std::string& name) const;
   std::string text(const std::string& name, const std::string& otherwise = {}) const;
   std::vector<std::string> texts(const std::string& name) const;
+  // The same for paths: `~/` is the home folder, also where the shell leaves it (--output=~/corpus). Throws UserError
+  // for a home folder that is not known.
+  std::string path(const std::string& name, const std::string& otherwise = {}) const;
+  std::vector<std::string> paths(const std::string& name) const;
   // Throws UserError when the value is not a number within the bounds.
   std::int64_t integer(const std::string& name, std::int64_t otherwise, std::int64_t least, std::int64_t most) const;
   double number(const std::string& name, double otherwise, double least, double most) const;

@@ -171,8 +171,8 @@ void check_tokens(const CorpusReader& corpus, const std::filesystem::path& folde
 // Flags win over what the checkpoint's own training used.
 EvalOptions read_options(const CommandLine& line, const CheckpointDescription& saved, const CorpusReader& corpus) {
   EvalOptions options = options_from(saved);
-  options.data = line.text("data");
-  options.dump_logits = line.text("dump-logits");
+  options.data = line.path("data");
+  options.dump_logits = line.path("dump-logits");
   if (options.sequence_length == 0) options.sequence_length = 2048;
   options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, std::int64_t{1} << 32);
   options.samples = corpus.samples(options.sequence_length);
@@ -189,7 +189,7 @@ EvalOptions read_options(const CommandLine& line, const CheckpointDescription& s
 
 std::optional<CorpusReader> open_baseline(const CommandLine& line, const CorpusReader& corpus) {
   if (!line.has("baseline")) return std::nullopt;
-  std::optional<CorpusReader> baseline(line.text("baseline"));
+  std::optional<CorpusReader> baseline(line.path("baseline"));
   if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
     throw UserError("--baseline",
                     fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary,
@@ -246,12 +246,12 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   layout.pipeline = line.integer("pipeline", 1, 1, 1 << 16);
   Mesh mesh(mesh_shape(layout, ranks.size()), ranks);
   configure_threads({});
-  const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
+  const CheckpointReader checkpoint(find_checkpoint(line.path("checkpoint"), ranks));
   const std::shared_ptr<const ModelConfig> model =
       ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
-  const CorpusReader corpus(line.text("data"));
-  check_tokens(corpus, line.text("data"), checkpoint, *model);
-  run_agreed(ranks, [&] { verify_corpus(line.text("data"), ranks.rank(), ranks.size()); });
+  const CorpusReader corpus(line.path("data"));
+  check_tokens(corpus, line.path("data"), checkpoint, *model);
+  run_agreed(ranks, [&] { verify_corpus(line.path("data"), ranks.rank(), ranks.size()); });
   const EvalOptions options = read_options(line, checkpoint.description(), corpus);
   const std::optional<CorpusReader> baseline = open_baseline(line, corpus);
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");

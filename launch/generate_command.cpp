@@ -97,7 +97,7 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   const Precision precision = parse_precision(line.text("precision", "auto"), device);
   const Sampler sampler(sampling_options(line));
   const std::int64_t count = line.integer("tokens", 100, 0, std::int64_t{1} << 40);
-  const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint")));
+  const CheckpointReader checkpoint(find_checkpoint(line.path("checkpoint")));
 
   ExecutionResources resources(device);
   Decoder decoder(checkpoint, precision, resources.execution());

@@ -128,8 +128,8 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   if (!line.parse(arguments)) return ExitCode::done;
 
   std::vector<std::string> overrides = line.texts("set");
-  if (line.has("data")) overrides.push_back("data.path=" + line.text("data"));
-  const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), overrides);
+  if (line.has("data")) overrides.push_back("data.path=" + line.path("data"));
+  const RunConfiguration configuration = read_run_configuration(line.path("CONFIG"), overrides);
   const Device device = choose_device(configuration.run.device);
   Communicator& ranks = world.communicator(device, configuration.transport);
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
@@ -140,7 +140,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   ExecutionResources resources(device, configuration.run.deterministic);
   ModelRunner runner(*options.model, runner_options(options, mesh.shape()), mesh, resources.execution());
   if (line.has("checkpoint")) {
-    const CheckpointReader checkpoint(find_checkpoint(line.text("checkpoint"), ranks));
+    const CheckpointReader checkpoint(find_checkpoint(line.path("checkpoint"), ranks));
     require_same_model(checkpoint, *options.model);
     checkpoint.verify(ranks);
     load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
@@ -155,7 +155,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
   double norm = 0.0;
   const StepLoss loss = runner.accumulate(batches, [&] { norm = optimizer.compute_gradient_norm(); });
-  write_gradients(line.text("output"), loss.loss_nats, runner.parameters(), resources.execution(),
+  write_gradients(line.path("output"), loss.loss_nats, runner.parameters(), resources.execution(),
                   world.communicator());
   if (ranks.rank() != 0) return ExitCode::done;
   if (line.has("json"))
@@ -163,7 +163,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
                 loss.targets);
   else
     std::printf("loss %.6f nats over %s targets, gradient norm %.6f -> %s\n", loss.loss_nats,
-                with_thousands(static_cast<std::int64_t>(loss.targets)).c_str(), norm, line.text("output").c_str());
+                with_thousands(static_cast<std::int64_t>(loss.targets)).c_str(), norm, line.path("output").c_str());
   return ExitCode::done;
 }
 

@@ -124,7 +124,7 @@ ExitCode run_inspect(const std::vector<std::string>& arguments, World& world) {
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
   if (world.size() > 1) throw UserError("inspect", "runs as one process", "start it without mpirun");
-  const Json result = inspect(line.text("PATH"));
+  const Json result = inspect(line.path("PATH"));
   if (line.has("json"))
     std::printf("%s\n", result.dump().c_str());
   else

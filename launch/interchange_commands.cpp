@@ -27,8 +27,8 @@ ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
   line.option("output", "the checkpoint to write", true);
   if (!line.parse(arguments)) return ExitCode::done;
   require_one_process("import", world);
-  import_hugging_face(line.text("hf"), line.text("output"));
-  std::printf("%s: imported from %s\n", line.text("output").c_str(), line.text("hf").c_str());
+  import_hugging_face(line.path("hf"), line.path("output"));
+  std::printf("%s: imported from %s\n", line.path("output").c_str(), line.path("hf").c_str());
   return ExitCode::done;
 }
 
@@ -49,9 +49,9 @@ ExitCode run_export(const std::vector<std::string>& arguments, World& world) {
   if (options.dtype != "stored" && options.dtype != "fp32" && options.dtype != "bf16")
     throw UserError("--dtype", "'" + options.dtype + "' is unknown", "use stored, fp32 or bf16");
   options.shard_bytes = line.integer("shard-bytes", options.shard_bytes, 1, std::int64_t{1} << 50);
-  const std::filesystem::path checkpoint = find_checkpoint(line.text("checkpoint"));
-  export_hugging_face(checkpoint, line.text("hf"), options);
-  std::printf("%s: exported from %s\n", line.text("hf").c_str(), checkpoint.c_str());
+  const std::filesystem::path checkpoint = find_checkpoint(line.path("checkpoint"));
+  export_hugging_face(checkpoint, line.path("hf"), options);
+  std::printf("%s: exported from %s\n", line.path("hf").c_str(), checkpoint.c_str());
   return ExitCode::done;
 }
 

@@ -47,10 +47,10 @@ ExitCode run_prepare(const std::vector<std::string>& arguments, World& world) {
   if (world.size() > 1) throw UserError("prepare", "runs as one process", "start it without mpirun");
 
   PrepareOptions options;
-  for (const std::string& path : line.texts("input")) options.inputs.emplace_back(path);
-  options.output = line.text("output");
+  for (const std::string& path : line.paths("input")) options.inputs.emplace_back(path);
+  options.output = line.path("output");
   options.tokenizer = tokenizer_kind(line.text("tokenizer", "sentencepiece"));
-  options.tokenizer_model = line.text("tokenizer-model");
+  options.tokenizer_model = line.path("tokenizer-model");
   for (const char* flag : {"tokenizer-model", "vocabulary", "tokenizer-sample-bytes"})
     if (options.tokenizer == TokenizerKind::bytes && line.has(flag))
       throw UserError(fmt::format("--{}", flag), "means nothing to --tokenizer bytes", "leave one of the two out");

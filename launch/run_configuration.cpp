@@ -74,7 +74,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
 }
 
 void bind_data(Schema& schema, DataConfig& data) {
-  schema.add("data.path", data.path, "Folder of a corpus made by `fulmen prepare`.");
+  schema.add_path("data.path", data.path, "Folder of a corpus made by `fulmen prepare`.");
   schema.require("data.path");
   schema.add("data.sequence_length", data.sequence_length, {1, std::int64_t{1} << 32}, "Tokens of a sample.");
   schema.add("data.shuffle", data.shuffle, "Samples in a keyed random order, another one each epoch.");
@@ -121,7 +121,7 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
   schema.add("checkpoint.keep", checkpoint.keep, {0, many}, "Newest checkpoints to keep; 0: all.");
   schema.add("checkpoint.async", checkpoint.async, "Write while training goes on.");
   schema.built_only_false("checkpoint.async", "asynchronous checkpoints");
-  schema.add("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
+  schema.add_path("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
   schema.add("run.seed", run.seed, {0, many}, "Of the initial weights and the order of samples.");
   schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda"}},
              "Where tensors live; auto: a GPU where there is one, one for each rank.");

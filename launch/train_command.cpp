@@ -82,8 +82,8 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   CommandLine line = command_line();
   if (!line.parse(arguments)) return ExitCode::done;
 
-  const RunConfiguration configuration = read_run_configuration(line.text("CONFIG"), line.texts("set"));
-  const ResumeWish wish = parse_resume_wish(line.text("resume"), line.text("rewind"));
+  const RunConfiguration configuration = read_run_configuration(line.path("CONFIG"), line.texts("set"));
+  const ResumeWish wish = parse_resume_wish(line.path("resume"), line.path("rewind"));
   const Device device = world.start_up().run("device", [&] { return choose_device(configuration.run.device); });
   TrainerOptions options = configuration.trainer_options(device);
   if (configuration.run.check_collectives) world.keep_order();

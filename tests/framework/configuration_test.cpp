@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include <gtest/gtest.h>
 
@@ -48,7 +49,7 @@ struct Configuration {
           "How the learning rate goes.");
     s.add("checkpoint.async", async, "Write checkpoints beside the training.");
     s.add("run.threads", threads, {1, 4096}, "Threads of each rank.");
-    s.add("run.directory", directory, "Where everything goes.");
+    s.add_path("run.directory", directory, "Where everything goes.");
     s.require("data.path");
     s.require("train.micro_batch");
     s.built_up_to("parallel.sequence", 1, "sequence parallelism comes later");
@@ -145,6 +146,15 @@ TEST(Configuration, IntegersAndNumbersInAllTheirForms) {
                    {std::string("train.optimizer.lr=") + wrong});
   }
   expect_refused(least, {"train.optimizer.eps", "0 is out of range", "above 0"}, {"train.optimizer.eps=0"});
+}
+
+TEST(Configuration, PathsKnowTheHomeFolder) {
+  const std::string home = std::getenv("HOME") == nullptr ? "" : std::getenv("HOME");
+  setenv("HOME", "/home/mara", 1);
+  EXPECT_EQ(with("run.directory=~/runs").directory, "/home/mara/runs");
+  EXPECT_EQ(with("model.preset=~/runs").preset, "~/runs") << "text that is no path";
+  expect_refused(std::string(least) + "run:\n  directory: ~noah\n", {"a.yaml:6", "run.directory", "~noah", "in full"});
+  if (!home.empty()) setenv("HOME", home.c_str(), 1);
 }
 
 TEST(Configuration, WrongTypesNameFileLineAndKey) {

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <string>
 
@@ -102,6 +103,19 @@ TEST(Files, WritableFolders) {
   expect_user_error([&] { ensure_writable_folder(folder / "file", "the run folder"); }, {"file", "the run folder"});
   expect_user_error([&] { ensure_writable_folder(folder / "file/below", "the run folder"); }, {"file/below"});
   expect_user_error([] { ensure_writable_folder("/proc/fulmen", "the corpus"); }, {"/proc/fulmen", "the corpus"});
+}
+
+TEST(Files, TheHomeFolder) {
+  const std::string home = std::getenv("HOME") == nullptr ? "" : std::getenv("HOME");
+  setenv("HOME", "/home/mara", 1);
+  EXPECT_EQ(expand_home("~/runs/a", "--output"), "/home/mara/runs/a");
+  EXPECT_EQ(expand_home("~", "--output"), "/home/mara");
+  for (const char* path : {"", "/a/~/b", "a~", "./~/x"}) EXPECT_EQ(expand_home(path, "--output"), path);
+  expect_user_error([] { expand_home("~noah/runs", "--output"); },
+                    {"--output", "~noah/runs", "in full", "./~noah/runs"});
+  unsetenv("HOME");
+  expect_user_error([] { expand_home("~/runs", "a.yaml:2"); }, {"a.yaml:2", "~/runs", "$HOME is not set"});
+  if (!home.empty()) setenv("HOME", home.c_str(), 1);
 }
 
 TEST(Files, FreeBytesOfAPlaceThatIsNotThereYet) {

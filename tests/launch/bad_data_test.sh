@@ -26,6 +26,14 @@ refuse 1 broken.jsonl 'JSON' -- prepare --input broken.jsonl --output new2 --tok
 refuse 1 corpus 'not empty' -- prepare --input corpus.txt --output corpus --tokenizer bytes
 refuse 1 vocabulary -- prepare --input corpus.txt --output new3 --vocabulary 200
 
+# The home folder, also where the shell leaves it.
+mkdir home
+HOME=$FOLDER/home succeed 1 prepare --input corpus.txt --output='~/corpus' --tokenizer bytes
+check 'a corpus at home' test -e home/corpus/manifest.yaml -a ! -e '~'
+HOME=$FOLDER/home succeed 1 train good.yaml --set train.steps=1 --set data.path='~/corpus' --set run.directory='~/run'
+check 'a run at home' test -e home/run/metrics.jsonl -a ! -e '~'
+refuse 1 --output '~noah' 'in full' -- prepare --input corpus.txt --output '~noah/corpus' --tokenizer bytes
+
 printf 'caf\xe9 and more text, again and again and again\n' >latin1.txt
 cat corpus.txt >>latin1.txt
 succeed 1 prepare --input latin1.txt --output latin1 --vocabulary 300
