@@ -1,23 +1,31 @@
 // zlib and Zstandard, streamed through one buffer of file bytes.
 #include "data/input_stream.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <cerrno>
-#include <cstdio>
+#include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
+#include "framework/descriptor.h"
 #include "framework/error.h"
+#include "framework/outside_files.h"
 
 namespace fulmen {
 
 namespace {
 
 constexpr std::size_t file_buffer_bytes = std::size_t{1} << 17;
+constexpr int largest_window_log = 31;  // the most that the zstd program makes: 2 GiB
 constexpr const char* copy_again = "copy or download the file again";
 
 bool is_gzip(std::span<const unsigned char> head) { return head.size() >= 2 && head[0] == 0x1f && head[1] == 0x8b; }
@@ -29,9 +37,26 @@ bool is_zstd(std::span<const unsigned char> head) {
   return (head[0] & 0xf0) == 0x50 && head[1] == 0x2a && head[2] == 0x4d && head[3] == 0x18;
 }
 
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
+constexpr std::array<std::pair<std::string_view, Compression>, 5> compression_endings{{{".gz", Compression::gzip},
+                                                                                       {".gzip", Compression::gzip},
+                                                                                       {".dz", Compression::gzip},
+                                                                                       {".zst", Compression::zstd},
+                                                                                       {".zstd", Compression::zstd}}};
+
+// "a.json" for "a.json-00001-of-00010".
+std::string without_share(const std::string& name) {
+  const auto digits_before = [&](std::size_t end) {
+    std::size_t begin = end;
+    while (begin > 0 && name[begin - 1] >= '0' && name[begin - 1] <= '9') --begin;
+    return begin;
+  };
+  constexpr std::string_view of = "-of-";
+  const std::size_t count = digits_before(name.size());
+  if (count == name.size() || !std::string_view(name).substr(0, count).ends_with(of)) return name;
+  const std::size_t number = digits_before(count - of.size());
+  if (number == count - of.size() || number == 0 || name[number - 1] != '-') return name;
+  return name.substr(0, number - 1);
+}
 
 class Inflater {
  public:
@@ -54,15 +79,20 @@ struct FreeDecompressor {
 
 }  // namespace
 
-Compression compression_of_name(const std::filesystem::path& path) {
-  const std::string extension = path.extension().string();
-  if (extension == ".gz" || extension == ".dz") return Compression::gzip;
-  return extension == ".zst" ? Compression::zstd : Compression::none;
+StoredName stored_name(const std::filesystem::path& path) {
+  std::string name = path.filename().string();
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  const std::string whole = without_share(name);
+  for (const auto& [ending, compression] : compression_endings)
+    if (whole.ends_with(ending)) return {compression, without_share(whole.substr(0, whole.size() - ending.size()))};
+  return {Compression::none, whole};
 }
 
 struct InputStream::State {
   std::filesystem::path path;
-  std::unique_ptr<std::FILE, CloseFile> file;
+  Descriptor file;
+  bool at_end = false;  // of the file
   Compression compression = Compression::none;
   std::vector<unsigned char> buffer = std::vector<unsigned char>(file_buffer_bytes);
   std::size_t used = 0, filled = 0;  // of the buffer
@@ -76,12 +106,11 @@ struct InputStream::State {
   }
 
   void open() {
-    file.reset(std::fopen(path.c_str(), "rbe"));
-    if (!file) fail("cannot be read: " + std::generic_category().message(errno), "check the path and its permissions");
+    file = open_regular_file(path);
     refill();
     const std::span<const unsigned char> head(buffer.data(), filled);
     compression = is_gzip(head) ? Compression::gzip : is_zstd(head) ? Compression::zstd : Compression::none;
-    const Compression named = compression_of_name(path);
+    const Compression named = stored_name(path).compression;
     if (named != Compression::none && named != compression) {
       fail(fmt::format("is named as {} data, but does not begin as such",
                        named == Compression::gzip ? "gzip" : "Zstandard"),
@@ -91,16 +120,23 @@ struct InputStream::State {
     if (compression == Compression::zstd) {
       decompressor.reset(ZSTD_createDStream());
       FULMEN_CHECK(decompressor != nullptr, "Zstandard does not start");
+      // By default it refuses windows above 128 MiB, which `zstd --long=28` and more make.
+      const std::size_t set = ZSTD_DCtx_setParameter(decompressor.get(), ZSTD_d_windowLogMax, largest_window_log);
+      FULMEN_CHECK(ZSTD_isError(set) == 0U, "Zstandard takes no window of 2^{}: {}", largest_window_log,
+                   ZSTD_getErrorName(set));
     }
   }
 
   // False at the end of the file.
   bool refill() {
     used = 0;
-    filled = std::fread(buffer.data(), 1, buffer.size(), file.get());
-    if (filled == 0 && std::ferror(file.get()) != 0) {
-      fail("cannot be read: " + std::generic_category().message(errno), "check that it is a file and the disk is well");
-    }
+    ssize_t got = 0;
+    do {
+      got = ::read(file.get(), buffer.data(), buffer.size());
+    } while (got < 0 && errno == EINTR);
+    if (got < 0) fail("cannot be read: " + std::generic_category().message(errno), "check the disk");
+    filled = static_cast<std::size_t>(got);
+    at_end = got == 0;
     file_bytes += static_cast<std::int64_t>(filled);
     return filled > 0;
   }
@@ -115,6 +151,17 @@ struct InputStream::State {
     fail(fmt::format("damaged {} data ({})", compression == Compression::gzip ? "gzip" : "Zstandard",
                      reason == nullptr ? "no reason given" : reason),
          copy_again);
+  }
+
+  [[noreturn]] void fail_zstd(std::size_t result) const {
+    switch (ZSTD_getErrorCode(result)) {
+      case ZSTD_error_frameParameter_windowTooLarge:
+        fail("was compressed with a window of more than 2 GiB", "compress it anew with zstd --long=31 or less");
+      case ZSTD_error_memory_allocation:
+        fail("was compressed with a window (zstd --long) that this machine has no memory for",
+             "compress it anew with a smaller one, or use a machine with more memory");
+      default: fail_damaged(ZSTD_getErrorName(result));
+    }
   }
 
   std::size_t read_plain(std::span<char> out) {
@@ -168,11 +215,11 @@ struct InputStream::State {
       ZSTD_inBuffer source{buffer.data(), filled, used};
       const std::size_t before = target.pos;
       const std::size_t result = ZSTD_decompressStream(decompressor.get(), &target, &source);
-      if (ZSTD_isError(result) != 0U) fail_damaged(ZSTD_getErrorName(result));
+      if (ZSTD_isError(result) != 0U) fail_zstd(result);
       const bool moved = target.pos > before || source.pos > used;
       used = source.pos;
       between_frames = result == 0;
-      if (!moved && used == filled && target.pos < target.size && std::feof(file.get()) != 0) fail_truncated();
+      if (!moved && used == filled && target.pos < target.size && at_end) fail_truncated();
     }
     return target.pos;
   }

@@ -6,14 +6,19 @@
 #include <filesystem>
 #include <memory>
 #include <span>
-#include <string_view>
+#include <string>
 
 namespace fulmen {
 
 enum class Compression { none, gzip, zstd };
 
-// What the file's name says: .gz and .dz, .zst, or none.
-Compression compression_of_name(const std::filesystem::path& path);
+// What a file's name says, in lower case: the compression by its ending (.gz, .gzip and .dz; .zst and .zstd), and the
+// name of what is compressed. The number of a share behind an ending (-00001-of-00010) is left out of it.
+struct StoredName {
+  Compression compression = Compression::none;
+  std::string content;
+};
+StoredName stored_name(const std::filesystem::path& path);
 
 class InputStream {
  public:

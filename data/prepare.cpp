@@ -19,6 +19,7 @@
 #include <fmt/format.h>
 
 #include "data/corpus_writer.h"
+#include "data/text_files.h"
 #include "data/text_source.h"
 #include "data/tokenizer.h"
 #include "data/tokenizer_training.h"
@@ -174,21 +175,26 @@ class OutputFolder {
 };
 
 struct Input {
-  std::vector<fs::path> files;
+  TextListing listing;
   std::int64_t bytes = 0;
   TextSourceOptions options;
+
+  TextSource open() const {
+    std::vector<fs::path> paths;
+    for (const TextFile& file : listing.files) paths.push_back(file.path);
+    return {std::move(paths), options};
+  }
 };
 
 Input find_input(const PrepareOptions& options) {
   if (options.inputs.empty())
     throw UserError("--input", "no file is given", "name at least one file or folder of text");
   Input input;
-  input.files = list_text_files(options.inputs);
   input.options = {options.json_field, parse_document_separator(options.document_separator)};
-  for (const fs::path& file : input.files) {
-    std::error_code error;
-    input.bytes += static_cast<std::int64_t>(fs::file_size(file, error));
-  }
+  input.listing = list_text_files(options.inputs);
+  for (const TextFile& file : input.listing.files) input.bytes += file.bytes;
+  if (!options.quiet) log_info("{}", describe_files(input.listing));
+  for (const std::string& warning : text_file_warnings(input.listing)) log_warning("{}", warning);
   return input;
 }
 
@@ -214,7 +220,7 @@ std::string train_model(const Input& input, const PrepareOptions& options) {
   SentenceSample sample(static_cast<std::size_t>(options.tokenizer_sample_bytes), options.seed);
   {
     Progress progress("reading a sample of the text", input.bytes, options.quiet);
-    TextSource source(input.files, input.options);
+    TextSource source = input.open();
     TextPiece piece;
     for (std::int64_t document = 0; source.next(piece); document += piece.ends_document ? 1 : 0) {
       if (!choice.holds_out(document)) sample.add(piece.text);
@@ -263,11 +269,15 @@ std::vector<TextPiece> read_block(TextSource& source) {
   return block;
 }
 
-// Returns the number of pieces with bytes that are not UTF-8.
-std::int64_t tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet, Output& output) {
+struct Tokenized {
+  std::int64_t pieces_not_utf8 = 0;  // pieces of text with bytes that are not UTF-8
+  std::int64_t blank_documents = 0;
+};
+
+Tokenized tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet, Output& output) {
   Progress progress("tokenising", input.bytes, quiet);
-  std::int64_t not_utf8 = 0;
-  TextSource source(input.files, input.options);
+  Tokenized result;
+  TextSource source = input.open();
   const auto threads = static_cast<std::size_t>(available_cores());
   std::deque<std::future<EncodedBlock>> pending;
   const auto write_first = [&] {
@@ -275,7 +285,7 @@ std::int64_t tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet
     pending.pop_front();
   };
   for (std::vector<TextPiece> block = read_block(source); !block.empty(); block = read_block(source)) {
-    not_utf8 += std::ranges::count_if(block, [](const TextPiece& piece) { return !is_utf8(piece.text); });
+    result.pieces_not_utf8 += std::ranges::count_if(block, [](const TextPiece& piece) { return !is_utf8(piece.text); });
     pending.push_back(std::async(std::launch::async,
                                  [&tokenizer, block = std::move(block)] { return encode_block(tokenizer, block); }));
     if (pending.size() > threads) write_first();
@@ -283,7 +293,27 @@ std::int64_t tokenize(const Input& input, const Tokenizer& tokenizer, bool quiet
   }
   while (!pending.empty()) write_first();
   progress.update(source.file_bytes_read(), with_thousands(output.documents()) + " documents");
-  return not_utf8;
+  result.blank_documents = source.blank_documents();
+  return result;
+}
+
+void warn_of(const Tokenized& tokenized, TokenizerKind kind) {
+  if (tokenized.pieces_not_utf8 > 0 && kind == TokenizerKind::sentencepiece)
+    log_warning(
+        "{} pieces of text hold bytes that are not UTF-8, which became U+FFFD: convert the text, or use --tokenizer "
+        "bytes",
+        with_thousands(tokenized.pieces_not_utf8));
+  if (tokenized.blank_documents > 0)
+    log_warning("{} documents of JSON lines hold nothing but white space and are left out",
+                with_thousands(tokenized.blank_documents));
+}
+
+PrepareSummary count_files(const TextListing& listing) {
+  PrepareSummary summary;
+  for (const TextFile& file : listing.files)
+    ++(file.kind == TextKind::plain ? summary.plain_files : summary.json_files);
+  summary.files_left_out = static_cast<std::int64_t>(listing.left_out.size());
+  return summary;
 }
 
 }  // namespace
@@ -294,15 +324,12 @@ PrepareSummary prepare_corpus(const PrepareOptions& options) {
   const Input input = find_input(options);
   OutputFolder folder(options.output);
   const std::unique_ptr<Tokenizer> tokenizer = provide_tokenizer(input, options);
-  PrepareSummary summary;
+  PrepareSummary summary = count_files(input.listing);
   {
     Output output(options.output, describe(*tokenizer, options.tokenizer), options);
-    const std::int64_t not_utf8 = tokenize(input, *tokenizer, options.quiet, output);
-    if (not_utf8 > 0 && options.tokenizer == TokenizerKind::sentencepiece)
-      log_warning(
-          "{} pieces of text hold bytes that are not UTF-8, which became U+FFFD: convert the text, or use --tokenizer "
-          "bytes",
-          with_thousands(not_utf8));
+    const Tokenized tokenized = tokenize(input, *tokenizer, options.quiet, output);
+    warn_of(tokenized, options.tokenizer);
+    summary.blank_documents = tokenized.blank_documents;
     if (options.holdout > 0.0 && options.tokenizer == TokenizerKind::sentencepiece) {
       write_text_atomically(options.output / "holdout" / model_name, read_text(options.output / model_name));
     }

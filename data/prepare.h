@@ -11,7 +11,7 @@
 namespace fulmen {
 
 struct PrepareOptions {
-  std::vector<std::filesystem::path> inputs;  // .txt, .jsonl, either with .gz, .dz or .zst; folders of them
+  std::vector<std::filesystem::path> inputs;  // files and folders, as list_text_files takes them
   std::filesystem::path output;
   TokenizerKind tokenizer = TokenizerKind::sentencepiece;
   std::filesystem::path tokenizer_model;  // an existing SentencePiece model; empty: train one on a sample of the input
@@ -26,13 +26,17 @@ struct PrepareOptions {
 };
 
 struct PrepareSummary {
+  std::int64_t plain_files = 0, json_files = 0;  // read as plain text, as JSON lines
+  std::int64_t files_left_out = 0;               // names, a folder for one
+  std::int64_t blank_documents = 0;              // of JSON lines, left out
   CorpusManifest train;
   CorpusManifest holdout;  // without shards when nothing was held out
   double seconds = 0.0;
 };
 
-// Writes output/ and, with a holdout, output/holdout/ (a corpus of its own). Throws UserError for unreadable or
-// malformed input (file and line), for input without any text, and when output holds something already.
+// Says in the log which files are read and which are left out. Writes output/ and, with a holdout, output/holdout/ (a
+// corpus of its own). Throws UserError for unreadable or malformed input (file and line), for input without any text,
+// and when output holds something already.
 PrepareSummary prepare_corpus(const PrepareOptions& options);
 
 }  // namespace fulmen

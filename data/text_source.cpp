@@ -1,8 +1,6 @@
 // Lines out of streams, documents out of lines.
 #include "data/text_source.h"
 
-#include <algorithm>
-#include <array>
 #include <cstring>
 #include <deque>
 #include <optional>
@@ -13,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/input_stream.h"
+#include "data/text_files.h"
 #include "framework/error.h"
 #include "framework/text.h"
 
@@ -25,24 +24,6 @@ namespace {
 constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // the most of a document at once
 constexpr std::size_t read_bytes = std::size_t{1} << 18;
 constexpr std::size_t json_line_bytes = std::size_t{1} << 28;  // a longer line is no document
-
-constexpr std::array<std::string_view, 3> json_extensions{".jsonl", ".ndjson", ".json"};
-// Endings of files that would be nonsense as text.
-constexpr std::array<std::string_view, 18> foreign_extensions{
-    ".bin", ".idx", ".h5", ".hdf5", ".parquet", ".arrow", ".npy",  ".tar",         ".tgz",
-    ".zip", ".7z",  ".xz", ".bz2",  ".lz4",     ".pdf",   ".docx", ".safetensors", ".model"};
-
-template <class Names>
-bool contains(const Names& names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-// The ending that says what the text is, behind that of a compression.
-std::string text_extension(const fs::path& path) {
-  return (compression_of_name(path) == Compression::none ? path : path.stem()).extension().string();
-}
-
-bool is_json_lines(const fs::path& path) { return contains(json_extensions, text_extension(path)); }
 
 bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n\v\f") == std::string_view::npos; }
 
@@ -57,7 +38,11 @@ std::size_t cut_between_characters(std::string_view text, std::size_t most) {
 // Lines of a stream without their ends. A line longer than `longest` comes in fragments.
 class LineReader {
  public:
-  LineReader(const fs::path& path, std::size_t longest) : stream_(path), longest_(longest) { skip_byte_order_mark(); }
+  LineReader(const fs::path& path, std::size_t longest) : stream_(path), longest_(longest) {
+    refill();
+    check_text_head(path, std::string_view(buffer_.data(), end_));
+    skip_byte_order_mark();
+  }
 
   struct Line {
     std::string_view text;  // valid until the next call
@@ -118,7 +103,6 @@ class LineReader {
   }
 
   void skip_byte_order_mark() {
-    refill();
     if (std::string_view(buffer_.data(), end_).starts_with("\xef\xbb\xbf")) begin_ = 3;
   }
 
@@ -143,10 +127,13 @@ class DocumentBuilder {
     text_ += text;
   }
 
-  void end() {
-    if (continued_ || !is_blank(text_)) emit(true);
+  // False when there was nothing but white space, which is no document.
+  bool end() {
+    const bool document = continued_ || !is_blank(text_);
+    if (document) emit(true);
     text_.clear();
     continued_ = false;
+    return document;
   }
 
   std::deque<TextPiece>& pieces() { return pieces_; }
@@ -181,8 +168,9 @@ std::string extract_document(std::string_view line, const std::string& field, co
   return std::move(found->get_ref<std::string&>());
 }
 
-// Feeds a whole document in parts that end behind a line, or between characters where a line is too long.
-void add_document(DocumentBuilder& builder, std::string_view text) {
+// Feeds a whole document in parts that end behind a line, or between characters where a line is too long. False for one
+// that is blank.
+bool add_document(DocumentBuilder& builder, std::string_view text) {
   while (text.size() > piece_bytes) {
     const std::size_t newline = text.rfind('\n', piece_bytes - 1);
     const std::size_t length =
@@ -191,35 +179,7 @@ void add_document(DocumentBuilder& builder, std::string_view text) {
     text.remove_prefix(length);
   }
   builder.add(text, false);
-  builder.end();
-}
-
-void check_kind(const fs::path& path) {
-  const std::string extension = path.extension().string();
-  for (const std::string& ending : {extension, text_extension(path)}) {
-    if (!contains(foreign_extensions, ending)) continue;
-    throw UserError(path.string(), fmt::format("a {} file cannot be read as text", ending),
-                    "give .txt or .jsonl files, plain or compressed with gzip or Zstandard");
-  }
-}
-
-std::vector<fs::path> walk(const fs::path& folder) {
-  std::vector<fs::path> found;
-  std::error_code error;
-  fs::recursive_directory_iterator entry(folder, fs::directory_options::follow_directory_symlink, error);
-  for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
-    const std::string extension = text_extension(entry->path());
-    if ((extension == ".txt" || extension == ".jsonl") && entry->is_regular_file()) found.push_back(entry->path());
-  }
-  if (error) {
-    throw UserError(folder.string(), "cannot be walked: " + error.message(), "check the folder and its permissions");
-  }
-  if (found.empty()) {
-    throw UserError(folder.string(), "holds no .txt or .jsonl files (plain, .gz, .dz or .zst)",
-                    "name the files one by one if their names end otherwise");
-  }
-  std::sort(found.begin(), found.end());
-  return found;
+  return builder.end();
 }
 
 }  // namespace
@@ -233,26 +193,6 @@ DocumentSeparator parse_document_separator(const std::string& name) {
                   nearest.empty() ? "choose blank-line, line or file" : fmt::format("did you mean '{}'?", nearest));
 }
 
-std::vector<fs::path> list_text_files(const std::vector<fs::path>& inputs) {
-  std::vector<fs::path> files;
-  for (const fs::path& input : inputs) {
-    std::error_code error;
-    const fs::file_status status = fs::status(input, error);
-    if (!fs::exists(status)) throw UserError(input.string(), "there is no such file or folder", "check the path");
-    if (fs::is_directory(status)) {
-      const std::vector<fs::path> found = walk(input);
-      files.insert(files.end(), found.begin(), found.end());
-    } else if (fs::is_regular_file(status)) {
-      check_kind(input);
-      files.push_back(input);
-    } else {
-      throw UserError(input.string(), "is neither a file nor a folder",
-                      "the input is read more than once: store it first");
-    }
-  }
-  return files;
-}
-
 struct TextSource::State {
   std::vector<fs::path> files;
   TextSourceOptions options;
@@ -261,13 +201,13 @@ struct TextSource::State {
   bool json = false;
   bool at_line_start = true;
   DocumentBuilder builder;
-  std::int64_t bytes_of_past_files = 0;
+  std::int64_t bytes_of_past_files = 0, blank_documents = 0;
 
   const fs::path& file() const { return files[next_file - 1]; }
 
   void open_next() {
     const fs::path& path = files[next_file++];
-    json = is_json_lines(path);
+    json = text_kind_of_name(path) == TextKind::json_lines;
     at_line_start = true;
     lines.emplace(path, json ? json_line_bytes : piece_bytes / 2);
   }
@@ -285,7 +225,8 @@ struct TextSource::State {
                       fmt::format("the line is longer than {}", human_bytes(static_cast<double>(json_line_bytes))),
                       "split the document into several lines");
     }
-    if (!is_blank(line.text)) add_document(builder, extract_document(line.text, options.json_field, where));
+    if (is_blank(line.text)) return;
+    if (!add_document(builder, extract_document(line.text, options.json_field, where))) ++blank_documents;
   }
 
   void take_text(const LineReader::Line& line) {
@@ -332,6 +273,8 @@ bool TextSource::next(TextPiece& piece) {
   state_->builder.pieces().pop_front();
   return true;
 }
+
+std::int64_t TextSource::blank_documents() const { return state_->blank_documents; }
 
 std::int64_t TextSource::file_bytes_read() const {
   return state_->bytes_of_past_files + (state_->lines ? state_->lines->file_bytes_read() : 0);

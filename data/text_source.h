@@ -25,15 +25,9 @@ struct TextSourceOptions {
   DocumentSeparator separator = DocumentSeparator::blank_line;  // of plain text
 };
 
-// The files meant by `inputs`, folders walked in alphabetical order for .txt and .jsonl, each plain or with .gz, .dz or
-// .zst. A file that is named itself may have any name: it is taken for plain text unless that ends in .jsonl, .ndjson
-// or .json. Throws UserError for a path that does not exist, a folder without such files, or a kind of file that holds
-// no text.
-std::vector<std::filesystem::path> list_text_files(const std::vector<std::filesystem::path>& inputs);
-
-// Plain text: lines joined by `\n` (`\r\n` is one line end), the last line end and empty lines before the first left
-// out; a blank line may hold white space. Documents of nothing but white space are skipped. Bytes that are not UTF-8
-// are handed on as they are.
+// Reads files by the kinds that their names say (data/text_files.h). Plain text: lines joined by `\n` (`\r\n` is one
+// line end), the last line end and empty lines before the first left out; a blank line may hold white space. Documents
+// of nothing but white space are skipped. Bytes that are not UTF-8 are handed on as they are.
 class TextSource {
  public:
   TextSource(std::vector<std::filesystem::path> files, TextSourceOptions options);
@@ -41,8 +35,10 @@ class TextSource {
   TextSource(TextSource&&) noexcept;
 
   // False at the end of the last file. Throws UserError for a line that is not a JSON object with that field (file and
-  // line), for damaged or truncated compressed data, and for unreadable files.
+  // line), for damaged or truncated compressed data, for what is not UTF-8 text (check_text_head), and for unreadable
+  // files.
   bool next(TextPiece& piece);
+  std::int64_t blank_documents() const;  // of JSON lines, skipped so far
   std::int64_t file_bytes_read() const;  // of all files so far, as they are stored
 
  private:

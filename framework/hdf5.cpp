@@ -213,6 +213,7 @@ File File::open(const fs::path& path) {
     const std::string detail = fmt::format(" (HDF5: {})", why);
     if (why.find("truncated") != std::string::npos) throw UserError(where, "the file is truncated" + detail, restore);
     if (why.find("signature") != std::string::npos) {
+      open_regular_file(path);  // says so of a pointer in place of the file
       throw UserError(where, "is not an HDF5 file" + detail, "check the path");
     }
     throw UserError(where, "cannot be opened as an HDF5 file" + detail,

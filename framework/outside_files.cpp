@@ -3,8 +3,10 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <system_error>
 
@@ -38,6 +40,18 @@ void require_regular(const fs::path& path, const struct stat& status) {
                   "check the path and its permissions");
 }
 
+// What version control leaves in place of a large file's content must not be taken for damage.
+void refuse_pointer(const fs::path& path, std::string_view head) {
+  if (head.starts_with("version https://git-lfs.github.com/spec/")) {
+    throw UserError(path.string(), "is a Git LFS pointer, not the file that it stands for",
+                    "fetch the content with 'git lfs pull', or download the file");
+  }
+  if (head.starts_with("/annex/objects/")) {
+    throw UserError(path.string(), "is a git-annex pointer, not the file that it stands for",
+                    "fetch the content with 'git annex get', or download the file");
+  }
+}
+
 }  // namespace
 
 std::string file_name_problem(std::string_view name) {
@@ -63,6 +77,10 @@ Descriptor open_regular_file(const fs::path& path) {
   struct stat status {};
   if (file.get() < 0 || ::fstat(file.get(), &status) != 0) throw_unreadable(path);
   require_regular(path, status);
+  std::array<char, 64> head;
+  const ssize_t got = ::pread(file.get(), head.data(), head.size(), 0);
+  if (got < 0) throw_unreadable(path);
+  refuse_pointer(path, {head.data(), static_cast<std::size_t>(got)});
   return file;
 }
 

@@ -18,7 +18,8 @@ std::string file_name_problem(std::string_view name);
 // device are refused without being opened.
 void require_regular_file(const std::filesystem::path& path);
 
-// Opens an ordinary file for reading; nothing else is waited for. Throws UserError.
+// Opens an ordinary file for reading; nothing else is waited for. Throws UserError, also for the pointer that Git LFS
+// or git-annex leaves in place of a file's content.
 Descriptor open_regular_file(const std::filesystem::path& path);
 
 }  // namespace fulmen

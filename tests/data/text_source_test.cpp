@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "data/input_stream.h"
+#include "data/text_files.h"
 #include "tests/data/corpus_fixture.h"
 #include "tests/framework/expect_error.h"
 #include "tests/framework/temporary_folder.h"
@@ -53,6 +54,17 @@ std::string zstd(const std::string& text) {
   return out;
 }
 
+// One frame of a stream of unknown length, with a window of 2^log bytes: as `zstd --long=log` makes of a pipe.
+std::string zstd_with_window(const std::string& text, int log) {
+  // The magic number; a descriptor with neither size nor checksum; the window; one raw block, which is the last.
+  std::string frame = "\x28\xb5\x2f\xfd";
+  frame += '\0';
+  frame += static_cast<char>((log - 10) << 3);
+  const std::size_t header = text.size() << 3 | 1;
+  for (int byte = 0; byte < 3; ++byte) frame += static_cast<char>(header >> (8 * byte) & 0xff);
+  return frame + text;
+}
+
 // Bytes that do not compress away, as lines.
 std::string random_lines(std::size_t bytes) {
   std::string text;
@@ -66,7 +78,9 @@ std::string random_lines(std::size_t bytes) {
 class Source : public ::testing::Test {
  protected:
   std::vector<std::string> documents(const std::vector<fs::path>& inputs, const TextSourceOptions& options = {}) {
-    TextSource source(list_text_files(inputs), options);
+    std::vector<fs::path> files;
+    for (const TextFile& file : list_text_files(inputs).files) files.push_back(file.path);
+    TextSource source(std::move(files), options);
     std::vector<std::string> found;
     bool continues = false;
     for (TextPiece piece; source.next(piece);) {
@@ -126,7 +140,7 @@ TEST_F(Source, NothingInIt) {
 }
 
 TEST_F(Source, BytesThatAreNotUtf8) {
-  const std::string odd("\xff\xfe \x80 ok\0nul \xc3", 13);
+  const std::string odd("\xfe\xfe \x80 ok\0nul \xc3", 13);
   EXPECT_EQ(of("a.txt", odd + "\n"), (Texts{odd}));
 }
 
@@ -179,6 +193,23 @@ TEST_F(Source, SeveralMembersAndFrames) {
   EXPECT_EQ(of("a.txt.zst", skippable + zstd(a + b) + skippable + zstd(c), whole), expected);
 }
 
+TEST_F(Source, LongZstdWindows) {
+  for (const int log : {27, 28, 31})
+    EXPECT_EQ(of("a.txt.zst", zstd_with_window("words\n", log)), (Texts{"words"})) << log;
+  expect_refused("a.txt.zst", zstd_with_window("words\n", 32), {"window of more than 2 GiB", "--long=31"});
+}
+
+TEST_F(Source, BlankDocumentsAreCounted) {
+  write_file(folder_ / "a.jsonl", R"({"text": ""})"
+                                  "\n\n"
+                                  R"({"text": " \n"})"
+                                  "\n"
+                                  R"({"text": "x"})");
+  TextSource source({folder_ / "a.jsonl"}, {});
+  for (TextPiece piece; source.next(piece);) EXPECT_EQ(piece.text, "x");
+  EXPECT_EQ(source.blank_documents(), 2);
+}
+
 TEST_F(Source, TruncatedOrDamaged) {
   const std::string text = random_lines(500'000);
   for (const auto& [name, data] :
@@ -202,7 +233,7 @@ TEST_F(Source, FilesThatAreNoText) {
   expect_user_error([&] { list_text_files({folder_ / "nowhere.txt"}); }, {"nowhere.txt", "no such file"});
   fs::create_directories(folder_ / "empty");
   write_file(folder_ / "empty" / "notes.md", "x");
-  expect_user_error([&] { list_text_files({folder_ / "empty"}); }, {"empty", "no .txt or .jsonl"});
+  expect_user_error([&] { list_text_files({folder_ / "empty"}); }, {"empty", "no .txt, .jsonl"});
   expect_user_error([&] { list_text_files({"/dev/null"}); }, {"/dev/null", "neither a file nor a folder"});
 }
 

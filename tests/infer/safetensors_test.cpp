@@ -264,6 +264,8 @@ TEST(Safetensors, LengthsThatCannotBe) {
   expect_mentions(refusal_of("short"), {"5 bytes"});
   expect_mentions(refusal_of(std::string(64, '\xff')), {"no safetensors file"});
   expect_mentions(refusal_of(std::string(64, '\0')), {"no safetensors file"});
+  expect_mentions(refusal_of("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+                  {"Git LFS pointer", "git lfs pull"});
 }
 
 TEST(Safetensors, HeadersThatAreNoHeaders) {

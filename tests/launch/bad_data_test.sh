@@ -26,6 +26,24 @@ refuse 1 broken.jsonl 'JSON' -- prepare --input broken.jsonl --output new2 --tok
 refuse 1 corpus 'not empty' -- prepare --input corpus.txt --output corpus --tokenizer bytes
 refuse 1 vocabulary -- prepare --input corpus.txt --output new3 --vocabulary 200
 
+# Input that would be misread or passed over is refused or told of.
+iconv -f UTF-8 -t UTF-16 corpus.txt >utf16.txt
+refuse 1 utf16.txt UTF-16 iconv -- prepare --input utf16.txt --output new4 --tokenizer bytes
+refuse 1 utf16.txt UTF-16 iconv -- prepare --input utf16.txt --output new4 --vocabulary 300
+mkdir mixed && cp corpus.txt mixed/a.txt && echo '{"text": "abc"}' >mixed/b.JSONL && echo '{"text": " "}' >>mixed/b.JSONL
+touch mixed/notes.md mixed/.hidden && ln -s ../mixed mixed/loop && ln -s a.txt mixed/c.txt
+succeed 1 prepare --input mixed --output mixed_corpus --tokenizer bytes --json
+check 'what was read' grep -q 'input: 1 files of plain text, 1 of JSON lines' err
+check 'and counted' grep -q '"input":{"plain_files":1,"json_files":1,"left_out":4,"blank_documents":1}' out
+for words in 'not named as text.*mixed/notes.md' 'hidden.*mixed/.hidden' 'another name.*mixed/c.txt (as mixed/a.txt)' \
+  '1 documents of JSON lines.*left out'; do
+  check "it is said: $words" grep -q "$words" err
+done
+ln -s /nonexistent/text.jsonl mixed/gone.jsonl
+refuse 1 mixed/gone.jsonl 'a link to /nonexistent/text.jsonl' -- prepare --input mixed --output new5 --tokenizer bytes
+refuse 1 --vocabulary --tokenizer-model -- prepare --input corpus.txt --output new6 --tokenizer-model x --vocabulary 300
+refuse 1 --tokenizer-sample-bytes -- prepare --input corpus.txt --output new6 --tokenizer-model x --tokenizer-sample-bytes 9
+
 # The home folder, also where the shell leaves it.
 mkdir home
 HOME=$FOLDER/home succeed 1 prepare --input corpus.txt --output='~/corpus' --tokenizer bytes
