@@ -28,6 +28,12 @@ struct TensorPiece {
   std::function<void(void* host)> to_host = {};
 };
 
+// How text became the tokens that it was trained on, as far as that is known.
+struct TokenizerRecord {
+  std::string kind = {};                             // sentencepiece, bytes or none; empty: not known
+  std::optional<std::int64_t> end_of_document = {};  // the token that ends a document
+};
+
 struct CheckpointDescription {
   std::int64_t step = 0;     // updates done
   std::int64_t tokens = 0;   // consumed
@@ -36,6 +42,7 @@ struct CheckpointDescription {
       model;                  // what makes it this model: family, variant, layers, hidden, ... as YAML scalars
   std::string configuration;  // the resolved configuration, YAML; may be empty (imported)
   std::string corpus = {};    // identity of what it was trained on; empty where that is not known
+  TokenizerRecord tokenizer = {};
 };
 
 // Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set): every rank

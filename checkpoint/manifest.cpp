@@ -112,6 +112,16 @@ std::map<std::string, std::string> parse_model(const YAML::Node& node, const fs:
   return model;
 }
 
+TokenizerRecord parse_tokenizer(const YAML::Node& node, const fs::path& path) {
+  if (!node.IsMap()) refuse(path, "its key 'tokenizer' is not a map: the manifest is damaged");
+  TokenizerRecord tokenizer{scalar<std::string>(node, "kind", path)};
+  if (tokenizer.kind != "sentencepiece" && tokenizer.kind != "bytes" && tokenizer.kind != "none")
+    refuse(path, fmt::format("has a tokeniser of the unknown kind '{}'", tokenizer.kind),
+           "use the Fulmen that wrote it, or a newer one");
+  if (node["end_of_document"]) tokenizer.end_of_document = count(node, "end_of_document", path);
+  return tokenizer;
+}
+
 // The text goes in as it is, a level deeper, so that what a person reads is what the run echoed.
 std::string indented(std::string text) {
   while (text.ends_with('\n')) text.pop_back();
@@ -130,6 +140,12 @@ std::string emit_head(const CheckpointDescription& description) {
   out << YAML::Key << "samples" << YAML::Value << description.samples;
   if (!description.corpus.empty())
     out << YAML::Key << "corpus" << YAML::Value << YAML::DoubleQuoted << description.corpus;
+  if (const TokenizerRecord& tokenizer = description.tokenizer; !tokenizer.kind.empty()) {
+    out << YAML::Key << "tokenizer" << YAML::Value << YAML::Flow << YAML::BeginMap;
+    out << YAML::Key << "kind" << YAML::Value << tokenizer.kind;
+    if (tokenizer.end_of_document) out << YAML::Key << "end_of_document" << YAML::Value << *tokenizer.end_of_document;
+    out << YAML::EndMap;
+  }
   out << YAML::Key << "model" << YAML::Value << YAML::BeginMap;
   for (const auto& [key, value] : description.model) {
     out << YAML::Key << key << YAML::Value;
@@ -196,6 +212,7 @@ CheckpointManifest read_manifest(const fs::path& folder) {
   description.tokens = count(root, "tokens", path);
   description.samples = count(root, "samples", path);
   if (root["corpus"]) description.corpus = scalar<std::string>(root, "corpus", path);
+  if (root["tokenizer"]) description.tokenizer = parse_tokenizer(root["tokenizer"], path);
   description.model = parse_model(member(root, "model", path), path);
   const YAML::Node configuration = member(root, "configuration", path);
   if (!configuration.IsMap()) refuse(path, "its key 'configuration' is not a map: the manifest is damaged");

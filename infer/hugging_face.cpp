@@ -6,6 +6,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/parameters.h"
+#include "data/tokenizer.h"
 #include "framework/files.h"
 #include "infer/safetensors_folder.h"
 #include "model/stage.h"
@@ -72,6 +73,14 @@ void check_tied_head(const SafetensorsFolder& source) {
   });
 }
 
+// The record of a checkpoint; of an older one, or an import, what the file of its tokeniser says.
+TokenizerRecord tokenizer_of(const CheckpointReader& checkpoint, std::int64_t vocabulary) {
+  TokenizerRecord tokenizer = checkpoint.description().tokenizer;
+  const auto file = checkpoint.tokenizer_file();
+  if (!tokenizer.kind.empty() || !file) return tokenizer;
+  return {"sentencepiece", make_tokenizer(TokenizerKind::sentencepiece, *file, vocabulary)->end_of_document()};
+}
+
 std::string safetensors_dtype_for(const std::string& name, DType stored, const std::string& wanted) {
   if (wanted == "stored") return safetensors_dtype(stored);
   if (wanted == "fp32" || name.ends_with("lrpe.theta")) return "F32";
@@ -103,7 +112,10 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
   description.model = config->identity();
   SaveOptions options;
   options.exact_folder = true;
-  if (std::filesystem::exists(folder / tokenizer_name)) options.extra_files.push_back(folder / tokenizer_name);
+  if (std::filesystem::exists(folder / tokenizer_name)) {
+    options.extra_files.push_back(folder / tokenizer_name);
+    description.tokenizer = {"sentencepiece", read_hugging_face_eos(folder / "config.json", config->vocabulary)};
+  }
   save_checkpoint(checkpoint, description,
                   pieces_to_save(parameters, parameters.flat_weights(), "parameters/", resources.execution()), *self,
                   options);
@@ -127,9 +139,11 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
   tensors.push_back({head_name, tensors.front().dtype, tensors.front().shape});
 
   const std::string dtype = tensors.front().dtype;
-  const std::string config_json = hugging_face_config(*config, dtype == "BF16"  ? "bfloat16"
-                                                               : dtype == "F64" ? "float64"
-                                                                                : "float32");
+  const std::string config_json = hugging_face_config(*config,
+                                                      dtype == "BF16"  ? "bfloat16"
+                                                      : dtype == "F64" ? "float64"
+                                                                       : "float32",
+                                                      tokenizer_of(source, config->vocabulary));
   SafetensorsFolderWriter writer(folder, tensors, {{"format", "pt"}}, options.shard_bytes);
   for (const SafetensorsTensor& tensor : tensors) {
     const std::string stored = tensor.name == head_name ? embedding_name : tensor.name;

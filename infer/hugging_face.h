@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "checkpoint/checkpoint.h"
 #include "model/model_config.h"
 
 namespace fulmen {
@@ -14,8 +16,12 @@ namespace fulmen {
 // UserError for a kind that no family has, and naming the key that is missing, malformed, or asks for something else
 // than the family's models have (another norm or activation, biases, an untied or unscaled embedding).
 std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesystem::path& path);
-// The text of a `config.json`; torch_dtype such as "bfloat16". Throws UserError for a model that cannot be said in it.
-std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype);
+// The tokeniser's end of a document that a `config.json` names, if it does. Throws UserError for one that is no token.
+std::optional<std::int64_t> read_hugging_face_eos(const std::filesystem::path& path, std::int64_t vocabulary);
+// The text of a `config.json`; torch_dtype such as "bfloat16". Tokens that the tokeniser does not have, or that are not
+// known, are null. Throws UserError for a model that cannot be said in it.
+std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype,
+                                const TokenizerRecord& tokenizer = {});
 
 // Turns a folder with config.json and model.safetensors (or shards with an index), and perhaps tokenizer.model, into a
 // checkpoint of step 0 at exactly `checkpoint`. lm_head.weight may be absent; where it is present it must equal the

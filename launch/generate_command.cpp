@@ -22,6 +22,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointReader& checkpoint, cons
                                         std::int64_t vocabulary) {
   if (kind == "bytes") return make_tokenizer(TokenizerKind::bytes, {}, vocabulary);
   if (kind != "auto") throw UserError("--tokenizer", "'" + kind + "' is unknown", "use auto or bytes");
+  if (checkpoint.description().tokenizer.kind == "bytes") return make_tokenizer(TokenizerKind::bytes, {}, vocabulary);
   if (const auto file = checkpoint.tokenizer_file())
     return make_tokenizer(TokenizerKind::sentencepiece, *file, vocabulary);
   return make_tokenizer(TokenizerKind::none, {}, vocabulary);

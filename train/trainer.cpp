@@ -65,7 +65,7 @@ class Trainer {
   bool leader_;
   std::filesystem::path folder_, checkpoints_;
   std::filesystem::path tokenizer_;  // empty for none
-  std::string corpus_;               // its identity
+  TrainingCorpus corpus_;
   std::int64_t steps_;
   ModelRunner runner_;
   Optimizer optimizer_;
@@ -104,7 +104,7 @@ bool Trainer::resumes_own_checkpoint() {
 // What saving needs of it, so that later saves do not depend on its being there.
 void Trainer::remember_corpus() {
   const CorpusManifest corpus = read_corpus_manifest(options_.data.path);
-  corpus_ = corpus_identity(corpus);
+  corpus_ = {corpus_identity(corpus), {std::string(name_of(corpus.tokenizer)), corpus.end_of_document}};
   const std::string& name = corpus.tokenizer_file;
   if (name.empty()) return;
   // Whatever the corpus calls it: no name from outside in the run's folder.

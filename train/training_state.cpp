@@ -18,13 +18,14 @@ std::filesystem::path save_training_state(const std::filesystem::path& root, con
                                           const std::string& configuration, const TrainingProgress& progress,
                                           const ModelRunner& runner, const Optimizer& optimizer,
                                           const std::vector<std::filesystem::path>& extra_files, Communicator& world,
-                                          const std::string& corpus) {
+                                          const TrainingCorpus& corpus) {
   CheckpointDescription description;
   description.step = progress.step;
   description.samples = progress.samples;
   description.tokens = progress.tokens;
   description.model = model.identity();
-  description.corpus = corpus;
+  description.corpus = corpus.identity;
+  description.tokenizer = corpus.tokenizer;
   description.configuration = configuration;
   const ParameterStore& parameters = runner.parameters();
   const Execution& execution = runner.execution();

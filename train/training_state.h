@@ -18,12 +18,18 @@ struct TrainingProgress {
   std::int64_t tokens = 0;   // consumed
 };
 
+// The corpus that a run is trained on, as its checkpoints describe it.
+struct TrainingCorpus {
+  std::string identity = {};  // empty where it is not known
+  TokenizerRecord tokenizer = {};
+};
+
 // Saves under root/step-XXXXXXXX: the master weights, whatever the model computes in, and the moments. Collective.
 std::filesystem::path save_training_state(const std::filesystem::path& root, const ModelConfig& model,
                                           const std::string& configuration, const TrainingProgress& progress,
                                           const ModelRunner& runner, const Optimizer& optimizer,
                                           const std::vector<std::filesystem::path>& extra_files, Communicator& world,
-                                          const std::string& corpus = {});
+                                          const TrainingCorpus& corpus = {});
 
 // Sets the master weights, and the model's from them, to their initial values. Collective.
 void initialize_training_state(std::uint64_t seed, ModelRunner& runner, Optimizer& optimizer);

@@ -26,6 +26,19 @@ const HuggingFaceAdapter& adapter_for(const ConfigReader& config) {
   refuse(config, fmt::format("architectures is {}, which is not known", config.value("architectures").dump()));
 }
 
+// Padding and the beginning of a text are as SentencePiece has them.
+std::string with_tokens(const std::string& config, const TokenizerRecord& tokenizer) {
+  auto json = nlohmann::ordered_json::parse(config);
+  const bool pieces = tokenizer.kind == "sentencepiece";
+  const auto set = [&](const char* key, std::optional<std::int64_t> id) {
+    json[key] = id ? nlohmann::ordered_json(*id) : nlohmann::ordered_json();
+  };
+  set("pad_token_id", pieces ? std::optional<std::int64_t>(0) : std::nullopt);
+  set("bos_token_id", pieces ? std::optional<std::int64_t>(1) : std::nullopt);
+  set("eos_token_id", tokenizer.end_of_document);
+  return json.dump(2) + "\n";
+}
+
 }  // namespace
 
 const std::vector<HuggingFaceAdapter>& hugging_face_adapters() {
@@ -40,9 +53,19 @@ std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesyste
   return model;
 }
 
-std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype) {
+std::optional<std::int64_t> read_hugging_face_eos(const std::filesystem::path& path, std::int64_t vocabulary) {
+  const ConfigReader config(path);
+  if (!config.has("eos_token_id")) return std::nullopt;
+  const std::int64_t id = config.integer("eos_token_id");
+  if (id < 0 || id >= vocabulary)
+    throw UserError(config.where(), fmt::format("eos_token_id {} is no token of a vocabulary of {}", id, vocabulary));
+  return id;
+}
+
+std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype,
+                                const TokenizerRecord& tokenizer) {
   for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
-    if (adapter.family == config.family()) return adapter.write(config, torch_dtype);
+    if (adapter.family == config.family()) return with_tokens(adapter.write(config, torch_dtype), tokenizer);
   throw UserError("export", fmt::format("models of the family {} have no config.json", config.family()));
 }
 

@@ -40,6 +40,7 @@ TEST(Manifest, RoundTrip) {
                            {"colon", "a: b"}},
                           "run:\n  name: \"0123\"\n  note: 'x: y'\nlist: [1, 2]\n"};
   manifest.files = {{"parameters.h5", 123, "8f4e1c02a7b93d56"}, {"shard-00000.h5", 1ULL << 40, "0000000000000001"}};
+  manifest.description.tokenizer = {"bytes", 256};
   write_manifest(folder.path(), manifest);
   EXPECT_NE(read_text(folder.path() / manifest_file).find("lrpe_layers: [0, 1]"), std::string::npos);
   const CheckpointManifest back = read_manifest(folder.path());
@@ -47,6 +48,8 @@ TEST(Manifest, RoundTrip) {
   EXPECT_EQ(back.description.tokens, 1'000'000'000'000);
   EXPECT_EQ(back.description.samples, 123456);
   EXPECT_EQ(back.description.model, manifest.description.model);
+  EXPECT_EQ(back.description.tokenizer.kind, "bytes");
+  EXPECT_EQ(back.description.tokenizer.end_of_document, 256);
   ASSERT_EQ(back.files.size(), 2U);
   EXPECT_EQ(back.files[1].file, "shard-00000.h5");
   EXPECT_EQ(back.files[1].bytes, 1ULL << 40);

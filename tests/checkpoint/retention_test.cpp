@@ -21,6 +21,15 @@ TEST(Retention, TheNewestIsByStepNotByNameOrTime) {
   EXPECT_EQ(find_checkpoint(root.path() / "step-00000900"), root.path() / "step-00000900");
 }
 
+TEST(Retention, ARunsFolderStandsForItsCheckpoints) {
+  const TemporaryFolder run;
+  save_alone(run.path() / "checkpoints", 7, 1);
+  EXPECT_EQ(find_checkpoint(run.path()), run.path() / "checkpoints" / "step-00000007");
+  fs::remove(run.path() / "checkpoints" / "step-00000007" / manifest_file);
+  expect_mentions(message_of<UserError>([&] { find_checkpoint(run.path()); }),
+                  {"no valid checkpoint", "step-00000007", "no manifest.yaml"});
+}
+
 TEST(Retention, BrokenOnesAreSkippedAndNamed) {
   const TemporaryFolder root;
   const fs::path good = save_alone(root.path(), 1, 1);

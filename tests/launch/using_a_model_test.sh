@@ -76,9 +76,33 @@ check 'the imported model says the same' test "$("$FULMEN_HERE" generate --check
 check 'the same weights' "$HELPERS/compare_tensors" imported/parameters.h5 /parameters \
   "$(echo run/checkpoints/step-*)/parameters.h5" /parameters 0
 
+# The end of a document is the tokeniser's own, there and back; a run's folder stands for its checkpoints.
+check 'SentencePiece ends documents with 2' grep -Eq '"eos_token_id": 2,?$' exported/config.json
+make_byte_corpus letters 200
+make_configuration letters.yaml letters
+succeed 1 train letters.yaml --set run.directory=letters-run --set train.steps=1
+succeed 1 generate --checkpoint letters-run --prompt 'The ship' --tokens 5 --json
+check 'bytes are found without a flag' grep -q '"prompt_tokens":\[84,104,101,32,115,104,105,112\]' out
+succeed 1 eval --checkpoint letters-run --data letters --json
+check 'of the newest checkpoint' grep -q '"step":1' out
+succeed 1 export --checkpoint letters-run --hf letters-exported
+check 'bytes end documents with 256' grep -Eq '"eos_token_id": 256,?$' letters-exported/config.json
+check 'and have no other such token' test "$(grep -c '"[bp][oa][sd]_token_id": null,' letters-exported/config.json)" = 2
+
+# Names never steer the terminal.
+strange=$'import\e[2J\x9b\r'
+cp -r imported "$strange"
+succeed 1 inspect "$strange"
+check 'a name is shown as numbers' grep -qF 'folder: import\x1b[2J\x9b\x0d' out
+rm "$strange/manifest.yaml"
+refuse 1 'import\\x1b\[2J' -- eval --checkpoint "$strange" --data letters
+check 'in messages, too' test "$(cat out err | tr -d '\n\t' | grep -ac '[[:cntrl:]]')" = 0
+
 # Training goes on from the imported weights as from step 0, with a schedule of its own.
 succeed 1 train model.yaml --resume imported --set run.directory=tuned --set train.steps=3
 check 'steps from 1' diff <(json tuned/metrics.jsonl step) <(seq 3)
+succeed 1 train model.yaml --resume imported --set run.directory=tuned --set train.steps=3
+check 'the same command does not begin again' grep -q 'nothing is left to do: the run is at step 3 of 3' err
 check 'from where the weights were' awk -v first="$(json tuned/metrics.jsonl loss_nats | head -n 1)" \
   -v last="$(json run/metrics.jsonl loss_nats | tail -n 1)" 'BEGIN { exit !(first < 1.5 * last) }'
 
