@@ -8,7 +8,10 @@ namespace fulmen {
 
 namespace {
 
-std::string compose(const std::string& where, const std::string& what, const std::string& remedy) {
+// The place, often a file's name, is one line, whatever the name.
+std::string compose(std::string where, const std::string& what, const std::string& remedy) {
+  for (std::size_t at = where.find('\n'); at != std::string::npos; at = where.find('\n', at))
+    where.replace(at, 1, "\\n");
   return fmt::format("{}{}{}{}{}", where, where.empty() ? "" : ": ", what, remedy.empty() ? "" : "\n  -> ", remedy);
 }
 

@@ -11,6 +11,8 @@
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
+#include "framework/text.h"
+
 namespace fulmen {
 
 namespace {
@@ -51,7 +53,8 @@ void configure_logging(int rank, int ranks, LogLevel level) {
 }
 
 void log_line(LogLevel level, std::string_view text) {
-  logger().log(spdlog_level(level), spdlog::string_view_t(text.data(), text.size()));
+  const std::string shown = printable(text);
+  logger().log(spdlog_level(level), spdlog::string_view_t(shown.data(), shown.size()));
 }
 
 }  // namespace fulmen

@@ -97,7 +97,7 @@ Json inspect(const std::filesystem::path& path) {
 
 void print(const Json& value, int indent) {
   for (const auto& [key, item] : value.items()) {
-    std::printf("%*s%s:", indent, "", key.c_str());
+    std::printf("%*s%s:", indent, "", printable(key).c_str());
     if (item.is_object() && !item.contains("dtype")) {
       std::printf("\n");
       print(item, indent + 2);
@@ -108,7 +108,7 @@ void print(const Json& value, int indent) {
         std::printf("\n");
       }
     } else {
-      std::printf(" %s\n", item.is_string() ? item.get<std::string>().c_str() : item.dump().c_str());
+      std::printf(" %s\n", printable(item.is_string() ? item.get<std::string>() : item.dump()).c_str());
     }
   }
 }

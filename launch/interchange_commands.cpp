@@ -28,7 +28,7 @@ ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
   if (!line.parse(arguments)) return ExitCode::done;
   require_one_process("import", world);
   import_hugging_face(line.path("hf"), line.path("output"));
-  std::printf("%s: imported from %s\n", line.path("output").c_str(), line.path("hf").c_str());
+  std::printf("%s: imported from %s\n", printable(line.path("output")).c_str(), printable(line.path("hf")).c_str());
   return ExitCode::done;
 }
 
@@ -51,7 +51,7 @@ ExitCode run_export(const std::vector<std::string>& arguments, World& world) {
   options.shard_bytes = line.integer("shard-bytes", options.shard_bytes, 1, std::int64_t{1} << 50);
   const std::filesystem::path checkpoint = find_checkpoint(line.path("checkpoint"));
   export_hugging_face(checkpoint, line.path("hf"), options);
-  std::printf("%s: exported from %s\n", line.path("hf").c_str(), checkpoint.c_str());
+  std::printf("%s: exported from %s\n", printable(line.path("hf")).c_str(), printable(checkpoint.string()).c_str());
   return ExitCode::done;
 }
 

@@ -82,7 +82,7 @@ void print_json(const PrepareOptions& options, const PrepareSummary& summary) {
 }
 
 void print_text(const PrepareOptions& options, const PrepareSummary& summary) {
-  std::printf("%s: %s tokens in %s documents, vocabulary %s", options.output.c_str(),
+  std::printf("%s: %s tokens in %s documents, vocabulary %s", printable(options.output.string()).c_str(),
               with_thousands(summary.train.tokens()).c_str(), with_thousands(summary.train.documents()).c_str(),
               with_thousands(summary.train.vocabulary).c_str());
   if (!summary.holdout.shards.empty())

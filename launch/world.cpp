@@ -12,6 +12,7 @@
 #include "framework/hash.h"
 #include "framework/log.h"
 #include "framework/signals.h"
+#include "framework/text.h"
 #include "framework/threads.h"
 #include "parallel/collective_order.h"
 #include "parallel/nccl_communicator.h"
@@ -146,7 +147,7 @@ int World::fail(const Error& error) {
   }
   const std::string place = size > 1 ? " [rank " + std::to_string(rank) + "]" : "";
   std::fflush(stdout);
-  std::fprintf(stderr, "fulmen: error%s: %s\n", place.c_str(), error.what());
+  std::fprintf(stderr, "fulmen: error%s: %s\n", place.c_str(), printable(error.what()).c_str());
   std::fflush(stderr);
   if (communicator_ && size > 1) cancel_operations(recorder_);
   if (communicator_ && size > 1) communicator_->abort(static_cast<int>(error.code()));

@@ -14,6 +14,10 @@
 namespace fulmen {
 namespace {
 
+TEST(Errors, ThePlaceIsOneLineWhateverItsName) {
+  EXPECT_STREQ(UserError("a\nfulmen: error: b", "is away", "look").what(), "a\\nfulmen: error: b: is away\n  -> look");
+}
+
 TEST(Error, UserErrorNamesPlaceFaultAndRemedy) {
   EXPECT_STREQ(UserError("a.yaml:3", "unknown key x", "did you mean y?").what(),
                "a.yaml:3: unknown key x\n  -> did you mean y?");

@@ -6,6 +6,18 @@
 namespace fulmen {
 namespace {
 
+TEST(Text, WhatWouldSteerATerminalIsShownAsNumbers) {
+  EXPECT_EQ(printable("a\tb\nGrüße 日本"), "a\tb\nGrüße 日本");
+  EXPECT_EQ(printable("\x1b[2J\r\a\x7f"), "\\x1b[2J\\x0d\\x07\\x7f");
+  EXPECT_EQ(printable("\xc2\x9b"
+                      "31m"),
+            "\\xc2\\x9b31m");  // U+009B: CSI in one character
+  EXPECT_EQ(printable("\x9b"
+                      "31m \xff \xe2\x82"),
+            "\\x9b31m \\xff \\xe2\\x82");  // and in one byte; bytes that are no UTF-8
+  EXPECT_EQ(printable(std::string_view("\0", 1)), "\\x00");
+}
+
 TEST(Text, NearestNameFindsWhatWasMeant) {
   const std::vector<std::string> known{"learning_rate", "warmup_steps", "weight_decay", "lr", "eps"};
   EXPECT_EQ(nearest_name("laerning_rate", known), "learning_rate");
