@@ -23,6 +23,7 @@
 #include "framework/gpu.h"
 #include "framework/log.h"
 #include "framework/signals.h"
+#include "framework/text.h"
 #include "parallel/flight_report.h"
 
 namespace fulmen {
@@ -162,6 +163,7 @@ void Watchdog::stop() {
 
 void Watchdog::finish() {
   std::error_code ignored;
+  finished_ = Clock::now().time_since_epoch();
   fs::remove(flight_file(folder_, ranks_.rank()), ignored);
   ranks_.barrier();
   stop();
@@ -195,6 +197,7 @@ void Watchdog::look() {
     std::this_thread::sleep_for(milliseconds(5000));
     return;
   }
+  if (comes_to_an_end()) return;
   if (recorder_->ranks() == 1) {
     if (timeout_ > 0 && recorder_->blocked_seconds() > timeout_) end_job("timeout", "");
     return;
@@ -247,7 +250,8 @@ std::vector<int> Watchdog::dead_neighbours(int most) const {
 void Watchdog::on_termination() {
   record("terminated", "SIGTERM");
   // Launchers follow with SIGKILL after a second or more.
-  wait_until(milliseconds(400), [&] { return !dead_neighbours().empty() || all_recorded(false); });
+  wait_until(milliseconds(400), [&] { return comes_to_an_end() || !dead_neighbours().empty() || all_recorded(false); });
+  if (comes_to_an_end()) return;
   if (!dead_neighbours().empty()) end_job("terminated", "a rank of this job has ended");
   const auto records = flight_records(folder_, recorder_->ranks());
   if (!shared_ || !all_recorded(true) || all_recorded(false) ||
@@ -255,6 +259,7 @@ void Watchdog::on_termination() {
     return;
   if (std::ranges::any_of(records, [](const auto& found) { return found.second != "terminated"; })) return;
   wait_for_turn();
+  if (comes_to_an_end()) return;
   if (claim_the_word()) say("the ranks of this job are being ended by SIGTERM");
 }
 
@@ -269,6 +274,14 @@ bool Watchdog::all_recorded(bool here_only) const {
   for (const auto& [rank, reason] : flight_records(folder_, recorder_->ranks()))
     settled[static_cast<std::size_t>(rank)] = true;
   return std::ranges::all_of(settled, [](bool is) { return is; });
+}
+
+// Whether the run has ended well. Ranks leave once all have come to finish(): a neighbour that is gone by then is not
+// lost, unless those that wait for it are kept waiting.
+bool Watchdog::comes_to_an_end() const {
+  constexpr std::chrono::seconds patience{5};
+  const Clock::duration finished = finished_;
+  return finished != Clock::duration::zero() && Clock::now().time_since_epoch() - finished < patience;
 }
 
 // Only one rank speaks: the first to make this file.
@@ -293,14 +306,16 @@ void Watchdog::wait_for_turn() const {
 
 void Watchdog::say(const std::string& why) const {
   std::string text = why;
-  try {
-    text += (text.empty() ? "" : "\n") + report_flight(folder_, dead_neighbours()).verdict;
-  } catch (const std::exception& error) {
-    text += fmt::format("\n{}", error.what());
+  if (holds_flight_records(folder_)) {
+    try {
+      text += (text.empty() ? "" : "\n") + report_flight(folder_, dead_neighbours()).verdict;
+    } catch (const std::exception& error) {
+      text += fmt::format("\n{}", error.what());
+    }
+    text += fmt::format("\n  -> see `fulmen inspect {}`, and that rank's host", folder_.string());
   }
-  text += fmt::format("\n  -> see `fulmen inspect {}`, and that rank's host", folder_.string());
   std::fflush(stdout);
-  std::fprintf(stderr, "fulmen: error [rank %d]: %s\n", ranks_.rank(), text.c_str());
+  std::fprintf(stderr, "fulmen: error [rank %d]: %s\n", ranks_.rank(), printable(text).c_str());
   std::fflush(stderr);
   std::ofstream(folder_ / "verdict.txt") << text << "\n";
 }

@@ -63,6 +63,7 @@ class Watchdog {
   void look();
   void record(const std::string& reason, const std::string& detail);
   void on_termination();
+  bool comes_to_an_end() const;
   [[noreturn]] void end_job(const std::string& reason, const std::string& why);
   std::vector<int> dead_neighbours(int most = std::numeric_limits<int>::max()) const;
   bool all_recorded(bool here_only) const;
@@ -82,6 +83,7 @@ class Watchdog {
   bool recorded_ = false, terminated_ = false;
   std::chrono::steady_clock::time_point next_look_ = {};
   std::atomic<bool> ending_ = false;
+  std::atomic<std::chrono::steady_clock::duration> finished_{};  // when finish() was called; zero before
 
   std::mutex mutex_;  // of the two below
   std::condition_variable wake_;

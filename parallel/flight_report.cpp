@@ -179,6 +179,7 @@ class Analysis {
     int rank;
     std::string text;  // "all_reduce 42, ... on "data""
     std::set<int> for_ranks;
+    std::set<std::string> hosts;  // of all that take part
   };
 
   // Who has not come to an operation that a rank is in.
@@ -204,6 +205,27 @@ class Analysis {
     return missing;
   }
 
+  std::set<std::string> hosts_of(const View& view, const Entry& entry, int self) const {
+    std::set<int> ranks = {self};
+    if (entry.collective != 0) ranks.insert(view.ranks.begin(), view.ranks.end());
+    for (const FlightTransfer& transfer : entry.transfers) ranks.insert(transfer.peer);
+    std::set<std::string> hosts;
+    for (const int rank : ranks)
+      if (const auto record = records_.find(rank); record != records_.end()) hosts.insert(record->second.host);
+    return hosts;
+  }
+
+  // Between which hosts nothing gets through: where a rank (any, for -1) is in an operation that all have come to, on
+  // all hosts, and that is not completed. Empty where there is no such operation.
+  std::string cut_link(int rank) const {
+    for (const Wait& wait : waits_)
+      if ((rank < 0 || wait.rank == rank) && wait.for_ranks.empty() && wait.hosts.size() > 1)
+        return fmt::format(
+            "nothing gets through between {}: a network link is cut or blocked, or one of them has failed",
+            fmt::join(wait.hosts, " and "));
+    return {};
+  }
+
   void find_waits() {
     for (const auto& [rank, record] : records_)
       for (const auto& [key, view] : record.views)
@@ -212,7 +234,8 @@ class Analysis {
           inside_.insert(rank);
           std::set<int> missing = absent(key, view, entry, rank);
           // Behind another operation in a stream it may just not have begun: the first one tells.
-          waits_.push_back({rank, fmt::format("{} on \"{}\"", entry.text, view.name), std::move(missing)});
+          waits_.push_back({rank, fmt::format("{} on \"{}\"", entry.text, view.name), std::move(missing),
+                            hosts_of(view, entry, rank)});
           break;
         }
   }
@@ -238,8 +261,9 @@ class Analysis {
   // Why the others cannot go on because of this rank, which is there; empty when it is not to blame.
   std::string lags(int rank) const {
     if (!waited_for(rank) || waits(rank)) return {};
-    return inside_.contains(rank) ? "lags behind, inside an operation that all have come to"
-                                  : "lags behind: it is in no operation, or does not get to the next one";
+    if (!inside_.contains(rank)) return "lags behind: it is in no operation, or does not get to the next one";
+    const std::string cut = cut_link(rank);
+    return fmt::format("lags behind, inside an operation that all have come to{}{}", cut.empty() ? "" : ": ", cut);
   }
 
   // The last operation of a rank on one communicator: its own record's, else what others could only finish with it.
@@ -332,8 +356,10 @@ class Analysis {
              });
     }
     const bool blocked = std::ranges::any_of(waits_, [](const Wait& wait) { return !wait.for_ranks.empty(); });
+    const std::string cut = blocked ? std::string() : cut_link(-1);
     text = blocked ? "the ranks wait for each other: the order of their operations differs"
-                   : "no rank waits for one that has not come to the same operation";
+                   : fmt::format("no rank waits for one that has not come to the same operation{}{}",
+                                 cut.empty() ? "" : ", but ", cut);
     return text + list_waits([](const Wait&) { return true; });
   }
 

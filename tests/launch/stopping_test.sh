@@ -117,6 +117,22 @@ check 'a terminated run is no success' test $? != 0
 no_one_left 'SIGTERM to mpirun'
 check 'the checkpoint before it is valid' "$FULMEN_HERE" inspect run/checkpoints --json
 
+# Ctrl-C reaches all of mpirun's group; mpirun gives the ranks a second. Who has saved by then ends without an error, and
+# nobody points at flight records that are not there.
+rm -rf run
+setsid "$MPIEXEC" --allow-run-as-root --oversubscribe -n 2 "$FULMEN_HERE" train good.yaml "${endless[@]}" >out 2>err &
+process=$!
+for attempt in {1..300}; do (($(lines) > 3)) && break; sleep 0.1; done
+kill -INT -- -$process
+for attempt in {1..150}; do kill -0 $process 2>/dev/null || break; sleep 0.1; done
+wait $process
+no_one_left 'Ctrl-C on mpirun'
+check 'no empty flight folder is pointed at' test "$(grep -c 'holds no flight record' err)" = 0
+if grep -qx 'exit_code: 75' run/verdict.yaml; then
+  check 'no error where all was saved' test "$(grep -c '^fulmen: error' err)" = 0
+  check 'and the log says so' grep -q 'stopped at step .* as asked' err
+fi
+
 # Divergence: a decay that multiplies the weights by a million each step.
 for ranks in 1 4; do
   rm -rf diverged

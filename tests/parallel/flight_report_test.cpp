@@ -33,6 +33,15 @@ class Job {
   void write(int rank, const std::string& reason = "timeout", const std::string& detail = "") {
     recorders_[static_cast<std::size_t>(rank)]->write(folder_.path(), reason, detail);
   }
+  // Lets a record that is written be of another host.
+  void move(int rank, const std::string& host) const {
+    const std::filesystem::path file = flight_file(folder_.path(), rank);
+    std::string text = read_text(file);
+    const std::string before = "\"host\": \"";
+    const std::size_t begin = text.find(before) + before.size();
+    ASSERT_GT(begin, before.size());
+    write_text_atomically(file, text.replace(begin, text.find('"', begin) - begin, host));
+  }
   FlightReport report(const std::vector<int>& certain = {}) const { return report_flight(folder_.path(), certain); }
   const std::filesystem::path& folder() const { return folder_.path(); }
 
@@ -106,6 +115,42 @@ TEST(FlightReport, ARankThatWaitsForNobodyLagsBehind) {
   EXPECT_NE(report.blamed[0].what.find("lags behind"), std::string::npos);
   EXPECT_EQ(report.blamed[0].last_operation, "all_reduce 1, 16 bytes, fp32, sum, done on \"tensor\"");
   EXPECT_EQ(report.blamed[0].on_communicators.size(), 2u);
+}
+
+TEST(FlightReport, ACutLinkIsNamedByItsHosts) {
+  Job job(4);
+  for (const int rank : {0, 1, 2, 3}) {
+    finish(job.world(rank), all_reduce(64));
+    job.world(rank).enter(all_reduce(4096));
+    job.write(rank);
+    job.move(rank, rank < 2 ? "n1" : "n2");
+  }
+  const FlightReport report = job.report();
+  EXPECT_TRUE(report.blamed.empty());
+  for (const char* words :
+       {"nothing gets through between n1 and n2", "a network link is cut", "rank 3 waits in all_reduce 2, 4096 bytes"})
+    EXPECT_NE(report.verdict.find(words), std::string::npos) << words << " is not in " << report.verdict;
+}
+
+TEST(FlightReport, ACutLinkIsNamedWhereOthersHaveGoneOn) {
+  // 0 and 1 have completed what 2 has not, and wait for it in the next operation; 0 and 2 are on two hosts.
+  Job job(3);
+  for (const int rank : {0, 1}) {
+    finish(job.world(rank), all_reduce(64));
+    job.world(rank).enter(all_reduce(8));
+  }
+  job.world(2).enter(all_reduce(64));
+  for (const int rank : {0, 1, 2}) job.write(rank);
+  EXPECT_EQ(job.report().verdict.find("network"), std::string::npos);  // one host has no network
+  job.move(2, "n2");
+  job.move(0, "n1");
+  job.move(1, "n1");
+  const FlightReport report = job.report();
+  ASSERT_EQ(blamed(report), std::vector{2}) << report.verdict;
+  EXPECT_NE(
+      report.blamed[0].what.find("inside an operation that all have come to: nothing gets through between n1 and n2"),
+      std::string::npos)
+      << report.blamed[0].what;
 }
 
 TEST(FlightReport, WhoLagsBehindARankThatHasEndedIsNotBlamed) {
