@@ -159,7 +159,7 @@ ResumeChoice::Origin ResumeChoice::read_origin() const {
   const auto text = [&](const char* key) {
     if (root.IsMap() && root[key] && root[key].IsScalar()) return root[key].Scalar();
     throw UserError(file.string(), fmt::format("has no text under '{}': it is damaged", key),
-                    "remove it: --resume PATH is then refused until --resume auto or --rewind PATH has gone on");
+                    "remove it, and go on with --resume auto");
   };
   return {text("checkpoint"), text("given"), text("manifest"), text("wish"), text("job"), text("attempt")};
 }

@@ -8,6 +8,7 @@
 #include "framework/gpu.h"
 #include "framework/log.h"
 #include "framework/text.h"
+#include "framework/yaml.h"
 #include "launch/shared_files.h"
 #include "model/model_section.h"
 #include "parallel/pipeline_schedule.h"
@@ -156,15 +157,13 @@ void bind(Schema& schema, RunConfiguration& configuration) {
   bind_run(schema, configuration.checkpoint, configuration.run);
 }
 
-void check_known_keys(const std::vector<std::string>& allowed, const RunConfiguration& run) {
-  for (const std::string& key : allowed) {
-    if (run.flat.contains(key)) continue;
-    std::vector<std::string> names;
-    for (const auto& [name, value] : run.flat) names.push_back(name);
-    const std::string nearest = nearest_name(key, names);
-    throw UserError(fmt::format("--allow-change {}", key), "is not a key of the configuration",
-                    nearest.empty() ? "docs/configuration.md lists them" : fmt::format("did you mean {}?", nearest));
-  }
+void check_known_key(const std::string& flag, const std::string& key, const RunConfiguration& run) {
+  if (run.flat.contains(key)) return;
+  std::vector<std::string> names;
+  for (const auto& [name, value] : run.flat) names.push_back(name);
+  const std::string nearest = nearest_name(key, names);
+  throw UserError(fmt::format("{} {}", flag, key), "is not a key of the configuration",
+                  nearest.empty() ? "docs/configuration.md lists them" : fmt::format("did you mean {}?", nearest));
 }
 
 // Keys that may differ between a run and the checkpoint it resumes without changing what is trained, to rounding.
@@ -250,6 +249,13 @@ RunConfiguration read_run_configuration(const std::string& path, const std::vect
   return parse_run_configuration(read_text(found), found, overrides);
 }
 
+std::string value_of(const RunConfiguration& configuration, const std::string& key) {
+  check_known_key("--print", key, configuration);
+  const std::string& value = configuration.flat.at(key);
+  const YAML::Node node = load_document(value, key);
+  return node.IsScalar() ? node.Scalar() : value;
+}
+
 std::string configuration_reference() {
   RunConfiguration configuration;
   Schema schema;
@@ -268,7 +274,7 @@ std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run,
   std::vector<std::string> differences;
   const std::map<std::string, std::string> saved =
       flatten_yaml(checkpoint_configuration, "the checkpoint's configuration");
-  check_known_keys(allowed, run);
+  for (const std::string& key : allowed) check_known_key("--allow-change", key, run);
   for (const auto& [key, value] : run.flat) {
     const auto before = saved.find(key);
     if (before == saved.end() || before->second == value) continue;

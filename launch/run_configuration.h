@@ -53,6 +53,9 @@ RunConfiguration read_run_configuration(const std::string& path, const std::vect
 RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,
                                          const std::vector<std::string>& overrides);
 
+// The value of one key, as text without quotes. Throws UserError, naming the nearest key, for one that is not known.
+std::string value_of(const RunConfiguration& configuration, const std::string& key);
+
 // docs/configuration.md, generated from the schema.
 std::string configuration_reference();
 

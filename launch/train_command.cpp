@@ -73,6 +73,7 @@ CommandLine command_line() {
   line.option("rewind", "a checkpoint to go back to; those of later steps are set aside");
   line.repeatable("allow-change",
                   "a key that may differ from the checkpoint's configuration although it changes the training");
+  line.option("print", "a key, such as run.directory: print the value that this command gives it, and do nothing else");
   return line;
 }
 
@@ -83,6 +84,11 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   if (!line.parse(arguments)) return ExitCode::done;
 
   const RunConfiguration configuration = read_run_configuration(line.path("CONFIG"), line.texts("set"));
+  if (line.has("print")) {
+    const std::string value = value_of(configuration, line.text("print"));
+    if (world.rank() == 0) std::printf("%s\n", value.c_str());
+    return ExitCode::done;
+  }
   const ResumeWish wish = parse_resume_wish(line.path("resume"), line.path("rewind"));
   const Device device = world.start_up().run("device", [&] { return choose_device(configuration.run.device); });
   TrainerOptions options = configuration.trainer_options(device);
@@ -117,9 +123,10 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   log_info("device: {}; precision {}", describe_device(device), describe_precision(options.precision));
   try {
     const ExitCode code = train(options, mesh, resources.execution(), world.start_up());
-    world.stop_watching();
+    // A launcher that ends the ranks does not leave them much time after their checkpoint.
     if (ranks.rank() == 0)
       write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
+    world.stop_watching();
     return code;
   } catch (const Error& error) {
     if (error.code() != ExitCode::user) write_failure(folder, error.code());

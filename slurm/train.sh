@@ -5,6 +5,10 @@
 #
 # Paths are relative to the folder that sbatch is called from. Whatever sbatch takes overrides the header below.
 #
+# A job array trains several runs: in CONFIG and the flags %a is the number of the array's task. Each needs a folder of its own:
+#
+#   sbatch --array=1-3 ... slurm/train.sh CONFIG --set run.seed=%a --set run.directory=runs/seed-%a
+#
 # Variables, all optional, given in the environment of sbatch:
 #   FULMEN          the program; default: build/cpu/bin/fulmen of this source tree, or bin/fulmen of this installation,
 #                   else `fulmen` on the PATH
@@ -20,6 +24,9 @@
 #   1, 2, 3       an error, a mistake in the input, a diverged run: never requeued.
 #   no verdict    ranks that died: not requeued. Unless it is the time limit that ended them and this attempt has saved a
 #                 checkpoint: then the run goes on from it. (Make the signal's lead longer: a step and two checkpoints.)
+#   not launched  ranks that never came as far as the run, as when a node still holds an earlier step: launched once more,
+#                 then requeued.
+#   a node fails  Slurm requeues the job itself, unless it may not.
 #   scancel       a checkpoint if KillWait allows, and not requeued.
 # An attempt that saved no checkpoint is not requeued either: it would go on like that for ever. To end a run with a
 # checkpoint and for good: scontrol update JobId=N Requeue=0, then touch STOP in the run folder.
@@ -38,8 +45,14 @@ refuse() {
   exit 2
 }
 
+# A task of a job array is named by its place in it: its number may be that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-${SLURM_JOB_ID:-}}
+attempt=${SLURM_RESTART_COUNT:-0}
+
 # Signals come to this shell alone. They only set flags until there is a step; bash runs a trap between two commands.
 step=
+stop_is_ours=
 warned=
 requeued=
 terminated=
@@ -57,26 +70,38 @@ on_warning() {
   else
     say "the time limit is near: the run is still starting, STOP asks it to save a checkpoint after its first step"
     touch "$run_directory/STOP"
+    stop_is_ours=yes
   fi
+  local seconds
+  seconds=$(($(date -d "$(job_field EndTime)" +%s) - $(date -d "$(job_field StartTime)" +%s)))
+  [ $((4 * SECONDS)) -ge "$seconds" ] || say "warning: the signal came $SECONDS s after the start: the time limit of $seconds s is" \
+    "hardly longer than the signal's lead; give sbatch a longer --time, or a shorter lead (--signal=B:USR1@SECONDS)"
 }
 
-# The time limit, scancel, or preemption: Slurm tells the ranks itself, and kills all of us after KillWait. At the time limit
+# The time limit, scancel, preemption or a node that failed: Slurm tells the ranks itself, and kills all of us after KillWait. At the time limit
 # a checkpoint saved since the start is worth another attempt even if the ranks do not get as far as a verdict.
 # shellcheck disable=SC2317 # the trap calls it
 on_termination() {
+  local restarts
   terminated=yes
   [ -n "$step" ] && [ -z "$requeued" ] || return 0
+  restarts=$(job_field Restarts)
   if [ "$(job_field Reason)" = TimeLimit ]; then
     say "the time limit is here"
     [ "$(newest_checkpoint)" = "$checkpoint_before" ] || requeue
+  elif [ "${restarts:-$attempt}" != "$attempt" ]; then
+    requeued=yes
+    say "Slurm has requeued the job (a node failed, it was preempted, or an operator did), to go on from $(newest_checkpoint)"
+  elif [[ $(job_field JobState) == NODE_FAIL || $(job_field Reason) == NodeDown ]]; then
+    say "a node of this job failed, and it may not be requeued: submit it again to go on from $(newest_checkpoint)"
   else
-    say "terminated by scancel, preemption or an operator"
+    say "terminated by scancel or an operator"
   fi
 }
 
 # job_field NAME: of `scontrol show job`.
 job_field() {
-  scontrol show job -o "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1
+  scontrol show job -o "$job" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1
 }
 
 # The newest finished checkpoint's name, or none. A folder without a manifest is not finished.
@@ -96,7 +121,7 @@ requeue() {
   fi
   say "requeueing, to go on from $(newest_checkpoint)"
   requeued=yes
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$job"
   # Success; or ended by the very requeue that it asked for.
   case $? in 0 | 1[2-9][0-9]) return ;; esac
   requeued=
@@ -107,31 +132,11 @@ requeue() {
 find_root() {
   local here original
   here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-  original=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/train[a-z0-9_]*\.sh.*|\1|p')
+  original=$(scontrol show job "$job" | sed -n 's|^ *Command=\(.*\)/slurm/train[a-z0-9_]*\.sh.*|\1|p')
   for root in "$here" "$original" "${SLURM_SUBMIT_DIR:-.}"; do
     [ -n "$root" ] && [ -e "$root/slurm/train.sh" ] && return
   done
   root=${SLURM_SUBMIT_DIR:-.}
-}
-
-# Where the run's verdict and checkpoints are: run.directory, from the flags, else from the file, else the program's default.
-# It is handed to the program as well, so that the two cannot disagree. Only one key of the configuration has this name.
-find_run_directory() {
-  local word text
-  run_directory=
-  directory_flags=()
-  for word in "$@"; do
-    case $word in run.directory=* | --set=run.directory=*) run_directory=${word#*run.directory=} ;; esac
-  done
-  [ -z "$run_directory" ] || return 0
-  text=$(sed -E 's/(^|[[:space:]])#.*//' "$config")
-  run_directory=$(sed -nE 's/.*\<directory:[[:space:]]*"?'\''?([^],}"'\'']*[^],}"'\''[:space:]]).*/\1/p' <<<"$text" | tail -n 1)
-  if [ -z "$run_directory" ]; then
-    grep -qw directory <<<"$text" && refuse "$config: cannot make out run.directory" \
-      "write it on one line, directory: PATH, or pass --set run.directory=PATH"
-    run_directory=runs/default
-  fi
-  directory_flags=(--set "run.directory=$run_directory")
 }
 
 # How many ranks, and how many cores each.
@@ -194,14 +199,47 @@ find_launcher() {
   fi
 }
 
-# variables PREFIX...: the environment's variables of these prefixes, without those that may hold a secret.
+# Whether a variable's name says that its value is a secret.
+secret_name() {
+  case ${1^^} in *JWT* | *TOKEN* | *SECRET* | *PASS* | *KEY* | *CRED* | *AUTH*) return 0 ;; esac
+  return 1
+}
+
+# Whether a text holds a secret: the value of a variable that is named like one, a password in an address, or what looks like
+# a key that a service gave out.
+secrets=()
+for name in $(compgen -e); do
+  secret_name "$name" && value=${!name} && [[ ${#value} -ge 8 && $value != /* ]] && secrets+=("$value")
+done
+holds_secret() {
+  local secret
+  for secret in "${secrets[@]}"; do [[ $1 != *"$secret"* ]] || return 0; done
+  [[ $1 =~ ://[^/@[:space:]]*:[^/@[:space:]]+@ ]] && return 0
+  [[ $1 =~ (^|[^A-Za-z0-9])(gh[a-z]_|github_pat_|glpat-|hf_|sk-|xox[a-z]-|A[KS]IA|AIza|eyJ)[A-Za-z0-9_-]{16} ]] && return 0
+  [[ $1 =~ ^[A-Za-z0-9+/=]{32,}$ && $1 == *[0-9]* && $1 == *[A-Za-z]* && $1 != /* ]]
+}
+
+# variables PREFIX...: the environment's variables of these prefixes; of secrets not even the name, or not the value.
 variables() {
   local prefix name
   for prefix in "$@"; do
     for name in $(compgen -e "$prefix"); do
-      case ${name^^} in *JWT* | *TOKEN* | *SECRET* | *PASS* | *KEY* | *CRED* | *AUTH*) continue ;; esac
-      printf '%s=%q\n' "$name" "${!name}"
+      if secret_name "$name"; then
+        continue
+      elif holds_secret "${!name}"; then
+        echo "$name=(left out: it looks like a secret)"
+      else
+        printf '%s=%q\n' "$name" "${!name}"
+      fi
     done
+  done
+}
+
+# words WORD...: quoted for a shell, without secrets.
+words() {
+  local word
+  for word in "$@"; do
+    if holds_secret "$word"; then printf ' (left out)'; else printf ' %s' "${word@Q}"; fi
   done
 }
 
@@ -214,7 +252,7 @@ record_environment() {
   echo "program: $program"
   echo "source: $(git -C "$root" describe --always --dirty 2>/dev/null || echo 'no git here')"
   echo "configuration: $config"
-  printf 'command: %s\n' "${command[*]@Q}"
+  echo "command:$(words "${command[@]}")"
   echo "nodes: $(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')"
   echo "kernel: $(uname -srm)"
   echo "slurm: $(srun --version)"
@@ -238,6 +276,7 @@ first_failure() {
 
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script for Slurm" "sbatch --nodes=2 --ntasks-per-node=4 slurm/train.sh CONFIG"
 [ $# -ge 1 ] || refuse "no configuration is given" "sbatch slurm/train.sh CONFIG [fulmen train flags...]"
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//%a/$SLURM_ARRAY_TASK_ID}"
 config=$1
 shift
 [ -f "$config" ] || refuse "$config: no such file, seen from $PWD on $(hostname)" \
@@ -253,13 +292,13 @@ command -v "$program" >/dev/null || refuse "$program: no such program, seen from
 version=$("$program" --version 2>&1) || refuse "$program cannot be run on $(hostname): $version" \
   "load the modules that it was built with before sbatch"
 
-find_run_directory "$@"
+# The program reads its own configuration and flags, and refuses here what it would refuse on every rank.
+run_directory=$("$program" train "$config" "$@" --print run.directory) || exit
 find_ranks
 find_launcher
 mkdir -p "$run_directory/environment" || refuse "$run_directory: cannot be made" "choose another run.directory"
-command=("${launcher[@]}" "$program" train "$config" "$@" "${directory_flags[@]}")
+command=("${launcher[@]}" "$program" train "$config" "$@")
 
-attempt=${SLURM_RESTART_COUNT:-0}
 checkpoint_before=$(newest_checkpoint)
 # Slurm requeues by itself after a node failure or a preemption. Once or twice without progress is bad luck.
 starts=$(grep -lxs "resumes_from: $checkpoint_before" "$run_directory/environment/job-$SLURM_JOB_ID-attempt-"*.txt | wc -l)
@@ -272,23 +311,51 @@ record_environment >"$record"
 say "attempt $attempt of job $SLURM_JOB_ID: $version; $ranks ranks x $OMP_NUM_THREADS threads on $SLURM_JOB_NODELIST"
 say "run folder $run_directory, from checkpoint: $checkpoint_before"
 
-rm -f "$run_directory/verdict.yaml"
-log_size=$(stat -L -c %s /proc/$$/fd/2)
-"${command[@]}" &
-step=$!
-[ -z "$warned" ] || on_warning
-# `wait` also returns at every trap; bash keeps the code of a child that has ended for the last call.
-while kill -0 "$step" 2>/dev/null; do wait "$step"; done
-wait "$step"
-step_code=$?
+# Runs the command to its end. Sets `step_code`, `verdict` and `code`.
+launch() {
+  log_size=$(stat -L -c %s /proc/$$/fd/2)
+  "${command[@]}" &
+  step=$!
+  [ -z "$warned" ] || on_warning
+  # `wait` also returns at every trap; bash keeps the code of a child that has ended for the last call.
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done
+  wait "$step"
+  step_code=$?
+  step=
+  verdict=$(own_verdict)
+  code=$verdict
+  [ -n "$code" ] || [ "$step_code" -eq 0 ] || code=$(first_failure)
+  code=${code:-$step_code}
+}
 
-verdict=$(sed -n 's/^exit_code: *//p' "$run_directory/verdict.yaml" 2>/dev/null)
-code=$verdict
-[ -n "$code" ] || [ "$step_code" -eq 0 ] || code=$(first_failure)
-code=${code:-$step_code}
+# The exit code that this attempt's run has noted. A verdict of another job, which had the folder before or has it now, is not.
+own_verdict() {
+  local file=$run_directory/verdict.yaml
+  grep -qsx "job: \"$SLURM_JOB_ID\"" "$file" && grep -qsx "attempt: \"$attempt\"" "$file" || return 0
+  sed -n 's/^exit_code: *//p' "$file"
+}
+
+# Whether no rank came as far as the run, which takes the file run.lock when it begins. Mistakes are told before that.
+not_launched() {
+  [ -z "$verdict$terminated$requeued" ] || return 1
+  case $code in 0 | 2 | 3 | 75) return 1 ;; esac
+  [ ! "$run_directory/run.lock" -nt "$record" ]
+}
+
+launch
+if not_launched; then
+  say "the ranks were not launched (code $code), as when a node still holds an earlier step: once more in 5 s"
+  sleep 5
+  [ -n "$terminated" ] || launch
+  if not_launched; then
+    say "the ranks were not launched again (code $code)"
+    requeue
+  fi
+fi
+
 checkpoint=$(newest_checkpoint)
 say "ended: verdict ${verdict:-none}, step's code $step_code, newest checkpoint $checkpoint"
-[ "$code" = 75 ] || rm -f "$run_directory/STOP"
+[ "$code" = 75 ] || [ -z "$stop_is_ours" ] || rm -f "$run_directory/STOP"
 
 [ -z "$requeued" ] || exit 75
 if [ "$verdict" = 75 ] && [ "$checkpoint" = "$checkpoint_before" ]; then

@@ -127,4 +127,21 @@ check 'nothing was trained' test ! -e run/metrics.jsonl
 
 OMP_NUM_THREADS= refuse 1 run.threads 'core' -- train good.yaml --set run.threads=65536
 
+# What a batch script asks for comes from the program, however the file writes it, and nothing is trained.
+sed '/^run:/d' good.yaml >odd.yaml
+cat >>odd.yaml <<'END'
+run:
+  &directory "directory": >-   # directory: elsewhere
+    a "b"
+    {c} # d
+END
+succeed 1 train odd.yaml --print run.directory
+check 'a value as the program reads it' test "$(cat out)" = 'a "b" {c} # d'
+succeed 4 train odd.yaml --set run.directory=e --set run.seed=7 --print run.directory
+check 'the flags count, and one rank speaks' test "$(cat out)" = e
+succeed 1 train good.yaml --print train.optimizer.betas
+check 'a list' test "$(cat out)" = '[0.9, 0.95]'
+refuse 1 '--print run.directoy' 'did you mean run.directory' -- train good.yaml --print run.directoy
+check 'nothing was trained' test ! -e run/metrics.jsonl -a ! -e e
+
 finish

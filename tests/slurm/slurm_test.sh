@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The scripts of slurm/, as they are, on a real Slurm of two virtual nodes with two cores each: a run through a time limit
-# and a requeue has the losses of one that was left alone; mistakes and runs without progress are not repeated.
+# and a requeue has the losses of one that was left alone, and so has one whose node failed or whose ranks did not start at
+# first; mistakes and runs without progress are not repeated.
 #
 # FULMEN (the program) and SOURCE (the source tree) are given by CTest. Ends with 77 where such a cluster cannot be had.
 # All of it lives in namespaces of its own, so that nothing outlives this script, however it ends.
@@ -30,7 +31,7 @@ if [[ ${1:-} != inside ]]; then
   # time is tried once more, and said; anything else fails at once.
   for attempt in first second; do
     folder=$(mktemp -d /tmp/fulmen-slurm-XXXXXX)
-    timeout -k 5 220 "${namespaces[@]}" bash "$here/slurm_test.sh" inside "$folder" >"$folder.out" 2>&1 &
+    timeout -k 5 300 "${namespaces[@]}" bash "$here/slurm_test.sh" inside "$folder" >"$folder.out" 2>&1 &
     cluster=$!
     code=0
     wait "$cluster" || code=$?
@@ -158,24 +159,28 @@ train:
   optimizer: {lr: 1e-2}
   schedule: {kind: cosine, warmup_steps: 5, min_lr: 1e-3}
 checkpoint: {every: 0}
-run: {seed: 3, directory: alone}   # directory: elsewhere
+run:
+  seed: 3
+  "directory": >-   # directory: elsewhere
+    alone
 END
 
 # A program that stands in for Fulmen: it counts USR1 in every rank, and then does as the run's name says.
 cat >stand_in <<'END'
 #!/usr/bin/env bash
 [[ $1 == --version ]] && echo 'stand-in' && exit
-run=${!#}
-run=${run#run.directory=}
+for word; do [[ $word == run.directory=* ]] && run=${word#*=}; done
+[[ ${!#} == run.directory && ${@: -2:1} == --print ]] && echo "$run" && exit
+verdict() { printf 'exit_code: %s\njob: "%s"\nattempt: "%s"\n' $1 $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} >"$run/verdict.yaml"; }
 trap 'echo USR1 >>"$run/heard-$SLURM_PROCID"' USR1
 [[ $run == killed ]] && trap '' TERM
-[[ $run == killed && -n ${SLURM_RESTART_COUNT:-} && $SLURM_PROCID == 0 ]] && echo 'exit_code: 0' >"$run/verdict.yaml"
+[[ $run == killed && -n ${SLURM_RESTART_COUNT:-} && $SLURM_PROCID == 0 ]] && verdict 0
 [[ $run == killed && -n ${SLURM_RESTART_COUNT:-} ]] && exit
 sleep 0.3
 touch "$run/up-$SLURM_PROCID"
 if [[ $run == starting ]]; then
   until [[ -e $run/STOP ]]; do sleep 0.1; done
-  echo 'exit_code: 0' >"$run/verdict.yaml"
+  verdict 0
   exit
 fi
 ((SLURM_PROCID > 0)) || touch "$run/configuration.yaml"
@@ -184,7 +189,7 @@ for i in {1..1500}; do
   sleep 0.1
   [[ $run == killed || ! -e $run/end ]] || break
 done
-((SLURM_PROCID > 0)) || echo 'exit_code: 75' >"$run/verdict.yaml"
+((SLURM_PROCID > 0)) || verdict 75
 exit 75
 END
 chmod +x stand_in
@@ -196,6 +201,10 @@ cut=$job
 FULMEN=$folder/stand_in submit killed --time=1 --signal=B:USR1@5 -- small.yaml --set run.directory=killed
 killed=$job
 
+# The signal's lead is longer than the whole job.
+FULMEN=$folder/stand_in submit hasty --time=3 --signal=B:USR1@300 -- small.yaml --set run.directory=hasty
+hasty=$job
+
 wait_until 40 has_lines cut/metrics.jsonl 1 || fail 'the run does not start' cut.log
 mapfile -t halted < <(ranks cut)
 wait_until 40 has_lines cut/metrics.jsonl 15 || fail 'the run does not go on' cut.log
@@ -205,7 +214,8 @@ check 'the run is halted in the middle' cut.log test "$(losses cut | wc -l)" -lt
 echo "halted at step $(losses cut | wc -l) after $SECONDS s"
 
 # 3. Meanwhile: the run left alone, its run folder taken from the file.
-FULMEN_API_KEY=hidden OMP_SECRET_TOKEN=hidden submit alone -- small.yaml
+FULMEN_API_KEY=hidden01 OMP_SECRET_TOKEN=hidden OMP_COPY='a hidden01 copy' NCCL_PROXY=https://me:hidden@host/ \
+  UCX_NOTE=hf_hiddenhiddenhidden submit alone -- small.yaml
 outcome "$job" alone COMPLETED 0:0 0
 check 'every step once' alone.log diff <(losses alone | cut -d ' ' -f 1) <(seq $steps)
 # shellcheck disable=SC2016 # awk's variables
@@ -220,17 +230,20 @@ for line in "version: fulmen .*commit" 'resumes_from: none' 'nodes: n1 n2' "SLUR
   check "the environment is recorded: $line" "$record" says "$record" "$line"
 done
 check 'no secrets are recorded' "$record" test "$(grep -c hidden "$record")" = 0
+check 'what is left out is said' "$record" test "$(grep -c '^\(OMP_COPY\|NCCL_PROXY\|UCX_NOTE\)=(left out' "$record")" = 3
 echo "a run alone done after $SECONDS s"
 
 # 4. Mistakes.
 sed 's/micro_batch/micro_bacth/' small.yaml >wrong.yaml
-mkdir mistake && echo 'exit_code: 75' >mistake/verdict.yaml   # an earlier attempt's word
 submit mistake -- wrong.yaml --set run.directory=mistake
 mistake=$job
 submit missing -- nowhere.yaml
 missing=$job
+mkdir ranks && printf 'exit_code: 75\njob: "99999"\nattempt: "0"\n' >ranks/verdict.yaml && touch ranks/STOP   # of another job
 submit ranks -- small.yaml --set run.directory=ranks --set parallel.tensor=4
 outcome "$job" ranks FAILED 2:0 0
+check 'the verdict of another job is not believed' ranks.log says ranks.log 'ended: verdict none'
+check 'and what belongs to it stays' ranks.log test -e ranks/verdict.yaml -a -e ranks/STOP
 outcome "$mistake" mistake FAILED 2:0 0
 outcome "$missing" missing FAILED 2:0 0
 check 'the mistake is named' mistake.log says mistake.log 'micro_bacth'
@@ -272,6 +285,9 @@ for attempt in 0 1 2; do echo 'resumes_from: none' >"guarded/environment/job-$((
 submit guarded -- small.yaml --set run.directory=guarded
 outcome "$job" guarded FAILED 1:0 0
 check 'three attempts are enough' guarded.log says guarded.log 'three attempts'
+wait_until 40 says hasty.log 'hardly longer than the signal.s lead' || fail 'a time limit within the lead is not warned of' hasty.log
+touch hasty/end
+outcome "$hasty" hasty FAILED 1:0 0
 echo "signals done after $SECONDS s"
 
 # 1. goes on: the signal, the checkpoint, the requeue, the same losses.
@@ -300,7 +316,41 @@ outcome "$job" fallback COMPLETED 0:0 0
 check 'the same losses through mpirun' fallback.log same_losses alone fallback
 check 'mpirun is named' fallback.log says fallback.log 'MPI through mpirun'
 
-# 9. The 175 B script's header, and the script itself on the small model.
+# 9. Ranks that do not start at first are started once more; if that fails as well, the job is requeued.
+cat >shim/srun <<END
+#!/usr/bin/env bash
+[[ \$* == --mpi=list || \$* == --version ]] && exec $(command -v srun) "\$@"
+echo >>"launches-\$SLURM_JOB_NAME"
+if ((\$(wc -l <"launches-\$SLURM_JOB_NAME") <= \$FAILED_LAUNCHES)); then
+  echo "srun: error: StepId=\$SLURM_JOB_ID.0 aborted before step completely launched." >&2
+  exit 1
+fi
+exec $(command -v srun) "\$@"
+END
+FAILED_LAUNCHES=1 PATH=$folder/shim:$PATH submit again -- small.yaml --set run.directory=again
+again=$job
+FAILED_LAUNCHES=2 PATH=$folder/shim:$PATH submit twice -- small.yaml --set run.directory=twice
+start_again "$job" twice
+outcome "$again" again COMPLETED 0:0 0
+outcome "$job" twice COMPLETED 0:0 1
+check 'that is said' again.log says again.log 'were not launched (code 1).*once more'
+check 'the same losses from the second launch' again.log same_losses alone again
+check 'the same losses after a requeue' twice.log same_losses alone twice
+echo "launches done after $SECONDS s"
+
+# 10. A job array: %a is a task's number; a task is requeued by itself.
+submit array --array=1-2 --output=%x-%a.log -- small.yaml --set run.directory=array-%a --set train.steps=100000
+wait_until 40 has_lines array-1/metrics.jsonl 3 || fail 'the array does not start' array-1.log
+wait_until 40 has_lines array-2/metrics.jsonl 3 || fail 'the array does not start' array-2.log
+touch array-2/STOP
+wait_until 40 in_state "${job}_2" PENDING || fail 'the task is not requeued' array-2.log
+check 'the other task goes on' array-1.log test "$(field "${job}_1" JobState) $(field "${job}_1" Restarts)" = 'RUNNING 0'
+scancel "$job"
+wait_until 40 in_state "${job}_1" CANCELLED || fail 'the array is not cancelled' array-1.log
+check 'scancel is called by its name' array-1.log says array-1.log 'terminated by scancel'
+echo "array done after $SECONDS s"
+
+# 11. The 175 B script's header, and the script itself on the small model.
 script=train_175b.sh
 check 'the header is valid' none sbatch --test-only --nodes=2 --ntasks-per-node=2 --cpus-per-task=1 "$SOURCE/slurm/$script"
 FULMEN_CONFIG=small.yaml submit large --oversubscribe -- --set run.directory=large
@@ -312,6 +362,18 @@ echo "fallback and header done after $SECONDS s"
 wait_until 60 says killed.log 'the time limit is here' || fail 'the time limit does not come' killed.log
 start_again "$killed" killed
 outcome "$killed" killed COMPLETED 0:0 1
+
+# 12. A node that fails is not called scancel; Slurm requeues the job.
+script=train.sh
+submit node -- small.yaml --set run.directory=node
+wait_until 40 has_lines node/metrics.jsonl 3 || fail 'the run does not start' node.log
+scontrol update NodeName=n2 State=DOWN Reason=test
+wait_until 40 says node.log 'Slurm has requeued the job' || fail 'the failed node is not told' node.log
+check 'it is not called scancel' node.log test "$(grep -c 'by scancel' node.log)" = 0
+scontrol update NodeName=n2 State=RESUME >resume.out 2>&1   # if it has not come back by itself
+start_again "$job" node
+outcome "$job" node COMPLETED 0:0 1
+check 'the same losses after a failed node' node.log same_losses alone node
 
 echo "$checks checks, $failures failures after $SECONDS s"
 ((failures == 0))
