@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs clang-tidy, with the checks of .clang-tidy, on the C++ sources that differ from a base. CUDA sources are left out:
-# clang-tidy 14 does not know this CUDA.
+# clang-tidy 16 does not know this CUDA.
 #
 #   scripts/lint.sh              against the branch main; on main itself, against the commit before
 #   scripts/lint.sh BASE         against another commit
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case ${1:-} in -?*) [ "$1" = --all ] || { sed -n '2,8p' "$0" >&2; exit 2; } ;; esac
-program=clang-tidy-14
+program=clang-tidy-16  # an older one cannot read the standard library's views
 command -v "$program" >/dev/null || { echo "lint: $program is missing; scripts/setup.sh installs it" >&2; exit 2; }
 commands=build/${PRESET:-cpu}/compile_commands.json
 [ -e "$commands" ] || { echo "lint: $commands is missing; run cmake --preset ${PRESET:-cpu}" >&2; exit 2; }

@@ -13,7 +13,7 @@ packages=(
   libdnnl-dev libopenblas-dev                               # matrix products, fp32 and fp64
   libsentencepiece-dev zlib1g-dev libzstd-dev libxxhash-dev # text, compression, checksums
   libgtest-dev                                              # tests
-  clang-format-14 clang-tidy-14 doxygen                     # the sources' form
+  clang-format-14 clang-tidy-16 doxygen                     # the sources' form
   dict-gcide                                                # the demo's text: Webster's dictionary
 )
 # For the test of the batch scripts, on virtual nodes. Where there is a Slurm already, it stays as it is.
