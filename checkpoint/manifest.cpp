@@ -6,13 +6,14 @@
 #include <system_error>
 
 #include <fmt/format.h>
-#include <yaml-cpp/yaml.h>
 
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/hash.h"
 #include "framework/outside_files.h"
+#include "framework/outside_numbers.h"
 #include "framework/text.h"
+#include "framework/yaml.h"
 
 namespace fulmen {
 
@@ -46,17 +47,14 @@ T scalar(const YAML::Node& map, const char* key, const fs::path& path) {
 std::int64_t count(const YAML::Node& map, const char* key, const fs::path& path) {
   const auto value = scalar<std::int64_t>(map, key, path);
   if (value < 0) refuse(path, fmt::format("its key '{}' is negative: the manifest is damaged", key));
+  if (value > most_counted) {
+    refuse(path, fmt::format("its key '{}' is {}, above {}: the manifest is damaged", key, value, most_counted));
+  }
   return value;
 }
 
 YAML::Node load(const fs::path& path) {
-  YAML::Node root;
-  try {
-    root = YAML::Load(read_text(path));
-  } catch (const YAML::Exception& error) {
-    refuse(path,
-           fmt::format("is not valid YAML (line {}: {}): the manifest is damaged", error.mark.line + 1, error.msg));
-  }
+  const YAML::Node root = load_document(read_document(path), path.string(), take_another);
   if (!root.IsMap()) refuse(path, "is not a map: the manifest is damaged");
   return root;
 }

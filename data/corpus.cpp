@@ -15,6 +15,7 @@
 #include "framework/hash.h"
 #include "framework/log.h"
 #include "framework/outside_files.h"
+#include "framework/outside_numbers.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
 
@@ -117,10 +118,9 @@ bool is_checksum(const std::string& text) {
 }
 
 CorpusShard parse_shard(const Section& section) {
-  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 16;
   CorpusShard shard;
   shard.file = section.file_name("file");
-  shard.tokens = section.integer("tokens", 0, most);
+  shard.tokens = section.integer("tokens", 0, most_counted);
   shard.documents = section.integer("documents", 0, shard.tokens);
   if (shard.tokens > 0 && shard.documents == 0) section.fail("documents", "is 0, but the shard has tokens");
   if (!section.is_null("xxh3")) {
@@ -164,12 +164,15 @@ CorpusManifest parse_manifest(const YAML::Node& root, const std::string& file) {
   parse_tokenizer(top, file, manifest);
   const YAML::Node shards = top.required("shards");
   if (!shards.IsSequence()) top.fail("shards", "must be a list");
+  std::int64_t tokens = 0;
   for (std::size_t i = 0; i < shards.size(); ++i) {
     manifest.shards.push_back(
         parse_shard(Section(shards[i], file, fmt::format("shards[{}]: ", i), {"file", "tokens", "documents", "xxh3"})));
+    tokens += manifest.shards.back().tokens;
+    if (tokens > most_counted) top.fail("shards", fmt::format("hold more than {} tokens", most_counted));
   }
   if (!top.is_null("text_bytes")) {
-    manifest.text_bytes = top.integer("text_bytes", 0, std::numeric_limits<std::int64_t>::max());
+    manifest.text_bytes = top.integer("text_bytes", 0, most_counted);
   }
   return manifest;
 }
@@ -208,7 +211,7 @@ CorpusManifest read_corpus_manifest(const std::filesystem::path& folder) {
                     "check the path, or make the corpus with 'fulmen prepare'");
   }
   const std::string source = path.string();
-  return parse_manifest(load_document(read_text(path), source), source);
+  return parse_manifest(load_document(read_document(path), source, remedy), source);
 }
 
 std::string corpus_identity(const CorpusManifest& manifest) {

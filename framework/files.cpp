@@ -2,6 +2,7 @@
 #include "framework/files.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -13,8 +14,10 @@
 #include <fmt/format.h>
 
 #include "framework/descriptor.h"
+#include "framework/document_limits.h"
 #include "framework/error.h"
 #include "framework/outside_files.h"
+#include "framework/text.h"
 
 namespace fulmen {
 
@@ -62,8 +65,16 @@ int write_flush_close(Descriptor& file, std::string_view text) {
 
 }  // namespace
 
-std::string read_text(const fs::path& path) {
+std::string read_text(const fs::path& path, std::size_t most_bytes) {
   const Descriptor file = open_regular_file(path);
+  const auto refuse_length = [&] {
+    throw UserError(
+        path.string(),
+        fmt::format("is larger than {}, more than such a file has", human_bytes(static_cast<double>(most_bytes))),
+        "check the path");
+  };
+  struct stat status {};
+  if (::fstat(file.get(), &status) == 0 && static_cast<std::uint64_t>(status.st_size) > most_bytes) refuse_length();
   std::string text;
   std::string piece(std::size_t{1} << 16, '\0');
   for (;;) {
@@ -72,8 +83,11 @@ std::string read_text(const fs::path& path) {
     if (got < 0) throw UserError(path.string(), "cannot be read: " + reason(errno), "check the disk");
     if (got == 0) return text;
     text.append(piece, 0, static_cast<std::size_t>(got));
+    if (text.size() > most_bytes) refuse_length();  // it has grown
   }
 }
+
+std::string read_document(const fs::path& path) { return read_text(path, longest_document); }
 
 std::string expand_home(const std::string& path, const std::string& where) {
   if (!path.starts_with('~')) return path;

@@ -1,6 +1,7 @@
 // Files written so that a crash leaves either the old content or the new one.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -8,8 +9,11 @@
 
 namespace fulmen {
 
-// The content of an ordinary file. Throws UserError for anything else.
-std::string read_text(const std::filesystem::path& path);
+// The content of an ordinary file of at most `most_bytes`. Throws UserError for anything else.
+inline constexpr std::size_t longest_text = std::size_t{1} << 28;
+std::string read_text(const std::filesystem::path& path, std::size_t most_bytes = longest_text);
+// The same for YAML and JSON, as long as framework/document_limits.h allows.
+std::string read_document(const std::filesystem::path& path);
 // The home folder for `~` at the beginning of a path, as shells have it. Throws UserError for `~name` (`where` is the
 // flag or key that holds it), and when there is no $HOME.
 std::string expand_home(const std::string& path, const std::string& where);

@@ -3,11 +3,16 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdint>
 #include <map>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
+#include <yaml-cpp/eventhandler.h>
+
 #include "framework/configuration.h"
+#include "framework/document_limits.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -20,6 +25,91 @@ bool is_plain_text(const std::string& text) {
   return std::all_of(text.begin(), text.end(), [](unsigned char c) {
     return std::isalnum(c) != 0 || std::string_view("_./+-").find(static_cast<char>(c)) != std::string_view::npos;
   });
+}
+
+// Follows the parser through a document before its nodes are made, and refuses what would take the machine: nesting
+// that no stack holds, more values than memory, aliases that multiply or hold themselves.
+class LimitCheck : public YAML::EventHandler {
+ public:
+  explicit LimitCheck(const std::string& source) : source_(source) {}
+
+  void OnDocumentStart(const YAML::Mark&) override {}
+  void OnDocumentEnd() override { anchored_.clear(); }
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override { leaf(mark, anchor); }
+  void OnScalar(const YAML::Mark& mark, const std::string&, YAML::anchor_t anchor, const std::string&) override {
+    leaf(mark, anchor);
+  }
+  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
+    open(mark, anchor);
+  }
+  void OnSequenceEnd() override { close(); }
+  void OnMapStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
+    open(mark, anchor);
+  }
+  void OnMapEnd() override { close(); }
+
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    const auto found = anchored_.find(anchor);
+    if (found == anchored_.end()) refuse(mark, "holds an alias of the value that it stands in");
+    add(mark, found->second.values, found->second.height);
+  }
+
+ private:
+  struct Extent {
+    std::int64_t values = 1;  // with all that is inside
+    int height = 0;           // levels of lists and maps
+  };
+  struct Open {
+    YAML::anchor_t anchor;
+    std::int64_t values_before;
+    int height_inside = 0;
+  };
+
+  [[noreturn]] void refuse(const YAML::Mark& mark, const std::string& what) const {
+    throw UserError(at(source_, mark), what, "check that it is the file that was meant");
+  }
+
+  void add(const YAML::Mark& mark, std::int64_t values, int height) {
+    values_ += values;
+    if (values_ > most_values) refuse(mark, fmt::format("holds more than {} values, aliases counted", most_values));
+    if (static_cast<int>(open_.size()) + height > deepest_nesting) {
+      refuse(mark, fmt::format("nests lists and sections more than {} deep", deepest_nesting));
+    }
+    if (!open_.empty()) open_.back().height_inside = std::max(open_.back().height_inside, height);
+  }
+
+  void leaf(const YAML::Mark& mark, YAML::anchor_t anchor) {
+    add(mark, 1, 0);
+    if (anchor != 0) anchored_[anchor] = {};
+  }
+
+  void open(const YAML::Mark& mark, YAML::anchor_t anchor) {
+    add(mark, 1, 1);
+    open_.push_back({anchor, values_ - 1});
+  }
+
+  void close() {
+    const Open closed = open_.back();
+    open_.pop_back();
+    const Extent extent{values_ - closed.values_before, closed.height_inside + 1};
+    if (closed.anchor != 0) anchored_[closed.anchor] = extent;
+    if (!open_.empty()) open_.back().height_inside = std::max(open_.back().height_inside, extent.height);
+  }
+
+  const std::string& source_;
+  std::vector<Open> open_;
+  std::map<YAML::anchor_t, Extent> anchored_;  // values that are complete
+  std::int64_t values_ = 0;
+};
+
+void check_limits(const std::string& text, const std::string& source) {
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  LimitCheck check(source);
+  while (parser.HandleNextDocument(check)) {
+  }
 }
 
 void flatten(const YAML::Node& node, const std::string& name, const std::string& source,
@@ -68,15 +158,19 @@ std::string at(const std::string& source, const YAML::Mark& mark) {
   return mark.is_null() ? source : fmt::format("{}:{}", source, mark.line + 1);
 }
 
-YAML::Node load_document(const std::string& text, const std::string& source) {
+YAML::Node load_document(const std::string& text, const std::string& source, const char* remedy) {
+  if (text.size() > longest_document) {
+    throw UserError(source, fmt::format("has {} bytes of YAML, at most {} are read", text.size(), longest_document),
+                    "check that it is the file that was meant");
+  }
   std::vector<YAML::Node> documents;
   try {
+    check_limits(text, source);
     documents = YAML::LoadAll(text);
   } catch (const YAML::Exception& error) {
     const std::string where =
         error.mark.is_null() ? source : fmt::format("{}:{}:{}", source, error.mark.line + 1, error.mark.column + 1);
-    throw UserError(where, "malformed YAML: " + error.msg,
-                    "check the indentation (spaces, no tabs), colons, quotes and brackets around there");
+    throw UserError(where, "malformed YAML: " + error.msg, remedy);
   }
   if (documents.size() > 1) throw UserError(source, "holds more than one YAML document", "remove the lines '---'");
   return documents.empty() ? YAML::Node() : documents.front();

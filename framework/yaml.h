@@ -11,8 +11,11 @@
 
 namespace fulmen {
 
-// Parses text that holds at most one document; nothing at all is a null node. Throws UserError with line and column.
-YAML::Node load_document(const std::string& text, const std::string& source);
+// Parses text that holds at most one document; nothing at all is a null node. Throws UserError with line and column:
+// for malformed text (`remedy` is the advice then), and for what is beyond framework/document_limits.h.
+inline constexpr const char* yaml_remedy =
+    "check the indentation (spaces, no tabs), colons, quotes and brackets around there";
+YAML::Node load_document(const std::string& text, const std::string& source, const char* remedy = yaml_remedy);
 // "<source>:<line>", or the source alone when the place is not known.
 std::string at(const std::string& source, const YAML::Mark& mark);
 // What a node is, for messages: "a list", "'abc'".

@@ -36,19 +36,20 @@ void for_each_block(const Shape& shape, DType dtype, F&& f) {
   }
 }
 
-void check_tensors(const SafetensorsFolder& source, const ParameterStore& parameters) {
+// Before anything is allocated: what config.json says is the size of what the files hold.
+void check_tensors(const SafetensorsFolder& source, const std::vector<ParameterDeclaration>& declarations) {
   std::set<std::string> known = {head_name};
-  for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights())) {
-    known.insert(piece.tensor);
-    if (!source.has(piece.tensor))
-      throw UserError(source.folder().string(), "has no tensor " + piece.tensor,
-                      "config.json and the weights do not belong together");
-    const Shape& shape = source.tensor(piece.tensor).shape;
-    if (shape != piece.global_shape)
-      throw UserError(source.folder().string(),
-                      fmt::format("{} has the shape {}, config.json makes it {}", piece.tensor, to_string(shape),
-                                  to_string(piece.global_shape)));
-  }
+  for (const ParameterDeclaration& declaration : declarations)
+    for (const LogicalTensor& tensor : declaration.tensors) {
+      known.insert(tensor.name);
+      if (!source.has(tensor.name))
+        throw UserError(source.folder().string(), "has no tensor " + tensor.name,
+                        "config.json and the weights do not belong together");
+      const Shape& shape = source.tensor(tensor.name).shape;
+      if (shape != tensor.shape)
+        throw UserError(source.folder().string(), fmt::format("{} has the shape {}, config.json makes it {}",
+                                                              tensor.name, to_string(shape), to_string(tensor.shape)));
+    }
   for (const std::string& name : source.names())
     if (!known.contains(name))
       throw UserError(source.folder().string(), "holds a tensor that this model does not have: " + name,
@@ -98,13 +99,13 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
   });
   const DType type = fp64 ? DType::fp64 : DType::fp32;
 
+  const std::vector<ParameterDeclaration> declarations = declare_stage(*config, whole_model(*config), 1);
+  check_tensors(source, declarations);
+  check_tied_head(source);
   ExecutionResources resources(Device::cpu());
   const std::unique_ptr<Communicator> self = make_self_communicator();
   const Mesh mesh(MeshShape{}, *self);
-  const ParameterStore parameters(declare_stage(*config, whole_model(*config), 1), mesh, {type, type},
-                                  resources.execution());
-  check_tensors(source, parameters);
-  check_tied_head(source);
+  const ParameterStore parameters(declarations, mesh, {type, type}, resources.execution());
   for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights()))
     source.read(piece.tensor, piece.offset, piece.memory);
 

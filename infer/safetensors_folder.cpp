@@ -8,9 +8,9 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/json_document.h"
 #include "framework/outside_files.h"
 #include "framework/text.h"
-#include "infer/json_document.h"
 #include "infer/safetensors_elements.h"
 
 namespace fulmen {
@@ -25,7 +25,7 @@ constexpr const char* get_anew = "get the model's files anew, all of one version
 
 std::map<std::string, std::string> read_index(const fs::path& path) {
   const std::string where = path.string();
-  const json index = parse_json_object(read_text(path), where);
+  const json index = parse_json_object(read_document(path), where);
   if (!index.contains("weight_map") || !index["weight_map"].is_object()) {
     throw UserError(where, "has no object 'weight_map'", get_anew);
   }

@@ -9,10 +9,12 @@
 
 #include <fmt/format.h>
 
+#include "framework/document_limits.h"
 #include "framework/error.h"
+#include "framework/json_document.h"
 #include "framework/outside_files.h"
+#include "framework/outside_numbers.h"
 #include "framework/text.h"
-#include "infer/json_document.h"
 #include "infer/safetensors.h"
 #include "infer/safetensors_elements.h"
 
@@ -82,6 +84,9 @@ std::string read_header(const InputFile& file) {
     refuse(where,
            fmt::format("says that its header has {} bytes, but has {} in all: it was cut short", length, file.bytes()));
   }
+  if (length > longest_document) {
+    refuse(where, fmt::format("has a header of {} bytes, at most {} are read", length, longest_document));
+  }
   std::string header(length, '\0');
   file.read(sizeof(length), header.data(), header.size());
   if (header.front() != '{') refuse(where, "has a header that does not begin with '{': it is no safetensors file");
@@ -120,6 +125,7 @@ Shape parse_shape(const json& node, const std::string& where) {
 
 std::uint64_t bytes_of(const Shape& shape, int bits, const std::string& where) {
   std::uint64_t total = static_cast<std::uint64_t>(bits);
+  if (!is_countable(shape)) refuse(where, fmt::format("has the shape {}, which is too large", to_string(shape)));
   for (const std::int64_t extent : shape) {
     if (__builtin_mul_overflow(total, static_cast<std::uint64_t>(extent), &total)) {
       refuse(where, fmt::format("has the shape {}, which is too large", to_string(shape)));

@@ -12,8 +12,8 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/json_document.h"
 #include "framework/text.h"
-#include "infer/json_document.h"
 #include "infer/safetensors.h"
 #include "infer/safetensors_elements.h"
 

@@ -246,7 +246,7 @@ RunConfiguration parse_run_configuration(const std::string& text, const std::str
 RunConfiguration read_run_configuration(const std::string& path, const std::vector<std::string>& overrides) {
   const std::string found = find_shared(path).string();
   if (found != path) log_info("configuration: {}", found);
-  return parse_run_configuration(read_text(found), found, overrides);
+  return parse_run_configuration(read_document(found), found, overrides);
 }
 
 std::string value_of(const RunConfiguration& configuration, const std::string& key) {

@@ -2,16 +2,17 @@
 #include "parallel/flight_report.h"
 
 #include <algorithm>
+#include <climits>
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <optional>
 #include <set>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "framework/error.h"
+#include "framework/files.h"
+#include "framework/json_document.h"
 #include "parallel/flight_recorder.h"
 
 namespace fulmen {
@@ -19,6 +20,18 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
+
+constexpr int most_ranks = 1 << 20;  // of a job
+constexpr std::size_t most_blamed = 64;
+
+// A number of a record. Throws InternalError when it is none or out of range, upon which the record is passed over.
+int whole_number(const Json& json, int least, int most) {
+  const bool whole = json.is_number_integer();
+  const bool large = json.is_number_unsigned() && json.get<std::uint64_t>() > static_cast<std::uint64_t>(INT_MAX);
+  const auto value = whole && !large ? json.get<std::int64_t>() : std::int64_t{-1};
+  if (!whole || large || value < least || value > most) throw InternalError("a number out of range");
+  return static_cast<int>(value);
+}
 
 struct Entry {
   std::string operation, state;
@@ -91,8 +104,8 @@ Record parse_record(const Json& json) {
   if (json.at("format") != "fulmen-flight" || json.at("version") != 1)
     throw InternalError("not a flight record of version 1");
   Record record;
-  record.rank = json.at("rank").get<int>();
-  record.ranks = json.at("ranks").get<int>();
+  record.ranks = whole_number(json.at("ranks"), 1, most_ranks);
+  record.rank = whole_number(json.at("rank"), 0, record.ranks - 1);
   record.host = json.at("host").get<std::string>();
   record.pid = json.at("pid").get<std::int64_t>();
   record.reason = json.at("reason").get<std::string>();
@@ -100,7 +113,7 @@ Record parse_record(const Json& json) {
   for (const Json& communicator : json.at("communicators")) {
     View view;
     view.name = communicator.at("name").get<std::string>();
-    view.ranks = communicator.at("ranks").get<std::vector<int>>();
+    for (const Json& rank : communicator.at("ranks")) view.ranks.push_back(whole_number(rank, 0, record.ranks - 1));
     view.collectives = communicator.at("collectives").get<std::uint64_t>();
     view.sent = parse_counts(communicator.at("sent"));
     view.received = parse_counts(communicator.at("received"));
@@ -112,12 +125,13 @@ Record parse_record(const Json& json) {
   return record;
 }
 
+// What cannot be read is as good as missing.
 std::optional<Json> read_json(const fs::path& path) {
-  std::ifstream file(path);
-  if (!file) return std::nullopt;
-  Json json = Json::parse(file, nullptr, false);
-  if (json.is_discarded()) return std::nullopt;
-  return json;
+  try {
+    return parse_json_object(read_document(path), path.string());
+  } catch (const UserError&) {
+    return std::nullopt;
+  }
 }
 
 std::optional<Record> read_record(const fs::path& path) {
@@ -150,10 +164,15 @@ class Analysis {
         records_.emplace(record->rank, std::move(*record));
       }
     }
-    if (const auto places = read_json(folder / "ranks.json"))
-      for (const Json& place : places->value("ranks", Json::array()))
-        places_[place.value("rank", -1)] =
-            fmt::format(" (pid {} on {})", place.value("pid", std::int64_t{0}), place.value("host", ""));
+    const auto places = read_json(folder / "ranks.json");
+    if (!places) return;
+    try {
+      for (const Json& place : places->at("ranks"))
+        places_[whole_number(place.at("rank"), 0, most_ranks)] =
+            fmt::format(" (pid {} on {})", place.at("pid").get<std::int64_t>(), place.at("host").get<std::string>());
+    } catch (const std::exception&) {
+      places_.clear();  // as good as missing
+    }
   }
 
   bool empty() const { return records_.empty(); }
@@ -166,9 +185,14 @@ class Analysis {
     for (const auto& of_rank : {&Analysis::ended, &Analysis::lags}) {
       // Beside ranks that have ended, who lags behind has only been stopped by them.
       if (!report.blamed.empty()) break;
-      for (int rank = 0; rank < ranks_; ++rank)
-        if (const std::string what = (this->*of_rank)(rank); !what.empty())
+      for (int rank = 0; rank < ranks_; ++rank) {
+        const std::string what = (this->*of_rank)(rank);
+        if (what.empty()) continue;
+        if (report.blamed.size() < most_blamed)
           report.blamed.push_back(blame_of(rank, what));
+        else
+          ++report.blamed_besides;
+      }
     }
     report.verdict = verdict(report);
     return report;
@@ -349,6 +373,7 @@ class Analysis {
                   ? "\n  nothing is known of its operations"
                   : fmt::format("\n  its last {}operation: {}", own ? "" : "known ", blame.last_operation);
     }
+    if (report.blamed_besides > 0) text += fmt::format("\nand {} more ranks", report.blamed_besides);
     if (!report.blamed.empty()) {
       return text + list_waits([&](const Wait& wait) {
                return std::ranges::any_of(
@@ -389,7 +414,10 @@ bool holds_flight_records(const fs::path& folder) {
 std::vector<std::pair<int, std::string>> flight_records(const fs::path& folder, int ranks) {
   std::vector<std::pair<int, std::string>> found;
   for (int rank = 0; rank < ranks; ++rank)
-    if (const auto json = read_json(flight_file(folder, rank))) found.emplace_back(rank, json->value("reason", ""));
+    if (const auto json = read_json(flight_file(folder, rank))) {
+      const auto reason = json->find("reason");
+      found.emplace_back(rank, reason != json->end() && reason->is_string() ? reason->get<std::string>() : "");
+    }
   return found;
 }
 

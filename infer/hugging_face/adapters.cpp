@@ -49,7 +49,12 @@ const std::vector<HuggingFaceAdapter>& hugging_face_adapters() {
 std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesystem::path& path) {
   const ConfigReader config(path);
   std::shared_ptr<const ModelConfig> model = adapter_for(config).read(config);
-  model->validate();
+  try {
+    model->validate();
+  } catch (const UserError& error) {
+    throw UserError(path.string(), fmt::format("describes no model that can be: {}", error.what()));
+  }
+  ModelConfig::from_identity(model->identity(), path.string());  // has the ranges of the configuration
   return model;
 }
 

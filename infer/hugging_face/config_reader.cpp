@@ -3,18 +3,21 @@
 
 #include "framework/error.h"
 #include "framework/files.h"
-#include "infer/json_document.h"
+#include "framework/json_document.h"
 
 namespace fulmen {
 
 ConfigReader::ConfigReader(const std::filesystem::path& path)
-    : where_(path.string()), json_(parse_json_object(read_text(path), where_)) {}
+    : where_(path.string()), json_(parse_json_object(read_document(path), where_)) {}
 
 std::int64_t ConfigReader::integer(const char* key) const {
   if (!json_.contains(key))
     throw UserError(where_, fmt::format("has no {}", key), "it is not the config.json of such a model");
-  if (!json_[key].is_number_integer()) throw UserError(where_, fmt::format("{} is not an integer", key));
-  return json_[key].get<std::int64_t>();
+  const nlohmann::json& value = json_[key];
+  if (!value.is_number_integer()) throw UserError(where_, fmt::format("{} is not an integer", key));
+  if (value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{INT64_MAX})
+    throw UserError(where_, fmt::format("{} is {}, which no model has", key, value.dump()));
+  return value.get<std::int64_t>();
 }
 
 double ConfigReader::number(const char* key, double otherwise) const {

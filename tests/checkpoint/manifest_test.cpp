@@ -4,6 +4,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include "framework/files.h"
+#include "model/model_config.h"
 #include "tests/checkpoint/checkpoint_helpers.h"
 
 namespace fulmen {
@@ -89,9 +90,41 @@ TEST(Manifest, Damages) {
   expect_mentions(refusal_after("lrpe_layers: [0]", "lrpe_layers: [[0]]"), {"'model'", "scalars"});
   expect_mentions(refusal_after("lrpe_layers: [0]", "lrpe_layers: {0: 1}"), {"'model'", "scalars"});
   expect_mentions(refusal_after("tokens:", "tokeens:"), {"'tokens'", "damaged"});
-  expect_mentions(refusal_after("format:", "format"), {"manifest.yaml", "not valid YAML", "line"});
+  expect_mentions(refusal_after("format:", "format"), {"manifest.yaml:", "malformed YAML", "older checkpoint"});
   expect_mentions(refusal_after("file: parameters.h5", "file: ../parameters.h5"), {"../parameters.h5"});
   expect_mentions(refusal_after("file: shard-00000.h5", "file: parameters.h5"), {"parameters.h5"});
+}
+
+TEST(Manifest, NumbersBeyondCounting) {
+  for (const char* key : {"step: 5", "samples: 40", "tokens: 20480"}) {
+    const std::string name = std::string(key).substr(0, std::string(key).find(':'));
+    expect_mentions(refusal_after(key, name + ": 9223372036854775807"), {"'" + name + "'", "damaged"});
+    expect_mentions(refusal_after(key, name + ": 99999999999999999999"), {"'" + name + "'", "damaged"});
+  }
+}
+
+TEST(Manifest, ModelsBeyondTheConfigurationsRanges) {
+  const std::map<std::string, std::string> model = {{"family", "transnormer"}, {"variant", "tnl1"}, {"layers", "2"},
+                                                    {"hidden", "64"},          {"heads", "4"},      {"glu", "96"},
+                                                    {"vocabulary", "128"},     {"lrpe_layers", "[0]"}};
+  EXPECT_EQ(ModelConfig::from_identity(model, "x")->hidden, 64);
+  for (const char* key : {"layers", "hidden", "heads", "glu", "vocabulary"})
+    for (const char* value : {"4611686018427387904", "9223372036854775807", "9223372036854775808", "-1", "0"}) {
+      std::map<std::string, std::string> changed = model;
+      changed[key] = value;
+      expect_mentions(message_of<UserError>([&] { ModelConfig::from_identity(changed, "x"); }), {"x", key});
+    }
+}
+
+TEST(Manifest, NestingAndAliases) {
+  expect_mentions(refusal_after("step: 5", "step: " + std::string(300'000, '[')), {"manifest.yaml", "64 deep"});
+  std::string bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 9; ++i) {
+    bomb += fmt::format("a{}: &a{} [", i, i);
+    for (int j = 0; j < 10; ++j) bomb += fmt::format("*a{}, ", i - 1);
+    bomb += "]\n";
+  }
+  expect_mentions(refusal_after("step: 5", bomb + "step: 5"), {"manifest.yaml", "aliases"});
 }
 
 TEST(Manifest, ACutManifest) {

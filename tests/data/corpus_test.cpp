@@ -123,6 +123,17 @@ TEST_F(Manifest, RefusesWrongValues) {
   expect_refused("tokens: 10", "tokens: 10, tokens: 11", {"given twice"});
 }
 
+TEST_F(Manifest, NumbersThatCannotBeAddedUp) {
+  expect_refused("tokens: 1234567", "tokens: 9223372036854775807", {"shards[0]: ", "9223372036854775807"});
+  expect_refused("tokens: 1234567", "tokens: 99999999999999999999", {"shards[0]: ", "'tokens'"});
+  std::string many;
+  for (int i = 0; i < 20; ++i)
+    many += fmt::format("  - {{file: s{}.h5, tokens: {}, documents: 1, xxh3: null}}\n", i, std::int64_t{1} << 60);
+  expect_refused("shards:\n", "shards:\n" + many, {"'shards'", "tokens"});
+  expect_refused("version: 1", "version: 1\ntext_bytes: 9223372036854775807", {"'text_bytes'"});
+  expect_refused("vocabulary: 8000", "vocabulary: " + std::string(300'000, '['), {"64 deep"});
+}
+
 TEST_F(Manifest, NamesOnlyFilesBesideIt) {
   for (const char* name : {"../evil.sh", "/etc/passwd", "..", "deep/tokenizer.model"}) {
     expect_refused("file: tokenizer.model", fmt::format("file: {}", name), {"tokenizer: ", name, ":6"});

@@ -5,6 +5,7 @@
 
 #include "framework/files.h"
 #include "infer/hugging_face.h"
+#include "infer/safetensors_folder.h"
 #include "model/families/transnormer/config.h"
 #include "tests/framework/expect_error.h"
 #include "tests/framework/temporary_folder.h"
@@ -59,6 +60,47 @@ TEST_F(HuggingFaceConfig, AnotherNormIsRefusedAndSoIsAModelThatCannotBeSaid) {
   TransnormerConfig config = as<TransnormerConfig>(*preset("tnl3-410m"));
   config.norm_epsilon = 1e-5;
   expect_user_error([&] { hugging_face_config(config, "float32"); }, {"model.norm_epsilon", "1e-05", "1e-06"});
+}
+
+TEST_F(HuggingFaceConfig, SizesHaveTheRangesOfTheConfiguration) {
+  for (const char* key : {"vocab_size", "decoder_embed_dim", "decoder_layers", "decoder_attention_heads", "glu_dim"}) {
+    for (const std::uint64_t value :
+         {std::uint64_t{1} << 62, (std::uint64_t{1} << 63) - 1, ~std::uint64_t{0}, std::uint64_t{0}}) {
+      nlohmann::json json = config_;
+      json[key] = value;
+      refused(json, {});
+    }
+    for (const nlohmann::json& value :
+         {nlohmann::json(-7), nlohmann::json(1.5), nlohmann::json("8"), nlohmann::json()}) {
+      nlohmann::json json = config_;
+      json[key] = value;
+      refused(json, {});
+    }
+  }
+  nlohmann::json json = config_;
+  json["vocab_size"] = 1073741825;
+  refused(json, {"model.vocabulary", "1073741825"});
+}
+
+TEST_F(HuggingFaceConfig, NestingEndsAtOnce) {
+  write_text_atomically(folder_ / "config.json",
+                        "{\"bias\": " + std::string(300'000, '[') + std::string(300'000, ']') + "}");
+  expect_user_error([&] { read_hugging_face_config(folder_ / "config.json"); }, {"config.json", "64 deep"});
+}
+
+// A model that no memory holds: the weights that are there tell at once that it is not theirs.
+TEST_F(HuggingFaceConfig, SizesAreComparedBeforeAnythingIsAllocated) {
+  nlohmann::json json = config_;
+  json["decoder_embed_dim"] = json["hidden_dim"] = 1 << 20;
+  json["decoder_attention_heads"] = 1 << 10;
+  read(json);
+  SafetensorsFolderWriter writer(folder_.path(), {{"model.embed_tokens.weight", "F32", {64, 8}}}, {}, 1 << 20);
+  std::vector<float> weights(64 * 8, 0.0f);
+  writer.write("model.embed_tokens.weight", {0, 0}, Tensor(weights.data(), DType::fp32, {64, 8}));
+  writer.close();
+  expect_user_error([&] { import_hugging_face(folder_.path(), folder_ / "imported"); },
+                    {folder_.path().string(), "config.json makes it"});
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "imported"));
 }
 
 }  // namespace

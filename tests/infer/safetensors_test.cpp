@@ -222,6 +222,13 @@ TEST(Safetensors, NarrowTypesAreKeptBitByBit) {
   EXPECT_EQ(back, bits);
 }
 
+TEST(Safetensors, HeadersThatWouldTakeTheMachine) {
+  expect_mentions(refusal_of_header("{\"a\":" + std::string(300'000, '[')), {"64 deep"});
+  expect_mentions(refusal_of_header("{\"a\":[" + std::string(90'000'000, ' ') + "]}"), {"header of 90000008 bytes"});
+  expect_mentions(refusal_of_header(R"({"x":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]}})", 0),
+                  {"too large"});
+}
+
 TEST(Safetensors, AnUnfinishedFileLeavesNothing) {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "x.safetensors";

@@ -223,6 +223,45 @@ TEST(FlightReport, WhatCannotBeReadIsMissing) {
   EXPECT_EQ(blamed(job.report()), std::vector{1});
 }
 
+std::string record_of(const std::string& rank, const std::string& ranks, const std::string& members = "[0, 1]") {
+  return R"({"format": "fulmen-flight", "version": 1, "rank": )" + rank + R"(, "ranks": )" + ranks +
+         R"(, "host": "h", "pid": 1, "reason": "timeout", "detail": "", "communicators": [)" +
+         R"({"name": "world", "ranks": )" + members +
+         R"(, "operations": 0, "collectives": 0, "sent": {}, "received": {}, "entries": []}]})";
+}
+
+TEST(FlightReport, NumbersOutOfRangeMakeNoRecord) {
+  const testing_support::TemporaryFolder folder;
+  const auto write = [&](const std::string& text) { std::ofstream(folder / "rank-00000.json") << text; };
+  write(record_of("0", "2"));
+  EXPECT_EQ(report_flight(folder.path()).ranks, 2);
+  for (const std::string& text :
+       {record_of("0", "2147483647"), record_of("0", "4294967298"), record_of("0", "0"), record_of("0", "-1"),
+        record_of("2", "2"), record_of("-1", "2"), record_of("0", "18446744073709551615"), record_of("0", "1e99"),
+        record_of("0", "2", "[0, 2147483647]"), record_of("0", "2", "[0, -1]"), record_of("0", "\"2\""),
+        "{\"a\":" + std::string(300'000, '['), std::string("[]")}) {
+    write(text);
+    testing_support::expect_user_error([&] { report_flight(folder.path()); }, {"no flight record"});
+    EXPECT_LE(flight_records(folder.path(), 1).size(), 1u);
+  }
+  write(record_of("0", "2"));
+  for (const char* places : {"[]", R"({"ranks": 5})", R"({"ranks": [{"rank": "x"}]})", R"({"ranks": [5]})"}) {
+    std::ofstream(folder / "ranks.json") << places;
+    EXPECT_EQ(report_flight(folder.path()).ranks, 2) << places;
+  }
+}
+
+// As large a job as a record may claim: the report stays short.
+TEST(FlightReport, OfManyMissingRanksTheLowestAreNamed) {
+  const testing_support::TemporaryFolder folder;
+  std::ofstream(folder / "rank-00000.json") << record_of("0", "1048576");
+  const FlightReport report = report_flight(folder.path());
+  EXPECT_EQ(report.blamed.size(), 64u);
+  EXPECT_EQ(report.blamed_besides, 1048575 - 64);
+  EXPECT_NE(report.verdict.find("and 1048511 more ranks"), std::string::npos);
+  EXPECT_LT(report.verdict.size(), 20'000u);
+}
+
 TEST(FlightRecorder, KnowsForHowLongItIsBlocked) {
   const auto self = make_self_communicator();
   FlightRecorder recorder(0, 1);

@@ -8,7 +8,7 @@
 namespace fulmen {
 
 // Parses text that must be one object. Throws UserError naming `source` for malformed text (with its place), a key that
-// comes twice in one object, or anything but an object.
+// comes twice in one object, anything but an object, and what is beyond framework/document_limits.h.
 nlohmann::json parse_json_object(const std::string& text, const std::string& source);
 
 }  // namespace fulmen
