@@ -233,6 +233,10 @@ void check_file_sizes(const fs::path& folder, const CheckpointManifest& manifest
   }
 }
 
+bool is_checkpoint_file(const std::string& name) {
+  return name == manifest_file || name == parameters_file || is_shard(name) || name == "tokenizer.model";
+}
+
 bool is_shard(const std::string& file) { return file.starts_with("shard-") && file.ends_with(".h5"); }
 
 }  // namespace fulmen

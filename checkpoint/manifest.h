@@ -37,6 +37,8 @@ CheckpointManifest read_manifest(const std::filesystem::path& folder);
 // Throws UserError naming the file that is missing or has not the size recorded.
 void check_file_sizes(const std::filesystem::path& folder, const CheckpointManifest& manifest);
 
+// Whether a file of this name may be part of a checkpoint.
+bool is_checkpoint_file(const std::string& name);
 // Whether `file` holds pieces: a shard, as opposed to the virtual datasets or an extra file.
 bool is_shard(const std::string& file);
 

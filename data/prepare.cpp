@@ -2,15 +2,10 @@
 // order.
 #include "data/prepare.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <deque>
 #include <future>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -26,6 +21,7 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/log.h"
+#include "framework/pending_output.h"
 #include "framework/progress.h"
 #include "framework/random.h"
 #include "framework/text.h"
@@ -39,6 +35,7 @@ namespace {
 
 constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of text, tokenised at once
 constexpr const char* model_name = "tokenizer.model";
+constexpr const char* holdout_name = "holdout";
 
 // Which documents are held out: a pure function of (seed, document), but that of the first two documents one is held
 // out and one is not, so that neither part is ever empty.
@@ -89,8 +86,8 @@ class Output {
   Output(const fs::path& folder, const CorpusManifest& manifest, const PrepareOptions& options)
       : choice_(options.seed, options.holdout), train_(folder, manifest, options.shard_tokens) {
     if (options.holdout <= 0.0) return;
-    ensure_writable_folder(folder / "holdout", "the held-out corpus");
-    holdout_.emplace(folder / "holdout", manifest, options.shard_tokens);
+    ensure_writable_folder(folder / holdout_name, "the held-out corpus");
+    holdout_.emplace(folder / holdout_name, manifest, options.shard_tokens);
   }
 
   void write(const EncodedBlock& block) {
@@ -126,53 +123,11 @@ class Output {
   std::int64_t document_ = 0, train_bytes_ = 0, holdout_bytes_ = 0;
 };
 
-// Removes what was written into the output folder unless it was completed.
-class OutputFolder {
- public:
-  explicit OutputFolder(fs::path path) : path_(std::move(path)) {
-    std::error_code error;
-    existed_ = fs::exists(path_, error);
-    if (existed_ && fs::is_directory(path_, error) && !fs::is_empty(path_, error)) refuse_what_is_there();
-    ensure_writable_folder(path_, "the output folder");
-    // Of two that found it empty one goes on.
-    const int file = ::open(claim().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (file < 0 && errno == EEXIST)
-      throw UserError(path_.string(), "another program is writing into the output folder",
-                      "choose another folder, or wait for it");
-    if (file < 0) throw_system_error(fmt::format("cannot make {}", claim().string()));
-    ::close(file);
-    // Another may have begun and ended since it was seen empty.
-    if (std::distance(fs::directory_iterator(path_), fs::directory_iterator()) > 1) {
-      fs::remove(claim(), error);
-      refuse_what_is_there();
-    }
-  }
-  ~OutputFolder() {
-    if (completed_) return;
-    std::error_code error;  // the first error is the one to be shown
-    if (!existed_) {
-      fs::remove_all(path_, error);
-      return;
-    }
-    for (const auto& entry : fs::directory_iterator(path_, error)) fs::remove_all(entry.path(), error);
-  }
-  OutputFolder(const OutputFolder&) = delete;
-  OutputFolder& operator=(const OutputFolder&) = delete;
-  void complete() {
-    completed_ = true;
-    std::error_code error;
-    fs::remove(claim(), error);
-  }
-
- private:
-  fs::path claim() const { return path_ / ".preparing"; }
-  [[noreturn]] void refuse_what_is_there() const {
-    throw UserError(path_.string(), "the output folder is not empty", "choose another folder, or empty this one");
-  }
-
-  fs::path path_;
-  bool existed_ = false, completed_ = false;
-};
+// What a corpus consists of, and goes with it when it is replaced.
+bool is_corpus_file(const std::string& name) {
+  return name == "manifest.yaml" || name == model_name || name == holdout_name ||
+         (name.starts_with("shard-") && name.ends_with(".h5"));
+}
 
 struct Input {
   TextListing listing;
@@ -236,17 +191,18 @@ std::string train_model(const Input& input, const PrepareOptions& options) {
   return model;
 }
 
-// Puts the tokeniser's file into the output folder and opens it.
-std::unique_ptr<Tokenizer> provide_tokenizer(const Input& input, const PrepareOptions& options) {
+// Puts the tokeniser's file into the corpus's folder and opens it.
+std::unique_ptr<Tokenizer> provide_tokenizer(const Input& input, const PrepareOptions& options,
+                                             const fs::path& folder) {
   if (options.tokenizer != TokenizerKind::sentencepiece)
     return make_tokenizer(options.tokenizer, {}, options.vocabulary);
   if (!options.tokenizer_model.empty()) {
     make_tokenizer(options.tokenizer, options.tokenizer_model, 0);  // refuses what is no model, before it is copied
-    write_text_atomically(options.output / model_name, read_text(options.tokenizer_model));
+    write_text_atomically(folder / model_name, read_text(options.tokenizer_model));
   } else {
-    write_text_atomically(options.output / model_name, train_model(input, options));
+    write_text_atomically(folder / model_name, train_model(input, options));
   }
-  return make_tokenizer(options.tokenizer, options.output / model_name, 0);
+  return make_tokenizer(options.tokenizer, folder / model_name, 0);
 }
 
 CorpusManifest describe(const Tokenizer& tokenizer, TokenizerKind kind) {
@@ -322,20 +278,22 @@ PrepareSummary prepare_corpus(const PrepareOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   check_ranges(options);
   const Input input = find_input(options);
-  OutputFolder folder(options.output);
-  const std::unique_ptr<Tokenizer> tokenizer = provide_tokenizer(input, options);
+  PendingOutput corpus(options.output, PendingOutput::Kind::folder, options.overwrite, is_corpus_file);
+  const fs::path& folder = corpus.place();
+  ensure_writable_folder(folder, "the corpus");
+  const std::unique_ptr<Tokenizer> tokenizer = provide_tokenizer(input, options, folder);
   PrepareSummary summary = count_files(input.listing);
   {
-    Output output(options.output, describe(*tokenizer, options.tokenizer), options);
+    Output output(folder, describe(*tokenizer, options.tokenizer), options);
     const Tokenized tokenized = tokenize(input, *tokenizer, options.quiet, output);
     warn_of(tokenized, options.tokenizer);
     summary.blank_documents = tokenized.blank_documents;
     if (options.holdout > 0.0 && options.tokenizer == TokenizerKind::sentencepiece) {
-      write_text_atomically(options.output / "holdout" / model_name, read_text(options.output / model_name));
+      write_text_atomically(folder / holdout_name / model_name, read_text(folder / model_name));
     }
     output.finish(summary);
   }
-  folder.complete();
+  corpus.complete();
   summary.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return summary;
 }

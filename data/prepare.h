@@ -13,6 +13,7 @@ namespace fulmen {
 struct PrepareOptions {
   std::vector<std::filesystem::path> inputs;  // files and folders, as list_text_files takes them
   std::filesystem::path output;
+  bool overwrite = false;  // a corpus that stands there is replaced as a whole
   TokenizerKind tokenizer = TokenizerKind::sentencepiece;
   std::filesystem::path tokenizer_model;  // an existing SentencePiece model; empty: train one on a sample of the input
   std::int64_t vocabulary = 8000;         // of the model to train; for kind none, of the ids
@@ -35,8 +36,8 @@ struct PrepareSummary {
 };
 
 // Says in the log which files are read and which are left out. Writes output/ and, with a holdout, output/holdout/ (a
-// corpus of its own). Throws UserError for unreadable or malformed input (file and line), for input without any text,
-// and when output holds something already.
+// corpus of its own), whole or not at all (PendingOutput). Throws UserError for unreadable or malformed input (file and
+// line), for input without any text, and for what stands there already.
 PrepareSummary prepare_corpus(const PrepareOptions& options);
 
 }  // namespace fulmen

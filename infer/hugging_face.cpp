@@ -5,9 +5,11 @@
 #include <set>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/manifest.h"
 #include "checkpoint/parameters.h"
 #include "data/tokenizer.h"
 #include "framework/files.h"
+#include "framework/pending_output.h"
 #include "infer/safetensors_folder.h"
 #include "model/stage.h"
 
@@ -18,6 +20,11 @@ namespace {
 constexpr const char* embedding_name = "model.embed_tokens.weight";
 constexpr const char* head_name = "lm_head.weight";
 constexpr const char* tokenizer_name = "tokenizer.model";
+
+// What an export writes.
+bool is_hugging_face_file(const std::string& name) {
+  return name == "config.json" || name == tokenizer_name || is_safetensors_model_file(name);
+}
 
 // A block of rows of a tensor at a time, so that memory stays flat: calls f(offset, memory) for each.
 template <class F>
@@ -90,7 +97,8 @@ std::string safetensors_dtype_for(const std::string& name, DType stored, const s
 
 }  // namespace
 
-void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint) {
+void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint, bool overwrite) {
+  PendingOutput output(checkpoint, PendingOutput::Kind::folder, overwrite, is_checkpoint_file);
   const std::shared_ptr<const ModelConfig> config = read_hugging_face_config(folder / "config.json");
   const SafetensorsFolder source(folder);
   const auto names = source.names();
@@ -117,13 +125,15 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
     options.extra_files.push_back(folder / tokenizer_name);
     description.tokenizer = {"sentencepiece", read_hugging_face_eos(folder / "config.json", config->vocabulary)};
   }
-  save_checkpoint(checkpoint, description,
+  save_checkpoint(output.place(), description,
                   pieces_to_save(parameters, parameters.flat_weights(), "parameters/", resources.execution()), *self,
                   options);
+  output.complete();
 }
 
 void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder,
                          const ExportOptions& options) {
+  PendingOutput output(folder, PendingOutput::Kind::folder, options.overwrite, is_hugging_face_file);
   const CheckpointReader source(checkpoint);
   const std::unique_ptr<Communicator> self = make_self_communicator();
   source.verify(*self);
@@ -145,7 +155,7 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
                                                       : dtype == "F64" ? "float64"
                                                                        : "float32",
                                                       tokenizer_of(source, config->vocabulary));
-  SafetensorsFolderWriter writer(folder, tensors, {{"format", "pt"}}, options.shard_bytes);
+  SafetensorsFolderWriter writer(output.place(), tensors, {{"format", "pt"}}, options.shard_bytes);
   for (const SafetensorsTensor& tensor : tensors) {
     const std::string stored = tensor.name == head_name ? embedding_name : tensor.name;
     for_each_block(tensor.shape, source.dtype(prefix + stored),
@@ -155,9 +165,10 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
                    });
   }
   writer.close();
-  write_text_atomically(folder / "config.json", config_json);
+  write_text_atomically(output.place() / "config.json", config_json);
   if (const auto tokenizer = source.tokenizer_file())
-    std::filesystem::copy_file(*tokenizer, folder / tokenizer_name, std::filesystem::copy_options::overwrite_existing);
+    write_text_atomically(output.place() / tokenizer_name, read_text(*tokenizer));
+  output.complete();
 }
 
 }  // namespace fulmen

@@ -24,13 +24,16 @@ std::string hugging_face_config(const ModelConfig& config, const std::string& to
                                 const TokenizerRecord& tokenizer = {});
 
 // Turns a folder with config.json and model.safetensors (or shards with an index), and perhaps tokenizer.model, into a
-// checkpoint of step 0 at exactly `checkpoint`. lm_head.weight may be absent; where it is present it must equal the
-// embedding. Throws UserError for tensors that are missing, of another shape, or unknown.
-void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint);
+// checkpoint of step 0 at exactly `checkpoint`, whole or not at all (PendingOutput). lm_head.weight may be absent;
+// where it is present it must equal the embedding. Throws UserError for tensors that are missing, of another shape, or
+// unknown, and for what stands there unless it is a checkpoint to be overwritten.
+void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint,
+                         bool overwrite = false);
 
 struct ExportOptions {
   std::string dtype = "stored";                      // stored, fp32 or bf16 (LRPE's theta then fp32)
   std::int64_t shard_bytes = std::int64_t{5} << 30;  // a new file above this
+  bool overwrite = false;                            // a model that stands there is replaced as a whole
 };
 // The reverse: parameters only, lm_head.weight written beside the embedding as the released files have it, and the
 // tokeniser.

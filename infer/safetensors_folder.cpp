@@ -80,23 +80,23 @@ std::string shard_name(std::size_t shard, std::size_t shards) {
   return fmt::format("model-{:05d}-of-{:05d}.safetensors", shard + 1, shards);
 }
 
-bool is_model_file(const std::string& name) {
-  return name == safetensors_index_file || (name.starts_with("model") && name.ends_with(".safetensors"));
-}
-
 // Files of an earlier model that would stay beside the new ones, and be taken for part of them.
 void refuse_strangers(const fs::path& folder, const std::vector<std::string>& files) {
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
     const bool replaced = std::find(files.begin(), files.end(), name) != files.end() ||
                           (name == safetensors_index_file && files.size() > 1);
-    if (!is_model_file(name) || replaced) continue;
+    if (!is_safetensors_model_file(name) || replaced) continue;
     throw UserError(folder.string(), fmt::format("holds {}, a file of another model or of other shards", name),
                     "remove it, or choose an empty folder");
   }
 }
 
 }  // namespace
+
+bool is_safetensors_model_file(const std::string& name) {
+  return name == safetensors_index_file || (name.starts_with("model") && name.ends_with(".safetensors"));
+}
 
 SafetensorsFolder::SafetensorsFolder(const fs::path& folder) : folder_(folder) {
   std::error_code error;

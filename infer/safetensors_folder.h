@@ -16,6 +16,9 @@ namespace fulmen {
 inline constexpr const char* safetensors_single_file = "model.safetensors";
 inline constexpr const char* safetensors_index_file = "model.safetensors.index.json";
 
+// Whether a file of this name would be read as part of a model in its folder.
+bool is_safetensors_model_file(const std::string& name);
+
 // All tensors of a folder under one map of names.
 class SafetensorsFolder {
  public:

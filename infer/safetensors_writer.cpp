@@ -42,7 +42,7 @@ class OutputFile {
  public:
   explicit OutputFile(const fs::path& path) : path_(path), temporary_(path) {
     temporary_ += ".partial";
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ < 0) throw_unwritable(path_, errno);
   }
   OutputFile(const OutputFile&) = delete;

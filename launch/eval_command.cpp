@@ -1,5 +1,6 @@
 // fulmen eval: loss and perplexity over all samples of a corpus.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <numbers>
@@ -14,6 +15,7 @@
 #include "framework/configuration.h"
 #include "framework/files.h"
 #include "framework/hdf5.h"
+#include "framework/pending_output.h"
 #include "framework/progress.h"
 #include "framework/text.h"
 #include "framework/transfer.h"
@@ -25,6 +27,8 @@
 namespace fulmen {
 
 namespace {
+
+constexpr std::int64_t longest_sequence = std::int64_t{1} << 32;
 
 struct EvalOptions {
   std::filesystem::path data;
@@ -55,8 +59,10 @@ std::vector<Batch> read_batches(const CorpusReader& corpus, const EvalOptions& o
 // Writes each micro-batch's logits as it passes: dataset /logits [samples, length, vocabulary], fp64 or fp32.
 class LogitsFile {
  public:
-  LogitsFile(const EvalOptions& options, ModelRunner& runner, const ModelConfig& model, const Execution& execution)
-      : file_(hdf5::File::create(options.dump_logits)),
+  LogitsFile(PendingOutput& output, const EvalOptions& options, ModelRunner& runner, const ModelConfig& model,
+             const Execution& execution)
+      : output_(output),
+        file_(hdf5::File::create(output.place())),
         logits_(execution.device, runner.parameters().precision().parameters,
                 {options.micro_batch * options.sequence_length, model.vocabulary}, MemoryKind::workspace,
                 *execution.ledger),
@@ -71,6 +77,7 @@ class LogitsFile {
   void close() {
     dataset_.close();
     file_.close();
+    output_.complete();
   }
 
  private:
@@ -92,6 +99,7 @@ class LogitsFile {
     next_ += rows;
   }
 
+  PendingOutput& output_;
   hdf5::File file_;
   std::int64_t next_ = 0;
   OwnedTensor logits_;
@@ -121,9 +129,17 @@ void print_result(const nlohmann::ordered_json& result, bool json) {
 EvalOptions options_from(const CheckpointDescription& saved) {
   EvalOptions options;
   if (saved.configuration.empty()) return options;
-  const auto flat = flatten_yaml(saved.configuration, "the checkpoint's configuration");
-  if (const auto found = flat.find("data.sequence_length"); found != flat.end())
-    options.sequence_length = std::stoll(found->second);
+  const std::string source = "the checkpoint's configuration";
+  const auto flat = flatten_yaml(saved.configuration, source);
+  if (const auto found = flat.find("data.sequence_length"); found != flat.end()) {
+    const std::string& text = found->second;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), options.sequence_length);
+    if (error != std::errc{} || end != text.data() + text.size() || options.sequence_length < 1 ||
+        options.sequence_length > longest_sequence)
+      throw UserError(source,
+                      fmt::format("data.sequence_length is '{}', not an integer from 1 to {}", text, longest_sequence),
+                      "restore the checkpoint, or give --sequence-length");
+  }
   if (const auto found = flat.find("data.reset_state_at_documents"); found != flat.end())
     options.reset_state_at_documents = found->second == "true";
   return options;
@@ -146,6 +162,7 @@ CommandLine command_line() {
   line.option("baseline", "a training corpus: adds the losses of a uniform and of its unigram model");
   line.option("dump-logits",
               "write all logits to this HDF5 file, /logits [samples, length, vocabulary]; one rank only");
+  line.flag("overwrite", "replace the file of --dump-logits that stands there");
   line.flag("json", "print the result as one JSON object");
   return line;
 }
@@ -174,7 +191,7 @@ EvalOptions read_options(const CommandLine& line, const CheckpointDescription& s
   options.data = line.path("data");
   options.dump_logits = line.path("dump-logits");
   if (options.sequence_length == 0) options.sequence_length = 2048;
-  options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, std::int64_t{1} << 32);
+  options.sequence_length = line.integer("sequence-length", options.sequence_length, 1, longest_sequence);
   options.samples = corpus.samples(options.sequence_length);
   if (options.samples == 0)
     throw UserError(options.data.string(),
@@ -255,6 +272,8 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   const EvalOptions options = read_options(line, checkpoint.description(), corpus);
   const std::optional<CorpusReader> baseline = open_baseline(line, corpus);
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
+  std::optional<PendingOutput> output;
+  if (line.has("dump-logits")) output.emplace(options.dump_logits, PendingOutput::Kind::file, line.has("overwrite"));
 
   ExecutionResources resources(device);
   ModelRunnerOptions runner_options;
@@ -267,7 +286,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
               resources.execution());
   std::optional<LogitsFile> logits;
-  if (!options.dump_logits.empty()) logits.emplace(options, runner, *model, resources.execution());
+  if (output) logits.emplace(*output, options, runner, *model, resources.execution());
   const StepLoss loss = evaluate(runner, corpus, options, mesh);
   if (logits) logits->close();
   if (ranks.rank() != 0) return ExitCode::done;

@@ -3,9 +3,11 @@
 #include <cstdio>
 #include <sstream>
 
+#include "checkpoint/agreement.h"
 #include "checkpoint/parameters.h"
 #include "data/batch_loader.h"
 #include "framework/hdf5.h"
+#include "framework/pending_output.h"
 #include "framework/text.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
@@ -71,8 +73,8 @@ void write_piece(hdf5::File& file, const RemotePiece& piece, const Tensor& memor
   dataset.close();
 }
 
-// Every rank's owned pieces to one file, written by rank 0 piece by piece.
-void write_gradients(const std::string& path, double loss, const ParameterStore& parameters, const Execution& execution,
+// Every rank's owned pieces to one file, written by rank 0, which alone has an output, piece by piece.
+void write_gradients(PendingOutput* output, double loss, const ParameterStore& parameters, const Execution& execution,
                      Communicator& ranks) {
   std::vector<ParameterPiece> mine;
   for (ParameterPiece& piece : parameters.pieces(parameters.flat_gradients()))
@@ -81,8 +83,8 @@ void write_gradients(const std::string& path, double loss, const ParameterStore&
   for (const ParameterPiece& piece : mine) description += describe(piece);
 
   std::optional<hdf5::File> file;
-  if (ranks.rank() == 0) {
-    file.emplace(hdf5::File::create(path));
+  if (output != nullptr) {
+    file.emplace(hdf5::File::create(output->place()));
     hdf5::Dataset dataset = file->create_dataset("/loss", DType::fp64, {});
     dataset.write({}, Tensor(&loss, DType::fp64, {}));
     dataset.close();
@@ -109,13 +111,14 @@ void write_gradients(const std::string& path, double loss, const ParameterStore&
     }
   }
   if (file) file->close();
+  if (output != nullptr) output->complete();
 }
 
 }  // namespace
 
 ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
-      "gradients CONFIG --data DIR --output FILE.h5 [--checkpoint DIR] [--set key=value]...",
+      "gradients CONFIG --data DIR --output FILE.h5 [--checkpoint DIR] [--set key=value]... [--overwrite]",
       "The loss and the gradient of every parameter for the first global batch: /loss and /grads/NAME, the same\n"
       "whatever the layout.",
       "mpirun -n 4 fulmen gradients configs/demo.yaml --checkpoint runs/demo/checkpoints --data corpus --output g.h5");
@@ -123,6 +126,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   line.option("checkpoint", "weights; without one they are initialised from run.seed");
   line.option("data", "a corpus (data.path)");
   line.option("output", "the HDF5 file to write", true);
+  line.flag("overwrite", overwrite_help);
   line.repeatable("set", "change a key; may be repeated: parallel.tensor=2");
   line.flag("json", "print loss and gradient norm as one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;
@@ -137,6 +141,10 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   const TrainerOptions options = configuration.trainer_options(device);
   check_training(options, mesh.shape());
 
+  std::optional<PendingOutput> output;  // rank 0's
+  run_agreed(ranks, [&] {
+    if (ranks.rank() == 0) output.emplace(line.path("output"), PendingOutput::Kind::file, line.has("overwrite"));
+  });
   ExecutionResources resources(device, configuration.run.deterministic);
   ModelRunner runner(*options.model, runner_options(options, mesh.shape()), mesh, resources.execution());
   if (line.has("checkpoint")) {
@@ -155,7 +163,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
   double norm = 0.0;
   const StepLoss loss = runner.accumulate(batches, [&] { norm = optimizer.compute_gradient_norm(); });
-  write_gradients(line.path("output"), loss.loss_nats, runner.parameters(), resources.execution(),
+  write_gradients(output ? &*output : nullptr, loss.loss_nats, runner.parameters(), resources.execution(),
                   world.communicator());
   if (ranks.rank() != 0) return ExitCode::done;
   if (line.has("json"))

@@ -28,6 +28,7 @@ TokenizerKind tokenizer_kind(const std::string& name) {
 void declare_flags(CommandLine& line) {
   line.list("input", "files or folders of text", true);
   line.option("output", "folder of the corpus; it must be empty or new", true);
+  line.flag("overwrite", "replace a corpus that stands there");
   line.option("tokenizer", "sentencepiece (default) or bytes");
   line.option("tokenizer-model", "an existing SentencePiece model; otherwise one is trained on a sample of the input");
   line.option("vocabulary", "tokens of the model to train (8000)");
@@ -44,6 +45,7 @@ PrepareOptions options_of(const CommandLine& line) {
   PrepareOptions options;
   for (const std::string& path : line.paths("input")) options.inputs.emplace_back(path);
   options.output = line.path("output");
+  options.overwrite = line.has("overwrite");
   options.tokenizer = tokenizer_kind(line.text("tokenizer", "sentencepiece"));
   options.tokenizer_model = line.path("tokenizer-model");
   // Flags that only a tokeniser to be trained, or a model, has a use for.

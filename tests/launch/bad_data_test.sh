@@ -23,7 +23,7 @@ check 'a refused text leaves no corpus' test ! -e new/manifest.yaml
 refuse 1 missing.txt 'no such file' -- prepare --input missing.txt --output new
 printf '{"text": "fine"}\n{"text": \n' >broken.jsonl
 refuse 1 broken.jsonl 'JSON' -- prepare --input broken.jsonl --output new2 --tokenizer bytes
-refuse 1 corpus 'not empty' -- prepare --input corpus.txt --output corpus --tokenizer bytes
+refuse 1 corpus 'not empty' 'overwrite' -- prepare --input corpus.txt --output corpus --tokenizer bytes
 refuse 1 vocabulary -- prepare --input corpus.txt --output new3 --vocabulary 200
 
 # Input that would be misread or passed over is refused or told of.
@@ -61,7 +61,7 @@ for writer in 1 2; do "$FULMEN_HERE" prepare --input corpus.txt --output both --
 wait
 check 'one of two writers goes on' test "$(cat both?.err | grep -c '^fulmen: error')" -le 1
 check 'its corpus is whole' "$FULMEN_HERE" inspect both
-check 'nothing else is left' test ! -e both/.preparing
+check 'nothing else is left' test ! -e both.partial
 
 # Another corpus in the place of the one that was trained on; the same elsewhere; another tokeniser; a baseline that is larger.
 cp -r corpus elsewhere

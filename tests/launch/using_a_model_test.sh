@@ -98,6 +98,66 @@ rm "$strange/manifest.yaml"
 refuse 1 'import\\x1b\[2J' -- eval --checkpoint "$strange" --data letters
 check 'in messages, too' test "$(cat out err | tr -d '\n\t' | grep -ac '[[:cntrl:]]')" = 0
 
+# What stands under the name of a result stays, unless it is to be overwritten; a result is whole or not there.
+trained=run/checkpoints/step-00000060
+sums() { find "$@" -type f -exec md5sum {} + | sort; }
+kept() { check "$1 is left as it was" diff <(sums "$1") "$FOLDER/sums"; }
+sums $trained >sums
+refuse 1 "$trained" 'already' 'overwrite' -- import --hf exported --output $trained
+kept $trained
+sums exported >sums
+refuse 1 exported 'already' 'overwrite' -- export --checkpoint imported --hf exported
+kept exported
+sums corpus >sums
+refuse 1 corpus 'already' 'overwrite' -- prepare --input text.txt --output corpus --tokenizer bytes
+kept corpus
+succeed 1 train model.yaml --set run.directory=bytes --set train.steps=1 --set run.seed=3
+succeed 1 export --checkpoint bytes --hf exported --overwrite
+check 'the other model is there' test "$(sums exported | cut -d' ' -f1)" != "$(cut -d' ' -f1 sums)"
+succeed 1 export --checkpoint run --hf exported --overwrite
+succeed 1 import --hf exported --output imported --overwrite
+mkdir mixed && cp exported/* mixed && echo words >mixed/thesis.txt
+sums mixed >sums
+refuse 1 mixed thesis.txt -- export --checkpoint run --hf mixed --overwrite
+kept mixed
+echo mine >new.partial
+for command in 'import --hf exported --output' 'export --checkpoint run --hf' 'prepare --input text.txt --tokenizer bytes --output'; do
+  refuse 1 new.partial 'in the way' -- $command new
+  check 'it is still mine' grep -qx mine new.partial
+done
+succeed 1 import --hf exported --output new --overwrite
+check 'asked for, it made way' test -e new/manifest.yaml -a ! -e new.partial
+
+# The files of eval and gradients.
+for command in 'eval --checkpoint run --data corpus/holdout --dump-logits' \
+  'gradients model.yaml --checkpoint run --data corpus --output'; do
+  rm -f result.h5
+  succeed 1 $command result.h5
+  sums result.h5 >sums
+  refuse 1 result.h5 'already' 'overwrite' -- $command result.h5
+  kept result.h5
+  succeed 1 $command result.h5 --overwrite
+  (ulimit -f 4 && run 1 $command full.h5 && exit 9)
+  check "a full disk leaves no $command" test ! -e full.h5 -a ! -e full.h5.partial
+  mkdir -p folder.h5
+  refuse 1 folder.h5 'a folder' -- $command folder.h5 --overwrite
+done
+
+# A prepare that was killed is begun again by the same command, or by another.
+for signal in TERM KILL; do
+  rm -rf begun
+  "$FULMEN_HERE" prepare --input text.txt text.txt text.txt text.txt --output begun --vocabulary 400 >/dev/null 2>&1 &
+  preparing=$!
+  for attempt in $(seq 200); do [[ -e begun.partial/begun ]] && break; sleep 0.02; done
+  kill -$signal $preparing
+  wait $preparing 2>/dev/null
+  check "SIG$signal leaves no half corpus" test ! -e begun -a -e begun.partial
+  succeed 1 prepare --input text.txt --output begun --tokenizer bytes
+  check 'it says what it removed' grep -q 'begun.partial: what an interrupted attempt left is removed' err
+  check 'the corpus is whole' "$FULMEN_HERE" inspect begun
+  check 'nothing else is left' test ! -e begun.partial
+done
+
 # Training goes on from the imported weights as from step 0, with a schedule of its own.
 succeed 1 train model.yaml --resume imported --set run.directory=tuned --set train.steps=3
 check 'steps from 1' diff <(json tuned/metrics.jsonl step) <(seq 3)
