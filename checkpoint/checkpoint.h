@@ -1,4 +1,4 @@
-// Checkpoints, version 1: a folder `step-00000500/` with one `shard-*.h5` per writing rank, `parameters.h5` whose
+// Checkpoints, version 2: a folder `step-00000500/` with one `shard-*.h5` per writing rank, `parameters.h5` whose
 // virtual datasets show every tensor whole, the tokeniser's file, and `manifest.yaml`, written last. Files hold pieces
 // of logical tensors with their global shapes and offsets: nothing in them depends on the layout that wrote them.
 #pragma once
@@ -72,6 +72,8 @@ class CheckpointReader {
 
   const CheckpointDescription& description() const;
   const std::filesystem::path& folder() const;
+  // What of it no checksum covers, for people: nothing but for those of version 1.
+  std::vector<std::string> unprotected() const;
   std::optional<std::filesystem::path> tokenizer_file() const;
   bool has(const std::string& name) const;  // "parameters/NAME"
   std::vector<std::string> names() const;

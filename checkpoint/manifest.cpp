@@ -2,6 +2,7 @@
 #include "checkpoint/manifest.h"
 
 #include <algorithm>
+#include <charconv>
 #include <set>
 #include <system_error>
 
@@ -12,6 +13,7 @@
 #include "framework/hash.h"
 #include "framework/outside_files.h"
 #include "framework/outside_numbers.h"
+#include "framework/sealed_text.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
 
@@ -53,13 +55,14 @@ std::int64_t count(const YAML::Node& map, const char* key, const fs::path& path)
   return value;
 }
 
-YAML::Node load(const fs::path& path) {
-  const YAML::Node root = load_document(read_document(path), path.string(), take_another);
+YAML::Node load(const std::string& text, const fs::path& path) {
+  const YAML::Node root = load_document(text, path.string(), take_another);
   if (!root.IsMap()) refuse(path, "is not a map: the manifest is damaged");
   return root;
 }
 
-void check_format(const YAML::Node& root, const fs::path& path) {
+// Whether it carries its checksum, which from version 2 on it must.
+bool check_format(const YAML::Node& root, const std::string& text, const fs::path& path) {
   const auto format = scalar<std::string>(root, "format", path);
   if (format != format_name) {
     refuse(path, fmt::format("has the format '{}', not '{}'", format, format_name), "give the folder of a checkpoint");
@@ -70,6 +73,9 @@ void check_format(const YAML::Node& root, const fs::path& path) {
            "use the Fulmen that wrote it, or a newer one");
   }
   if (version < 1) refuse(path, fmt::format("has the unknown version {}: the manifest is damaged", version));
+  const bool sealed = check_seal(text, path.string(), take_another);
+  if (!sealed && version > 1) refuse(path, "does not end with its checksum: the manifest is damaged");
+  return sealed;
 }
 
 std::vector<FileRecord> parse_files(const YAML::Node& node, const fs::path& path) {
@@ -186,9 +192,9 @@ FileRecord record_file(const fs::path& folder, const std::string& file) {
 }
 
 void write_manifest(const fs::path& folder, const CheckpointManifest& manifest) {
-  write_text_atomically(folder / manifest_file, emit_head(manifest.description) +
-                                                    emit_configuration(manifest.description.configuration) +
-                                                    emit_files(manifest.files));
+  write_text_atomically(folder / manifest_file,
+                        sealed(emit_head(manifest.description) +
+                               emit_configuration(manifest.description.configuration) + emit_files(manifest.files)));
 }
 
 CheckpointManifest read_manifest(const fs::path& folder) {
@@ -202,11 +208,18 @@ CheckpointManifest read_manifest(const fs::path& folder) {
     refuse(folder, fmt::format("has no {}, so it is not a complete checkpoint", manifest_file),
            "an interrupted save leaves such a folder; take an older checkpoint");
   }
-  const YAML::Node root = load(path);
-  check_format(root, path);
+  const std::string text = read_document(path);
+  const YAML::Node root = load(text, path);
   CheckpointManifest manifest;
+  manifest.sealed = check_format(root, text, path);
   CheckpointDescription& description = manifest.description;
   description.step = count(root, "step", path);
+  const std::optional<std::int64_t> named =
+      step_of_name(fs::absolute(folder / ".").lexically_normal().parent_path().filename());
+  if (named.value_or(description.step) != description.step) {
+    refuse(folder, fmt::format("is named after step {}, but its manifest says step {}", *named, description.step),
+           fmt::format("give it the name step-{:08d} again, or restore it", description.step));
+  }
   description.tokens = count(root, "tokens", path);
   description.samples = count(root, "samples", path);
   if (root["corpus"]) description.corpus = scalar<std::string>(root, "corpus", path);
@@ -231,6 +244,17 @@ void check_file_sizes(const fs::path& folder, const CheckpointManifest& manifest
                              with_thousands(static_cast<std::int64_t>(record.bytes)),
                              bytes < record.bytes ? "was cut short" : "is another file"));
   }
+}
+
+std::optional<std::int64_t> step_of_name(const std::string& name) {
+  constexpr std::string_view prefix = "step-";
+  if (!name.starts_with(prefix)) return std::nullopt;
+  std::string_view digits = std::string_view(name).substr(prefix.size());
+  if (digits.ends_with(replaced_suffix)) digits.remove_suffix(std::string_view(replaced_suffix).size());
+  std::int64_t step = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), step);
+  const bool whole = error == std::errc{} && end == digits.data() + digits.size() && step >= 0;
+  return whole ? std::optional(step) : std::nullopt;
 }
 
 bool is_checkpoint_file(const std::string& name) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,7 @@
 
 namespace fulmen {
 
-inline constexpr int checkpoint_version = 1;
+inline constexpr int checkpoint_version = 2;
 inline constexpr const char* manifest_file = "manifest.yaml";
 inline constexpr const char* parameters_file = "parameters.h5";  // the virtual datasets
 inline constexpr const char* partial_suffix = ".partial";        // of a folder that is being written
@@ -25,6 +26,7 @@ struct FileRecord {
 struct CheckpointManifest {
   CheckpointDescription description;
   std::vector<FileRecord> files;
+  bool sealed = false;  // read with a checksum of itself: version 1 had none
 };
 
 // Size and checksum of a file in `folder`. Throws UserError when it cannot be read.
@@ -32,11 +34,14 @@ FileRecord record_file(const std::filesystem::path& folder, const std::string& f
 
 // Flushes to disk.
 void write_manifest(const std::filesystem::path& folder, const CheckpointManifest& manifest);
-// Throws UserError: no folder, no manifest, malformed, another format, a newer version, a key missing or out of range.
+// Throws UserError: no folder, no manifest, malformed, another format, a newer version, not as it was written, a key
+// missing or out of range, the folder named after another step.
 CheckpointManifest read_manifest(const std::filesystem::path& folder);
 // Throws UserError naming the file that is missing or has not the size recorded.
 void check_file_sizes(const std::filesystem::path& folder, const CheckpointManifest& manifest);
 
+// The step that a folder's name tells: 500 of "step-00000500", also while it steps aside (".replaced").
+std::optional<std::int64_t> step_of_name(const std::string& name);
 // Whether a file of this name may be part of a checkpoint.
 bool is_checkpoint_file(const std::string& name);
 // Whether `file` holds pieces: a shard, as opposed to the virtual datasets or an extra file.

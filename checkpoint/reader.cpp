@@ -148,6 +148,11 @@ const CheckpointDescription& CheckpointReader::description() const { return stat
 
 const fs::path& CheckpointReader::folder() const { return state_->folder; }
 
+std::vector<std::string> CheckpointReader::unprotected() const {
+  if (state_->manifest.sealed) return {};
+  return {"the manifest: step, tokens, samples, model and configuration"};
+}
+
 std::optional<fs::path> CheckpointReader::tokenizer_file() const {
   for (const FileRecord& record : state_->manifest.files) {
     if (record.file.starts_with("tokenizer") || record.file.ends_with(".model")) return state_->folder / record.file;

@@ -98,7 +98,13 @@ std::uint64_t bytes_of(const PieceMap& map) {
 }
 
 // Refuses before anything is written what cannot end well, and makes the empty temporary folder.
-void prepare(const fs::path& folder, const fs::path& partial, std::uint64_t bytes, const SaveOptions& options) {
+void prepare(const fs::path& folder, const fs::path& partial, std::uint64_t bytes, std::int64_t step,
+             const SaveOptions& options) {
+  if (const auto named = step_of_name(folder.filename()); named.value_or(step) != step) {
+    throw UserError(folder.string(),
+                    fmt::format("is named after step {}, but the checkpoint is of step {}", *named, step),
+                    "choose another name");
+  }
   ensure_writable_folder(folder.parent_path(), "the place of checkpoints");
   std::error_code error;
   const fs::file_status there = fs::symlink_status(folder, error);
@@ -258,7 +264,7 @@ fs::path save_checkpoint(const fs::path& root, const CheckpointDescription& desc
     if (!first) return;
     map = map_pieces(texts);
     check_coverage(map);
-    prepare(folder, partial, bytes_of(map), options);
+    prepare(folder, partial, bytes_of(map), description.step, options);
   });
 
   try {

@@ -16,6 +16,7 @@
 #include "framework/log.h"
 #include "framework/outside_files.h"
 #include "framework/outside_numbers.h"
+#include "framework/sealed_text.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
 
@@ -24,7 +25,7 @@ namespace fulmen {
 namespace {
 
 constexpr std::string_view format_name = "fulmen-corpus";
-constexpr std::int64_t format_version = 1;
+constexpr std::int64_t format_version = 2;
 constexpr const char* manifest_name = "manifest.yaml";
 constexpr const char* remedy = "make the corpus with 'fulmen prepare', or correct its manifest (docs/formats.md)";
 
@@ -113,8 +114,12 @@ DType parse_token_dtype(const Section& section) {
   section.fail("dtype", fmt::format("is '{}', but must be uint16 or uint32", name));
 }
 
-bool is_checksum(const std::string& text) {
-  return text.size() == 16 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+std::optional<std::string> parse_checksum(const Section& section, const std::string& key) {
+  if (section.is_null(key)) return std::nullopt;
+  std::string text = section.text(key);
+  if (text.size() != 16 || text.find_first_not_of("0123456789abcdef") != std::string::npos)
+    section.fail(key, "must be 16 lower-case hexadecimal digits, or null");
+  return text;
 }
 
 CorpusShard parse_shard(const Section& section) {
@@ -123,37 +128,44 @@ CorpusShard parse_shard(const Section& section) {
   shard.tokens = section.integer("tokens", 0, most_counted);
   shard.documents = section.integer("documents", 0, shard.tokens);
   if (shard.tokens > 0 && shard.documents == 0) section.fail("documents", "is 0, but the shard has tokens");
-  if (!section.is_null("xxh3")) {
-    shard.xxh3 = section.text("xxh3");
-    if (!is_checksum(*shard.xxh3)) section.fail("xxh3", "must be 16 lower-case hexadecimal digits, or null");
-  }
+  shard.xxh3 = parse_checksum(section, "xxh3");
+  shard.document_ends_xxh3 = parse_checksum(section, "document_ends_xxh3");
   return shard;
 }
 
 void parse_tokenizer(const Section& top, const std::string& file, CorpusManifest& manifest) {
-  const Section section(top.required("tokenizer"), file, "tokenizer: ", {"kind", "file"});
+  const Section section(top.required("tokenizer"), file, "tokenizer: ", {"kind", "file", "xxh3"});
   manifest.tokenizer = parse_tokenizer_kind(section);
   if (!section.is_null("file")) manifest.tokenizer_file = section.file_name("file");
+  manifest.tokenizer_xxh3 = parse_checksum(section, "xxh3");
   if (manifest.tokenizer == TokenizerKind::sentencepiece && manifest.tokenizer_file.empty()) {
     section.fail("the key 'file' is missing");
   }
 }
 
-void check_header(const Section& top) {
+// Whether it carries its checksum, which from version 2 on it must.
+bool check_header(const Section& top, const std::string& text, const std::string& file) {
   const std::string format = top.text("format");
   if (format != format_name) top.fail("format", fmt::format("is '{}', but must be '{}'", format, format_name));
   const std::int64_t version = top.integer("version", 1, std::numeric_limits<std::int32_t>::max());
-  if (version != format_version) {
-    top.fail("version", fmt::format("is {}, but this program reads version {}", version, format_version));
+  if (version > format_version) {
+    top.fail("version", fmt::format("is {}, but this program reads versions 1 to {}", version, format_version));
   }
+  const bool sealed =
+      check_seal(text, file,
+                 "restore it; a manifest that was changed on purpose says version 1 and has no last line "
+                 "with a checksum");
+  if (!sealed && version > 1) top.fail("does not end with its checksum: it was cut short or changed");
+  return sealed;
 }
 
-CorpusManifest parse_manifest(const YAML::Node& root, const std::string& file) {
+CorpusManifest parse_manifest(const std::string& text, const std::string& file) {
+  const YAML::Node root = load_document(text, file, remedy);
   const Section top(
       root, file, "",
-      {"format", "version", "vocabulary", "dtype", "end_of_document", "tokenizer", "shards", "text_bytes"});
-  check_header(top);
+      {"format", "version", "vocabulary", "dtype", "end_of_document", "tokenizer", "shards", "text_bytes", "xxh3"});
   CorpusManifest manifest;
+  manifest.sealed = check_header(top, text, file);
   manifest.dtype = parse_token_dtype(top);
   const std::int64_t most = manifest.dtype == DType::uint16 ? 65536 : std::numeric_limits<std::int32_t>::max();
   manifest.vocabulary = top.integer("vocabulary", 1, most);
@@ -166,8 +178,8 @@ CorpusManifest parse_manifest(const YAML::Node& root, const std::string& file) {
   if (!shards.IsSequence()) top.fail("shards", "must be a list");
   std::int64_t tokens = 0;
   for (std::size_t i = 0; i < shards.size(); ++i) {
-    manifest.shards.push_back(
-        parse_shard(Section(shards[i], file, fmt::format("shards[{}]: ", i), {"file", "tokens", "documents", "xxh3"})));
+    manifest.shards.push_back(parse_shard(Section(shards[i], file, fmt::format("shards[{}]: ", i),
+                                                  {"file", "tokens", "documents", "xxh3", "document_ends_xxh3"})));
     tokens += manifest.shards.back().tokens;
     if (tokens > most_counted) top.fail("shards", fmt::format("hold more than {} tokens", most_counted));
   }
@@ -211,7 +223,7 @@ CorpusManifest read_corpus_manifest(const std::filesystem::path& folder) {
                     "check the path, or make the corpus with 'fulmen prepare'");
   }
   const std::string source = path.string();
-  return parse_manifest(load_document(read_document(path), source, remedy), source);
+  return parse_manifest(read_document(path), source);
 }
 
 std::string corpus_identity(const CorpusManifest& manifest) {
@@ -222,6 +234,33 @@ std::string corpus_identity(const CorpusManifest& manifest) {
   }
   return hasher.digest();
 }
+
+std::vector<std::string> unprotected(const CorpusManifest& manifest) {
+  std::vector<std::string> list;
+  if (!manifest.sealed) list.emplace_back("the manifest itself");
+  if (!manifest.tokenizer_file.empty() && !manifest.tokenizer_xxh3) list.emplace_back("the tokeniser's file");
+  const auto count = [&](const char* what, auto has) {
+    const auto without = std::ranges::count_if(manifest.shards, [&](const CorpusShard& shard) { return !has(shard); });
+    if (without > 0) list.push_back(fmt::format("the {} of {} of {} shards", what, without, manifest.shards.size()));
+  };
+  count("tokens", [](const CorpusShard& shard) { return shard.xxh3.has_value(); });
+  count("document ends", [](const CorpusShard& shard) { return shard.document_ends_xxh3.has_value(); });
+  return list;
+}
+
+namespace {
+
+// Quoted: sixteen digits and an 'e' would be a number to some readers.
+void emit_checksum(YAML::Emitter& out, const char* key, const std::optional<std::string>& xxh3) {
+  out << YAML::Key << key << YAML::Value;
+  if (xxh3) {
+    out << YAML::DoubleQuoted << *xxh3;
+  } else {
+    out << YAML::Null;
+  }
+}
+
+}  // namespace
 
 void write_corpus_manifest(const std::filesystem::path& folder, const CorpusManifest& manifest) {
   YAML::Emitter out;
@@ -239,7 +278,10 @@ void write_corpus_manifest(const std::filesystem::path& folder, const CorpusMani
   }
   out << YAML::Key << "tokenizer" << YAML::Value << YAML::Flow << YAML::BeginMap;
   out << YAML::Key << "kind" << YAML::Value << std::string(name_of(manifest.tokenizer));
-  if (!manifest.tokenizer_file.empty()) out << YAML::Key << "file" << YAML::Value << manifest.tokenizer_file;
+  if (!manifest.tokenizer_file.empty()) {
+    out << YAML::Key << "file" << YAML::Value << manifest.tokenizer_file;
+    emit_checksum(out, "xxh3", manifest.tokenizer_xxh3);
+  }
   out << YAML::EndMap;
   if (manifest.text_bytes) out << YAML::Key << "text_bytes" << YAML::Value << *manifest.text_bytes;
   out << YAML::Key << "shards" << YAML::Value << YAML::BeginSeq;
@@ -248,18 +290,13 @@ void write_corpus_manifest(const std::filesystem::path& folder, const CorpusMani
     out << YAML::Key << "file" << YAML::Value << shard.file;
     out << YAML::Key << "tokens" << YAML::Value << shard.tokens;
     out << YAML::Key << "documents" << YAML::Value << shard.documents;
-    out << YAML::Key << "xxh3" << YAML::Value;
-    // Quoted: sixteen digits and an 'e' would be a number to some readers.
-    if (shard.xxh3) {
-      out << YAML::DoubleQuoted << *shard.xxh3;
-    } else {
-      out << YAML::Null;
-    }
+    emit_checksum(out, "xxh3", shard.xxh3);
+    emit_checksum(out, "document_ends_xxh3", shard.document_ends_xxh3);
     out << YAML::EndMap;
   }
   out << YAML::EndSeq << YAML::EndMap;
   FULMEN_CHECK(out.good(), "manifest: {}", out.GetLastError());
-  write_text_atomically(folder / manifest_name, std::string(out.c_str()) + "\n");
+  write_text_atomically(folder / manifest_name, sealed(std::string(out.c_str()) + "\n"));
 }
 
 }  // namespace fulmen

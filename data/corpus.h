@@ -1,4 +1,4 @@
-// The corpus format, version 1: a folder with `manifest.yaml`, the tokeniser's own file and HDF5 shards, each with
+// The corpus format, version 2: a folder with `manifest.yaml`, the tokeniser's own file and HDF5 shards, each with
 // `/tokens` (uint16 or uint32, chunked) and `/document_ends` (uint64, increasing, the last equal to the token count).
 #pragma once
 
@@ -22,7 +22,8 @@ struct CorpusShard {
   std::string file;  // relative to the folder
   std::int64_t tokens = 0;
   std::int64_t documents = 0;
-  std::optional<std::string> xxh3;  // of the token bytes
+  std::optional<std::string> xxh3 = {};                // of the token bytes
+  std::optional<std::string> document_ends_xxh3 = {};  // of the bytes of /document_ends, as uint64
 };
 
 struct CorpusManifest {
@@ -30,8 +31,10 @@ struct CorpusManifest {
   DType dtype = DType::uint16;
   std::optional<std::int64_t> end_of_document;
   TokenizerKind tokenizer = TokenizerKind::none;
-  std::string tokenizer_file;  // empty when there is none
+  std::string tokenizer_file;                 // empty when there is none
+  std::optional<std::string> tokenizer_xxh3;  // of that file
   std::vector<CorpusShard> shards;
+  bool sealed = false;                     // read with a checksum of the manifest itself: version 1 had none
   std::optional<std::int64_t> text_bytes;  // bytes of the text that became these tokens, when known
   std::int64_t tokens() const;
   std::int64_t documents() const;
@@ -42,6 +45,8 @@ CorpusManifest read_corpus_manifest(const std::filesystem::path& folder);
 // What makes it this corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one has
 // none.
 std::string corpus_identity(const CorpusManifest& manifest);
+// What of it no checksum covers, for people: "the document ends of 3 shards". Nothing where `prepare` made it.
+std::vector<std::string> unprotected(const CorpusManifest& manifest);
 void write_corpus_manifest(const std::filesystem::path& folder, const CorpusManifest& manifest);
 
 // Random access to the stream of all shards in order. Holds open files and a sparse index of the document ends, nothing
@@ -68,8 +73,8 @@ class CorpusReader {
 };
 
 // Reads shards part, part + parts, ... and compares their checksums with the manifest's (those that have one); also
-// every token id with the vocabulary, and that document ends increase. Throws UserError naming the shard. The defaults
-// mean all shards.
+// every token id with the vocabulary, and that document ends increase. Part 0 compares the tokeniser's file, too.
+// Throws UserError naming the file. The defaults mean all shards.
 void verify_corpus(const std::filesystem::path& folder, int part = 0, int parts = 1);
 
 }  // namespace fulmen

@@ -133,12 +133,14 @@ std::vector<std::uint64_t> read_ends(const hdf5::Dataset& dataset, std::int64_t 
   return ends;
 }
 
-// The first end of each block. Reads all ends of the shard and checks that they increase.
-std::vector<std::uint64_t> index_ends(const std::filesystem::path& path, const hdf5::Dataset& dataset) {
+// The first end of each block. Reads all ends of the shard and checks that they increase. When there is a hasher, it is
+// given their bytes.
+std::vector<std::uint64_t> index_ends(const std::filesystem::path& path, const hdf5::Dataset& dataset, Hasher* hasher) {
   std::vector<std::uint64_t> sparse;
   std::uint64_t previous = 0;
   for (std::int64_t block = 0; block * ends_per_block < dataset.shape()[0]; ++block) {
     const std::vector<std::uint64_t> ends = read_ends(dataset, block);
+    if (hasher != nullptr) hasher->update(ends.data(), ends.size() * sizeof(ends[0]));
     for (std::size_t i = 0; i < ends.size(); ++i) {
       if (ends[i] <= previous) {
         throw UserError(path.string(),
@@ -226,7 +228,7 @@ struct CorpusReader::State {
 
   const std::vector<std::uint64_t>& sparse_ends(std::size_t index) {
     ShardPlace& shard = shards[index];
-    if (shard.sparse_ends.empty()) shard.sparse_ends = index_ends(shard.path, open(index).document_ends);
+    if (shard.sparse_ends.empty()) shard.sparse_ends = index_ends(shard.path, open(index).document_ends, nullptr);
     return shard.sparse_ends;
   }
 
@@ -292,9 +294,27 @@ std::vector<std::int64_t> CorpusReader::document_starts(std::int64_t begin, std:
   return starts;
 }
 
+namespace {
+
+void compare_checksum(const std::filesystem::path& path, std::string_view of_what, const std::string& found,
+                      const std::optional<std::string>& expected, const std::string& remedy) {
+  if (!expected || found == *expected) return;
+  throw UserError(path.string(),
+                  fmt::format("the checksum of {} is {}, but the manifest says {}: it is damaged or another", of_what,
+                              found, *expected),
+                  remedy);
+}
+
+}  // namespace
+
 void verify_corpus(const std::filesystem::path& folder, int part, int parts) {
   FULMEN_CHECK(part >= 0 && part < parts, "part {} of {}", part, parts);
   const CorpusManifest manifest = read_corpus_manifest(folder);
+  if (part == 0 && manifest.tokenizer_xxh3 && !manifest.tokenizer_file.empty()) {
+    const std::filesystem::path file = folder / manifest.tokenizer_file;
+    compare_checksum(file, "the tokeniser's file", hash_file(file), manifest.tokenizer_xxh3,
+                     "restore the file that the corpus was made with, or make the corpus anew with 'fulmen prepare'");
+  }
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(tokens_at_once));
   std::vector<std::byte> raw;
   for (auto s = static_cast<std::size_t>(part); s < manifest.shards.size(); s += static_cast<std::size_t>(parts)) {
@@ -302,17 +322,14 @@ void verify_corpus(const std::filesystem::path& folder, int part, int parts) {
     ShardPlace shard;
     shard.path = folder / expected.file;
     const std::unique_ptr<OpenShard> open = open_shard(shard.path, expected, manifest.dtype);
-    index_ends(shard.path, open->document_ends);
-    Hasher hasher;
+    Hasher ends, hasher;
+    index_ends(shard.path, open->document_ends, &ends);
     for (std::int64_t begin = 0; begin < expected.tokens; begin += tokens_at_once) {
       const auto count = static_cast<std::size_t>(std::min(tokens_at_once, expected.tokens - begin));
       read_tokens(shard, *open, manifest.vocabulary, begin, std::span(tokens).first(count), raw, &hasher);
     }
-    if (!expected.xxh3 || hasher.digest() == *expected.xxh3) continue;
-    throw UserError(
-        shard.path.string(),
-        fmt::format("the checksum of its tokens is {}, but the manifest says {}", hasher.digest(), *expected.xxh3),
-        std::string("the shard is damaged; ") + restore);
+    compare_checksum(shard.path, "its tokens", hasher.digest(), expected.xxh3, restore);
+    compare_checksum(shard.path, "its document ends", ends.digest(), expected.document_ends_xxh3, restore);
   }
 }
 

@@ -33,6 +33,7 @@ struct OpenShard {
   hdf5::Dataset tokens;
   hdf5::Dataset document_ends;
   Hasher hasher;
+  Hasher ends_hasher;
 };
 
 }  // namespace
@@ -80,6 +81,7 @@ struct CorpusWriter::State {
 
   void write_ends() {
     if (ends.empty()) return;
+    shard->ends_hasher.update(ends.data(), ends.size() * sizeof(ends[0]));
     shard->document_ends.append(Tensor(ends.data(), DType::uint64, {static_cast<std::int64_t>(ends.size())}));
     ends.clear();
   }
@@ -88,6 +90,7 @@ struct CorpusWriter::State {
     write_tokens();
     write_ends();
     entry().xxh3 = shard->hasher.digest();
+    entry().document_ends_xxh3 = shard->ends_hasher.digest();
     // The file is closed for good once no dataset of it is open.
     shard->tokens.close();
     shard->document_ends.close();

@@ -20,6 +20,7 @@
 #include "data/tokenizer_training.h"
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/hash.h"
 #include "framework/log.h"
 #include "framework/pending_output.h"
 #include "framework/progress.h"
@@ -205,13 +206,16 @@ std::unique_ptr<Tokenizer> provide_tokenizer(const Input& input, const PrepareOp
   return make_tokenizer(options.tokenizer, folder / model_name, 0);
 }
 
-CorpusManifest describe(const Tokenizer& tokenizer, TokenizerKind kind) {
+CorpusManifest describe(const Tokenizer& tokenizer, TokenizerKind kind, const fs::path& folder) {
   CorpusManifest manifest;
   manifest.vocabulary = tokenizer.vocabulary();
   manifest.dtype = token_dtype(manifest.vocabulary);
   manifest.end_of_document = tokenizer.end_of_document();
   manifest.tokenizer = kind;
-  if (kind == TokenizerKind::sentencepiece) manifest.tokenizer_file = model_name;
+  if (kind == TokenizerKind::sentencepiece) {
+    manifest.tokenizer_file = model_name;
+    manifest.tokenizer_xxh3 = hash_file(folder / model_name);
+  }
   return manifest;
 }
 
@@ -284,7 +288,7 @@ PrepareSummary prepare_corpus(const PrepareOptions& options) {
   const std::unique_ptr<Tokenizer> tokenizer = provide_tokenizer(input, options, folder);
   PrepareSummary summary = count_files(input.listing);
   {
-    Output output(folder, describe(*tokenizer, options.tokenizer), options);
+    Output output(folder, describe(*tokenizer, options.tokenizer, folder), options);
     const Tokenized tokenized = tokenize(input, *tokenizer, options.quiet, output);
     warn_of(tokenized, options.tokenizer);
     summary.blank_documents = tokenized.blank_documents;

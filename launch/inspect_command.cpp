@@ -27,7 +27,8 @@ Json inspect_checkpoint(const std::filesystem::path& folder) {
   for (const std::string& name : checkpoint.names())
     tensors[name] = {{"dtype", std::string(name_of(checkpoint.dtype(name)))}, {"shape", checkpoint.shape(name)}};
   return {{"kind", "checkpoint"},   {"folder", folder.string()}, {"step", saved.step},
-          {"tokens", saved.tokens}, {"model", saved.model},      {"tensors", tensors}};
+          {"tokens", saved.tokens}, {"model", saved.model},      {"unprotected", checkpoint.unprotected()},
+          {"tensors", tensors}};
 }
 
 Json inspect_corpus(const std::filesystem::path& folder) {
@@ -41,6 +42,7 @@ Json inspect_corpus(const std::filesystem::path& folder) {
           {"tokens", manifest.tokens()},
           {"documents", manifest.documents()},
           {"tokenizer", manifest.tokenizer_file},
+          {"unprotected", unprotected(manifest)},
           {"shards", shards}};
 }
 

@@ -377,8 +377,11 @@ ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execu
   const auto start = Clock::now();
   start_up.run("corpus verification",
                [&] { run_agreed(ranks, [&] { verify_corpus(options.data.path, ranks.rank(), ranks.size()); }); });
-  log_info("corpus: {} tokens, checksums verified in {:.1f} s",
-           with_thousands(read_corpus_manifest(options.data.path).tokens()), seconds_since(start));
+  const CorpusManifest corpus = read_corpus_manifest(options.data.path);
+  const std::vector<std::string> open = unprotected(corpus);
+  log_info("corpus: {} tokens, {} in {:.1f} s", with_thousands(corpus.tokens()),
+           open.empty() ? "checksums verified" : fmt::format("read; no checksum covers {}", join(open, ", ")),
+           seconds_since(start));
   std::optional<Trainer> trainer;
   start_up.run("model allocation", [&] { trainer.emplace(options, mesh, execution); });
   trainer->start(start_up);

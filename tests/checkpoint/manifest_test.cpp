@@ -12,11 +12,22 @@ namespace {
 
 using namespace testing_checkpoint;
 
-void replace_in(const fs::path& file, const std::string& from, const std::string& to) {
+std::string with_change(const fs::path& file, const std::string& from, const std::string& to) {
   std::string text = read_text(file);
   const std::size_t at = text.find(from);
-  ASSERT_NE(at, std::string::npos) << from << " in\n" << text;
-  write_text_atomically(file, text.replace(at, from.size(), to));
+  EXPECT_NE(at, std::string::npos) << from << " in\n" << text;
+  return at == std::string::npos ? text : text.replace(at, from.size(), to);
+}
+
+// As another program would have written it: of version 1, without a checksum of itself.
+std::string without_seal(std::string text) {
+  text.resize(text.rfind('\n', text.size() - 2) + 1);
+  const std::size_t version = text.find("version: 2");
+  return version == std::string::npos ? text : text.replace(version, 10, "version: 1");
+}
+
+void replace_in(const fs::path& file, const std::string& from, const std::string& to) {
+  write_text_atomically(file, without_seal(with_change(file, from, to)));
 }
 
 // A valid checkpoint whose manifest is then edited; the message with which opening it is refused.
@@ -81,7 +92,7 @@ TEST(Manifest, AnotherFormat) {
 }
 
 TEST(Manifest, ANewerVersion) {
-  expect_mentions(refusal_after("version: 1", "version: 2"), {"manifest.yaml", "version 2", "version 1", "newer"});
+  expect_mentions(refusal_after("version: 2", "version: 3"), {"manifest.yaml", "version 3", "version 2", "newer"});
 }
 
 TEST(Manifest, Damages) {
@@ -104,8 +115,8 @@ TEST(Manifest, NumbersBeyondCounting) {
 }
 
 TEST(Manifest, ModelsBeyondTheConfigurationsRanges) {
-  const std::map<std::string, std::string> model = {{"family", "transnormer"}, {"variant", "tnl1"}, {"layers", "2"},
-                                                    {"hidden", "64"},          {"heads", "4"},      {"glu", "96"},
+  const std::map<std::string, std::string> model = {{"family", "transnormer"}, {"variant", "tnl1"},   {"layers", "2"},
+                                                    {"hidden", "64"},          {"heads", "4"},        {"glu", "96"},
                                                     {"vocabulary", "128"},     {"lrpe_layers", "[0]"}};
   EXPECT_EQ(ModelConfig::from_identity(model, "x")->hidden, 64);
   for (const char* key : {"layers", "hidden", "heads", "glu", "vocabulary"})
@@ -117,7 +128,8 @@ TEST(Manifest, ModelsBeyondTheConfigurationsRanges) {
 }
 
 TEST(Manifest, NestingAndAliases) {
-  expect_mentions(refusal_after("step: 5", "step: " + std::string(300'000, '[')), {"manifest.yaml", "64 deep"});
+  expect_mentions(refusal_after("step: 5", "step: " + std::string(300'000, '[') + std::string(300'000, ']')),
+                  {"manifest.yaml", "64 deep"});
   std::string bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
   for (int i = 1; i < 9; ++i) {
     bomb += fmt::format("a{}: &a{} [", i, i);
@@ -125,6 +137,65 @@ TEST(Manifest, NestingAndAliases) {
     bomb += "]\n";
   }
   expect_mentions(refusal_after("step: 5", bomb + "step: 5"), {"manifest.yaml", "aliases"});
+}
+
+// A digit that changes on the disk, or under somebody's fingers, is not obeyed.
+TEST(Manifest, NoDigitChangesUnnoticed) {
+  const TemporaryFolder root;
+  const fs::path folder = save_alone(root.path(), 5, 1);
+  const std::string whole = read_text(folder / manifest_file);
+  EXPECT_TRUE(CheckpointReader(folder).unprotected().empty());
+  const std::vector<std::pair<std::string, std::string>> changes = {
+      {"step: 5", "step: 6"},       {"samples: 40", "samples: 41"},         {"tokens: 20480", "tokens: 20481"},
+      {"hidden: 64", "hidden: 65"}, {"version: 2", "version: 1"},           {"steps: 1000", "steps: 1001"},
+      {"bytes: ", "bytes: 1"},      {"family: tr", "note: 1\n  family: tr"}};
+  for (const auto& [from, to] : changes) {
+    write_text_atomically(folder / manifest_file, with_change(folder / manifest_file, from, to));
+    expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(folder); }),
+                    {"manifest.yaml", "checksum", "older checkpoint"});
+    write_text_atomically(folder / manifest_file, whole);
+  }
+  // The last line is not optional.
+  std::string cut = whole;
+  cut.resize(cut.rfind('\n', cut.size() - 2) + 1);
+  for (const std::string& text : {cut, whole + "more: 1\n"}) {
+    write_text_atomically(folder / manifest_file, text);
+    expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(folder); }),
+                    {"manifest.yaml", "does not end with its checksum"});
+  }
+}
+
+TEST(Manifest, VersionOneStillOpensAndSaysWhatIsUnprotected) {
+  const TemporaryFolder root;
+  const fs::path folder = save_alone(root.path(), 5, 1);
+  write_text_atomically(folder / manifest_file, without_seal(read_text(folder / manifest_file)));
+  const CheckpointReader reader(folder);
+  EXPECT_EQ(reader.description().step, 5);
+  reader.verify(*make_self_communicator());
+  ASSERT_EQ(reader.unprotected().size(), 1u);
+  expect_mentions(reader.unprotected()[0], {"manifest", "step", "samples"});
+}
+
+TEST(Manifest, TheFoldersNameTellsTheStep) {
+  const TemporaryFolder root;
+  const fs::path folder = save_alone(root.path(), 5, 1);
+  for (const char* name : {"step-00000005.replaced", "a copy", "step-5", "step-0000000x", "step-"}) {
+    fs::rename(folder, root.path() / name);
+    EXPECT_EQ(CheckpointReader(root.path() / name).description().step, 5) << name;
+    EXPECT_EQ(CheckpointReader(root.path() / name / "").description().step, 5) << name;
+    fs::rename(root.path() / name, folder);
+  }
+  for (const char* name : {"step-00000006", "step-00000006.replaced", "step-0"}) {
+    fs::rename(folder, root.path() / name);
+    expect_mentions(message_of<UserError>([&] { const CheckpointReader reader(root.path() / name / ""); }),
+                    {name, "step 5", "step-00000005"});
+    EXPECT_FALSE(newest_checkpoint(root.path()));
+    fs::rename(root.path() / name, folder);
+  }
+  expect_mentions(message_of<UserError>([&] {
+                    save_alone(root.path() / "step-00000007", 0, 1, {.exact_folder = true, .extra_files = {}});
+                  }),
+                  {"step-00000007", "step 0"});
 }
 
 TEST(Manifest, ACutManifest) {

@@ -12,6 +12,7 @@
 #include "data/corpus_writer.h"
 #include "framework/files.h"
 #include "framework/hdf5.h"
+#include "framework/sealed_text.h"
 
 namespace fulmen::testing_support {
 
@@ -95,11 +96,13 @@ inline void write_file(const std::filesystem::path& path, const std::string& con
   std::ofstream(path, std::ios::binary) << content;
 }
 
-inline void replace_in_file(const std::filesystem::path& path, const std::string& from, const std::string& to) {
+// In a manifest, which then has the checksum of the new text.
+inline void replace_in_manifest(const std::filesystem::path& path, const std::string& from, const std::string& to) {
   std::string text = read_text(path);
+  text.resize(text.rfind('\n', text.size() - 2) + 1);
   const std::size_t at = text.find(from);
   ASSERT_NE(at, std::string::npos) << "'" << from << "' is not in " << text;
-  write_file(path, text.replace(at, from.size(), to));
+  write_file(path, sealed(text.replace(at, from.size(), to)));
 }
 
 }  // namespace fulmen::testing_support

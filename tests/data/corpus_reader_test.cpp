@@ -138,7 +138,7 @@ TEST_F(Reader, CountsThatDisagree) {
 
 TEST_F(Reader, TypesAndShapesThatDisagree) {
   write_foreign<std::uint32_t>({1, 2, 3}, {3}, 10, 3, 1);
-  replace_in_file(folder_ / "manifest.yaml", "uint32", "uint16");
+  replace_in_manifest(folder_ / "manifest.yaml", "uint32", "uint16");
   expect_refused({"part.h5", "/tokens holds uint32", "uint16"});
   std::vector<std::uint16_t> tokens(6);
   {

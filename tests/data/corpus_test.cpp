@@ -66,6 +66,7 @@ void expect_equal(const CorpusManifest& a, const CorpusManifest& b) {
   EXPECT_EQ(a.end_of_document, b.end_of_document);
   EXPECT_EQ(a.tokenizer, b.tokenizer);
   EXPECT_EQ(a.tokenizer_file, b.tokenizer_file);
+  EXPECT_EQ(a.tokenizer_xxh3, b.tokenizer_xxh3);
   EXPECT_EQ(a.text_bytes, b.text_bytes);
   ASSERT_EQ(a.shards.size(), b.shards.size());
   for (std::size_t i = 0; i < a.shards.size(); ++i) {
@@ -73,6 +74,7 @@ void expect_equal(const CorpusManifest& a, const CorpusManifest& b) {
     EXPECT_EQ(a.shards[i].tokens, b.shards[i].tokens);
     EXPECT_EQ(a.shards[i].documents, b.shards[i].documents);
     EXPECT_EQ(a.shards[i].xxh3, b.shards[i].xxh3);
+    EXPECT_EQ(a.shards[i].document_ends_xxh3, b.shards[i].document_ends_xxh3);
   }
 }
 
@@ -82,14 +84,49 @@ TEST_F(Manifest, RoundTrip) {
     manifest.vocabulary = 70'000;
     manifest.dtype = DType::uint32;
     manifest.tokenizer = kind;
-    if (kind == TokenizerKind::sentencepiece) manifest.tokenizer_file = "a model: #1.model";
+    if (kind == TokenizerKind::sentencepiece)
+      manifest.tokenizer_file = "a model: #1.model", manifest.tokenizer_xxh3 = "00000000000000e1";
     if (kind == TokenizerKind::bytes) manifest.end_of_document = 256;
     if (kind == TokenizerKind::none) manifest.text_bytes = 5'000'000'000'000;
-    manifest.shards = {{"shard-00000.h5", 50'000'000'000, 12, "1234567890123e45"},
+    manifest.shards = {{"shard-00000.h5", 50'000'000'000, 12, "1234567890123e45", "0000000000000001"},
                        {"ünïcode [1].h5", 7, 7, std::nullopt}};
     write_corpus_manifest(folder_.path(), manifest);
     expect_equal(read_corpus_manifest(folder_.path()), manifest);
   }
+}
+
+TEST_F(Manifest, NoDigitChangesUnnoticed) {
+  CorpusManifest manifest;
+  manifest.vocabulary = 300;
+  manifest.end_of_document = 2;
+  manifest.tokenizer = TokenizerKind::sentencepiece;
+  manifest.tokenizer_file = "tokenizer.model";
+  manifest.tokenizer_xxh3 = "0000000000000001";
+  manifest.shards = {{"shard-00000.h5", 100, 10, "0000000000000002", "0000000000000003"}};
+  write_corpus_manifest(folder_.path(), manifest);
+  const std::string whole = read_text(folder_ / "manifest.yaml");
+  EXPECT_TRUE(read(whole).sealed);
+  EXPECT_TRUE(unprotected(read(whole)).empty());
+  for (const auto& [from, to] :
+       std::vector<std::pair<std::string, std::string>>{{"vocabulary: 300", "vocabulary: 301"},
+                                                        {"end_of_document: 2", "end_of_document: 3"},
+                                                        {"version: 2", "version: 1"},
+                                                        {"tokens: 100", "tokens: 101"},
+                                                        {"0000000000000003", "0000000000000004"}}) {
+    std::string text = whole;
+    const std::size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from << " in " << text;
+    expect_user_error([&] { read(text.replace(at, from.size(), to)); }, {"manifest.yaml", "checksum", "version 1"});
+  }
+  const std::size_t last = whole.rfind('\n', whole.size() - 2) + 1;
+  expect_user_error([&] { read(whole.substr(0, last)); }, {"manifest.yaml", "does not end with its checksum"});
+  expect_user_error([&] { read(whole + "text_bytes: 5\n"); }, {"does not end with its checksum"});
+}
+
+TEST_F(Manifest, SaysWhatNoChecksumCovers) {
+  EXPECT_EQ(unprotected(read(example)),
+            (std::vector<std::string>{"the manifest itself", "the tokeniser's file", "the tokens of 1 of 2 shards",
+                                      "the document ends of 2 of 2 shards"}));
 }
 
 TEST_F(Manifest, RefusesWhatIsMissing) {
@@ -108,7 +145,7 @@ TEST_F(Manifest, RefusesWhatIsMissing) {
 
 TEST_F(Manifest, RefusesWrongValues) {
   expect_refused("fulmen-corpus", "parquet", {"'parquet'", "fulmen-corpus"});
-  expect_refused("version: 1", "version: 2", {"version 1", ":2"});
+  expect_refused("version: 1", "version: 3", {"versions 1 to 2", ":2"});
   expect_refused("vocabulary: 8000", "vocabulary: 0", {"'vocabulary' is 0", "from 1 to 65536"});
   expect_refused("vocabulary: 8000", "vocabulary: 65537", {"65537"});
   expect_refused("vocabulary: 8000", "vocabulary: many", {"must be an integer", "'many'"});
@@ -131,7 +168,8 @@ TEST_F(Manifest, NumbersThatCannotBeAddedUp) {
     many += fmt::format("  - {{file: s{}.h5, tokens: {}, documents: 1, xxh3: null}}\n", i, std::int64_t{1} << 60);
   expect_refused("shards:\n", "shards:\n" + many, {"'shards'", "tokens"});
   expect_refused("version: 1", "version: 1\ntext_bytes: 9223372036854775807", {"'text_bytes'"});
-  expect_refused("vocabulary: 8000", "vocabulary: " + std::string(300'000, '['), {"64 deep"});
+  expect_refused("vocabulary: 8000", "vocabulary: " + std::string(300'000, '[') + std::string(300'000, ']'),
+                 {"64 deep"});
 }
 
 TEST_F(Manifest, NamesOnlyFilesBesideIt) {

@@ -52,6 +52,20 @@ refuse 1 damaged 'no valid checkpoint' -- eval --checkpoint damaged --data corpu
 damage && edit_manifest damaged/manifest.yaml 's/^step:.*/step: many/'
 refuse 1 damaged step -- eval --checkpoint damaged --data corpus
 
+# A digit of the manifest.
+for change in 's/^step: 4/step: 3/' 's/^samples: 32/samples: 33/' 's/^tokens: 2048/tokens: 2049/'; do
+  damage && sed -i "$change" damaged/manifest.yaml
+  check "$change changes it" test "$(cmp damaged/manifest.yaml $checkpoint/manifest.yaml | wc -l)" = 1
+  refuse 1 damaged/manifest.yaml checksum -- train good.yaml --resume damaged --set train.steps=4 --set run.directory=other
+done
+damage && edit_manifest damaged/manifest.yaml 's/^tokens: 2048/tokens: 2049/'
+succeed 1 inspect damaged --json
+check 'without one it is said to be unprotected' grep -q '"unprotected":\["the manifest: step, tokens' out
+succeed 1 inspect $checkpoint --json
+check 'nothing else is' grep -q '"unprotected":\[\]' out
+cp -r $checkpoint step-00000009
+refuse 1 step-00000009 'step 4' -- eval --checkpoint step-00000009 --data corpus
+
 # Of another model.
 for other in model.layers=3 model.hidden=64 model.heads=2 model.glu=96 model.vocabulary=300 'model.lrpe_layers=[0, 1]'; do
   key=${other%%=*}

@@ -131,6 +131,27 @@ refuse_corpus damaged damaged/shard-00001.h5 checksum damaged
 rm -rf damaged && "$HELPERS/make_corpus" damaged 257 --change corpus 15000 40000
 refuse_corpus damaged damaged/shard-00001.h5 'token 40000' 'vocabulary of 257'
 
+# A digit of the manifest, the document ends, the tokeniser: whatever the corpus consists of has a checksum.
+damage && sed -i 's/^end_of_document: .*/end_of_document: 255/' damaged/manifest.yaml
+refuse_corpus damaged damaged/manifest.yaml checksum
+rm -rf damaged && cp -r latin1 damaged && sed 's/a/b/g' latin1/tokenizer.model >damaged/tokenizer.model
+for ranks in 1 4; do
+  refuse $ranks damaged/tokenizer.model checksum -- train good.yaml --set data.path=damaged --set model.vocabulary=300 --set run.directory=bad_run
+done
+rm -rf damaged && "$HELPERS/make_corpus" damaged 257 --move-end corpus
+refuse_corpus damaged damaged/shard-00000.h5 checksum 'document ends'
+succeed 1 inspect corpus --json
+check 'nothing of it is unprotected' grep -q '"unprotected":\[\]' out
+# Of version 1, or without checksums, it still opens, and is not called verified.
+damage && edit_manifest damaged/manifest.yaml 's/, document_ends_xxh3: "[0-9a-f]*"//'
+succeed 1 inspect damaged --json
+check 'what is unprotected is said' grep -q '"unprotected":\["the manifest itself","the document ends of' out
+succeed 1 train good.yaml --set data.path=damaged --set train.steps=1 --set run.directory=unprotected
+check 'and not called verified' grep -q 'no checksum covers the manifest itself, the document ends of' err
+check 'nor anywhere else' test "$(grep -c 'checksums verified' err)" = 0
+succeed 1 train good.yaml --set train.steps=1 --set run.directory=protected
+check 'a corpus with checksums is' grep -q 'checksums verified' err
+
 # Corpora that do not fit.
 "$HELPERS/make_corpus" empty 257 --empty
 refuse_corpus empty empty 'no tokens'

@@ -153,9 +153,10 @@ make_text() {
   }' >"$1"
 }
 
-# edit_manifest FILE EXPRESSION...: changes a manifest as a person or another program would have written it.
+# edit_manifest FILE EXPRESSION: changes a manifest as a person or another program would have written it: of version 1,
+# without the checksum of itself.
 edit_manifest() {
-  sed -i "${@:2}" "$1"
+  sed -i -e "$2" -e 's/^version: 2$/version: 1/' -e '$ {/^xxh3:/d}' "$1"
 }
 
 # make_byte_corpus FOLDER LINES [PREPARE OPTIONS...]: a vocabulary of 257 (bytes and the end of a document).

@@ -2,6 +2,9 @@
 // make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one of them changed, in
 // shards that
 //                                                            are whole HDF5 files, under that corpus's manifest
+// make_corpus FOLDER VOCABULARY --move-end CORPUS            another corpus with the end of its first document moved,
+// under
+//                                                            that corpus's manifest
 // make_corpus FOLDER VOCABULARY --empty                    no tokens at all
 // Corpora that `fulmen prepare` does not make.
 #include <cstdint>
@@ -42,6 +45,8 @@ std::vector<std::int32_t> stream_of(const std::string& golden) {
 }
 
 // The manifest stays, so that its counts and checksums are the old ones.
+// A negative index changes no token, but moves the end of each shard's first document, where it is not the last, by
+// one.
 void copy_with_change(const std::filesystem::path& folder, const std::filesystem::path& source, std::int64_t index,
                       std::uint32_t token) {
   std::filesystem::create_directories(folder);
@@ -55,6 +60,7 @@ void copy_with_change(const std::filesystem::path& folder, const std::filesystem
     from.dataset("/tokens").read({0}, Tensor(tokens.data(), DType::uint32, {shard.tokens}));
     from.dataset("/document_ends").read({0}, Tensor(ends.data(), DType::uint64, {shard.documents}));
     if (index >= first && index < first + shard.tokens) tokens[static_cast<std::size_t>(index - first)] = token;
+    if (index < 0 && ends.size() > 1) --ends.front();
     hdf5::File to = hdf5::File::create(folder / shard.file);
     to.create_dataset("/tokens", manifest.dtype, {shard.tokens})
         .write({0}, Tensor(tokens.data(), DType::uint32, {shard.tokens}));
@@ -67,12 +73,14 @@ void copy_with_change(const std::filesystem::path& folder, const std::filesystem
 
 int run(const std::vector<std::string>& arguments) {
   const std::string kind = arguments.size() > 2 ? arguments[2] : "";
-  const std::size_t expected = kind == "--golden" ? 4 : kind == "--change" ? 6 : 3;
+  const std::size_t expected = kind == "--golden" || kind == "--move-end" ? 4 : kind == "--change" ? 6 : 3;
   if (arguments.size() != expected)
-    throw UserError("usage", "make_corpus FOLDER VOCABULARY --golden|--change|--empty ...");
+    throw UserError("usage", "make_corpus FOLDER VOCABULARY --golden|--change|--move-end|--empty ...");
   const std::int64_t vocabulary = std::stoll(arguments[1]);
   if (kind == "--golden") {
     write_one_document(arguments[0], vocabulary, stream_of(arguments[3]));
+  } else if (kind == "--move-end") {
+    copy_with_change(arguments[0], arguments[3], -1, 0);
   } else if (kind == "--change") {
     copy_with_change(arguments[0], arguments[3], std::stoll(arguments[4]),
                      static_cast<std::uint32_t>(std::stoul(arguments[5])));

@@ -137,16 +137,17 @@ for command in 'eval --checkpoint run --data corpus/holdout --dump-logits' \
   refuse 1 result.h5 'already' 'overwrite' -- $command result.h5
   kept result.h5
   succeed 1 $command result.h5 --overwrite
-  (ulimit -f 4 && run 1 $command full.h5 && exit 9)
+  (ulimit -f 4 && run 1 $command full.h5)
   check "a full disk leaves no $command" test ! -e full.h5 -a ! -e full.h5.partial
   mkdir -p folder.h5
   refuse 1 folder.h5 'a folder' -- $command folder.h5 --overwrite
 done
 
 # A prepare that was killed is begun again by the same command, or by another.
+for copy in $(seq 8); do cat text.txt; done >long.txt
 for signal in TERM KILL; do
   rm -rf begun
-  "$FULMEN_HERE" prepare --input text.txt text.txt text.txt text.txt --output begun --vocabulary 400 >/dev/null 2>&1 &
+  "$FULMEN_HERE" prepare --input long.txt --output begun --vocabulary 400 >/dev/null 2>&1 &
   preparing=$!
   for attempt in $(seq 200); do [[ -e begun.partial/begun ]] && break; sleep 0.02; done
   kill -$signal $preparing
