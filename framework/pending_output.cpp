@@ -66,7 +66,7 @@ PendingOutput::PendingOutput(const fs::path& path, Kind kind, bool overwrite,
   partial_ += ".partial";
   place_ = partial_ / path_.filename();
   refuse_what_is_there(is_part);
-  ensure_writable_folder(path_.parent_path(), "the place of " + path_.filename().string());
+  ensure_writable_folder(path_.parent_path(), "the place of " + path.string());
   claim();
 }
 
