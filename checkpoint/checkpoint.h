@@ -95,9 +95,16 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 // The same for all ranks, as the first one finds it: another rank may look a moment later, when a run has saved again.
 // Collective.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, Communicator& communicator);
+// Calls use(checkpoint) on all ranks with the one that find_checkpoint finds. Where that is the newest of several, and
+// a run that goes on beside this has deleted it before `use` was done, with the newest that is there by then. `use` is
+// to fail on all ranks or on none. Collective.
+void with_checkpoint(const std::filesystem::path& path, Communicator& communicator,
+                     const std::function<void(const CheckpointReader&)>& use);
 // As the first, but nothing when there is none; folders that are not valid are named in `skipped`.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& root,
                                                        std::vector<std::string>* skipped = nullptr);
+// How many valid checkpoints lie directly in `root`; 0 where there is no such folder.
+std::int64_t count_checkpoints(const std::filesystem::path& root);
 // Deletes all but the newest `keep` valid checkpoints of root, and leftovers of interrupted saves. keep = 0 keeps all.
 void prune_checkpoints(const std::filesystem::path& root, std::int64_t keep);
 // Moves the valid checkpoints of root that lie after a step into a new folder in it, where they are neither found nor

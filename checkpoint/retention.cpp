@@ -110,6 +110,34 @@ fs::path find_checkpoint(const fs::path& path, Communicator& communicator) {
   return communicator.broadcast_text(found, 0);
 }
 
+namespace {
+
+// Whether the checkpoint that `path` led to is gone, though `path` is not.
+bool was_deleted(const fs::path& path, const fs::path& folder) {
+  std::error_code error;
+  return !fs::exists(folder / manifest_file, error) && !error && fs::exists(path, error) &&
+         !fs::exists(path / manifest_file, error);
+}
+
+}  // namespace
+
+void with_checkpoint(const fs::path& path, Communicator& communicator,
+                     const std::function<void(const CheckpointReader&)>& use) {
+  constexpr int attempts = 10;  // each finds a later checkpoint
+  for (int attempt = 1;; ++attempt) {
+    const fs::path folder = find_checkpoint(path, communicator);
+    try {
+      std::optional<CheckpointReader> checkpoint;
+      run_agreed(communicator, [&] { checkpoint.emplace(folder); });
+      return use(*checkpoint);
+    } catch (const Error&) {
+      const bool mine = communicator.rank() == 0 && attempt < attempts && was_deleted(path, folder);
+      if (communicator.all_reduce(static_cast<std::int64_t>(mine), ReduceOp::max) == 0) throw;
+      log_info("{} was deleted while it was read: taking the next one", folder.string());
+    }
+  }
+}
+
 std::optional<fs::path> newest_checkpoint(const fs::path& root, std::vector<std::string>* skipped) {
   std::error_code error;
   if (!fs::exists(root, error)) return std::nullopt;

@@ -204,9 +204,22 @@ EvalOptions read_options(const CommandLine& line, const CheckpointDescription& s
   return options;
 }
 
+// Whether both corpora say what their tokens are, and not the same.
+bool have_other_tokens(const std::filesystem::path& a, const CorpusManifest& of_a, const std::filesystem::path& b,
+                       const CorpusManifest& of_b) {
+  if (of_a.tokenizer == TokenizerKind::none || of_b.tokenizer == TokenizerKind::none) return false;
+  if (of_a.tokenizer != of_b.tokenizer) return true;
+  if (of_a.tokenizer_file.empty() || of_b.tokenizer_file.empty()) return false;
+  return read_text(a / of_a.tokenizer_file) != read_text(b / of_b.tokenizer_file);
+}
+
 std::optional<CorpusReader> open_baseline(const CommandLine& line, const CorpusReader& corpus) {
   if (!line.has("baseline")) return std::nullopt;
   std::optional<CorpusReader> baseline(line.path("baseline"));
+  if (have_other_tokens(line.path("baseline"), baseline->manifest(), line.path("data"), corpus.manifest()))
+    throw UserError(fmt::format("--baseline {}", line.text("baseline")),
+                    fmt::format("was made with another tokeniser than {}", line.text("data")),
+                    "give the training corpus that this one belongs to");
   if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
     throw UserError("--baseline",
                     fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary,
@@ -231,6 +244,28 @@ StepLoss evaluate(ModelRunner& runner, const CorpusReader& corpus, const EvalOpt
   }
   bar.finish();
   return runner.reduce_loss();
+}
+
+// On all ranks, or on none.
+void load_weights(const CheckpointReader& checkpoint, const ModelConfig& model, ModelRunner& runner,
+                  Communicator& ranks) {
+  run_agreed(ranks, [&] { require_same_model(checkpoint, model); });
+  checkpoint.verify(ranks);
+  run_agreed(ranks, [&] {
+    load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/", runner.execution());
+  });
+}
+
+// A loss that is none is no result.
+void check_loss(const StepLoss& loss, const EvalOptions& options, std::int64_t step) {
+  if (loss.targets == 0.0)
+    throw UserError(options.data.string(), "none of its targets counts: each document has but one token",
+                    "use a corpus of longer documents");
+  if (!std::isfinite(loss.loss_nats))
+    throw DivergedError(
+        fmt::format("the loss is {}: the weights of step {} are of a training that diverged, or damaged\n"
+                    "  -> take an earlier checkpoint",
+                    loss.loss_nats, step));
 }
 
 nlohmann::ordered_json describe_result(const StepLoss& loss, const EvalOptions& options, const CorpusReader& corpus,
@@ -263,34 +298,42 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   layout.pipeline = line.integer("pipeline", 1, 1, 1 << 16);
   Mesh mesh(mesh_shape(layout, ranks.size()), ranks);
   configure_threads({});
-  const CheckpointReader checkpoint(find_checkpoint(line.path("checkpoint"), ranks));
-  const std::shared_ptr<const ModelConfig> model =
-      ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string());
   const CorpusReader corpus(line.path("data"));
-  check_tokens(corpus, line.path("data"), checkpoint, *model);
+  std::shared_ptr<const ModelConfig> model;
+  EvalOptions options;
+  with_checkpoint(line.path("checkpoint"), ranks, [&](const CheckpointReader& checkpoint) {
+    run_agreed(ranks, [&] {
+      const CheckpointDescription& saved = checkpoint.description();
+      model = ModelConfig::from_identity(saved.model, checkpoint.folder().string());
+      check_tokens(corpus, line.path("data"), checkpoint, *model);
+      options = read_options(line, saved, corpus);
+    });
+  });
   run_agreed(ranks, [&] { verify_corpus(line.path("data"), ranks.rank(), ranks.size()); });
-  const EvalOptions options = read_options(line, checkpoint.description(), corpus);
   const std::optional<CorpusReader> baseline = open_baseline(line, corpus);
   if (!options.dump_logits.empty() && ranks.size() > 1) throw UserError("--dump-logits", "works on one rank only");
   std::optional<PendingOutput> output;
   if (line.has("dump-logits")) output.emplace(options.dump_logits, PendingOutput::Kind::file, line.has("overwrite"));
 
-  ExecutionResources resources(device);
   ModelRunnerOptions runner_options;
   runner_options.layout = layout;
   runner_options.layout.recompute = "full";  // no backward pass will ask for what layers made
   runner_options.precision = precision;
   runner_options.micro_batch = {options.micro_batch, options.sequence_length};
+  ExecutionResources resources(device);
   ModelRunner runner(*model, runner_options, mesh, resources.execution());
-  checkpoint.verify(ranks);
-  load_pieces(checkpoint, runner.parameters(), runner.parameters().flat_weights(), "parameters/",
-              resources.execution());
+  std::int64_t step = 0;
+  with_checkpoint(line.path("checkpoint"), ranks, [&](const CheckpointReader& checkpoint) {
+    load_weights(checkpoint, *model, runner, ranks);
+    step = checkpoint.description().step;
+  });
   std::optional<LogitsFile> logits;
   if (output) logits.emplace(*output, options, runner, *model, resources.execution());
   const StepLoss loss = evaluate(runner, corpus, options, mesh);
   if (logits) logits->close();
+  check_loss(loss, options, step);
   if (ranks.rank() != 0) return ExitCode::done;
-  print_result(describe_result(loss, options, corpus, baseline, checkpoint.description().step), line.has("json"));
+  print_result(describe_result(loss, options, corpus, baseline, step), line.has("json"));
   return ExitCode::done;
 }
 

@@ -114,6 +114,13 @@ void write_gradients(PendingOutput* output, double loss, const ParameterStore& p
   if (output != nullptr) output->complete();
 }
 
+// Without one there is no loss, and nothing to differentiate.
+void require_targets(const StepLoss& loss, const std::string& corpus) {
+  if (loss.targets > 0.0) return;
+  throw UserError(corpus, "none of the targets in the first global batch counts",
+                  "use a corpus of longer documents, or a longer data.sequence_length");
+}
+
 }  // namespace
 
 ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) {
@@ -163,6 +170,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   Optimizer optimizer(options.train.optimizer, options.train.clip, runner.parameters(), mesh, resources.execution());
   double norm = 0.0;
   const StepLoss loss = runner.accumulate(batches, [&] { norm = optimizer.compute_gradient_norm(); });
+  require_targets(loss, options.data.path);
   write_gradients(output ? &*output : nullptr, loss.loss_nats, runner.parameters(), resources.execution(),
                   world.communicator());
   if (ranks.rank() != 0) return ExitCode::done;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <iterator>
+#include <limits>
 
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
@@ -174,7 +175,7 @@ StepLoss ModelRunner::reduce_loss() {
   sums[2] =
       executor_.waiting_seconds() / ranks.size();  // the device is done with the step: reading it waits for nothing
   ranks.all_reduce(Tensor(sums.data(), DType::fp64, {static_cast<std::int64_t>(sums.size())}), ReduceOp::sum, Stream{});
-  return {sums[1] > 0.0 ? sums[0] / sums[1] : 0.0, sums[1], sums[3], sums[2]};
+  return {sums[1] > 0.0 ? sums[0] / sums[1] : std::numeric_limits<double>::quiet_NaN(), sums[1], sums[3], sums[2]};
 }
 
 StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::function<void()>& update) {
@@ -199,7 +200,7 @@ StepLoss ModelRunner::accumulate(std::span<const Batch> batches, const std::func
   handlers.reduce_shared = [&] { timed(reduce_timer_, [&] { sync_.reduce_shared(); }); };
   handlers.reduce_gradients = [&] { timed(reduce_timer_, [&] { sync_.reduce_gradients(); }); };
   handlers.optimizer_step = [&] {
-    if (!update) return;
+    if (!update || global_targets == 0.0) return;
     timed(update_timer_, update);
     weights_.weights_changed();
   };

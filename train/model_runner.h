@@ -27,7 +27,7 @@ struct ModelRunnerOptions {
 
 // Over the whole global batch, equal on all ranks.
 struct StepLoss {
-  double loss_nats = 0.0;  // mean over the targets that count
+  double loss_nats = 0.0;  // mean over the targets that count; NaN where none does
   double targets = 0.0;
   double layer_loss = 0.0;       // what layers themselves add to what is trained on (routers), the mean over samples
   double waiting_seconds = 0.0;  // of the last pass through the pipeline, for its transfers: the mean of the ranks
@@ -58,7 +58,7 @@ class ModelRunner {
   const Execution& execution() const { return execution_; }
 
   // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces
-  // them; then calls update (null for none) and gathers what it changed. Collective.
+  // them; then calls update (null for none; not where no target counts) and gathers what it changed. Collective.
   StepLoss accumulate(std::span<const Batch> batches, const std::function<void()>& update);
 
   // Around a change of this rank's parts of the weights that is not an update (a checkpoint, an initialisation): what

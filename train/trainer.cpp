@@ -216,7 +216,10 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   const StepLoss loss = runner_.accumulate(batches_, [&] { optimizer_.step(rate, progress_.step); });
   const double norm =
       optimizer_.gradient_norm();  // the device is done with the step: reading the loss has waited for it
-  if (!std::isfinite(loss.loss_nats + loss.layer_loss) || !std::isfinite(norm))
+  const bool counts = loss.targets > 0.0;
+  if (!counts && leader_)
+    log_warning("step {}: none of its targets counts, so the weights stay as they are", progress_.step + 1);
+  if (counts && (!std::isfinite(loss.loss_nats + loss.layer_loss) || !std::isfinite(norm)))
     throw DivergedError(fmt::format("step {}: the loss is {} and the gradient's norm {}\n  -> {}", progress_.step + 1,
                                     loss.loss_nats, norm, advice_after_divergence()));
 
@@ -230,7 +233,8 @@ StepMetrics Trainer::step(BatchLoader& loader) {
   metrics.tokens = progress_.tokens;
   metrics.loss_nats = loss.loss_nats;
   if (runner_.layers_lose()) metrics.layer_loss = loss.layer_loss;
-  metrics.gradient_norm = optimizer_.gradient_norm(ParameterGroupKey().clip_group);
+  metrics.gradient_norm =
+      counts ? optimizer_.gradient_norm(ParameterGroupKey().clip_group) : std::numeric_limits<double>::quiet_NaN();
   metrics.learning_rate = rate;
   metrics.step_seconds = seconds_since(start);
   metrics.tokens_per_second = static_cast<double>(step_tokens) / metrics.step_seconds;

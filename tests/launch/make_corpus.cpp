@@ -6,6 +6,7 @@
 // under
 //                                                            that corpus's manifest
 // make_corpus FOLDER VOCABULARY --empty                    no tokens at all
+// make_corpus FOLDER VOCABULARY --single DOCUMENTS         documents of one token
 // Corpora that `fulmen prepare` does not make.
 #include <cstdint>
 #include <cstdio>
@@ -33,6 +34,17 @@ void write_one_document(const std::filesystem::path& folder, std::int64_t vocabu
   CorpusWriter writer(folder, header(vocabulary), std::int64_t{1} << 30);
   writer.append(tokens);
   writer.end_document();
+  writer.finish({});
+}
+
+void write_single_tokens(const std::filesystem::path& folder, std::int64_t vocabulary, int documents) {
+  std::filesystem::create_directories(folder);
+  CorpusWriter writer(folder, header(vocabulary), std::int64_t{1} << 30);
+  for (std::int32_t document = 0; document < documents; ++document) {
+    const std::vector<std::int32_t> token = {static_cast<std::int32_t>(document % vocabulary)};
+    writer.append(token);
+    writer.end_document();
+  }
   writer.finish({});
 }
 
@@ -73,14 +85,17 @@ void copy_with_change(const std::filesystem::path& folder, const std::filesystem
 
 int run(const std::vector<std::string>& arguments) {
   const std::string kind = arguments.size() > 2 ? arguments[2] : "";
-  const std::size_t expected = kind == "--golden" || kind == "--move-end" ? 4 : kind == "--change" ? 6 : 3;
+  const bool takes_one = kind == "--golden" || kind == "--move-end" || kind == "--single";
+  const std::size_t expected = takes_one ? 4 : kind == "--change" ? 6 : 3;
   if (arguments.size() != expected)
-    throw UserError("usage", "make_corpus FOLDER VOCABULARY --golden|--change|--move-end|--empty ...");
+    throw UserError("usage", "make_corpus FOLDER VOCABULARY --golden|--change|--move-end|--empty|--single ...");
   const std::int64_t vocabulary = std::stoll(arguments[1]);
   if (kind == "--golden") {
     write_one_document(arguments[0], vocabulary, stream_of(arguments[3]));
   } else if (kind == "--move-end") {
     copy_with_change(arguments[0], arguments[3], -1, 0);
+  } else if (kind == "--single") {
+    write_single_tokens(arguments[0], vocabulary, std::stoi(arguments[3]));
   } else if (kind == "--change") {
     copy_with_change(arguments[0], arguments[3], std::stoll(arguments[4]),
                      static_cast<std::uint32_t>(std::stoul(arguments[5])));
