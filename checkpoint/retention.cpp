@@ -146,6 +146,11 @@ std::optional<fs::path> newest_checkpoint(const fs::path& root, std::vector<std:
   return found.front().folder;
 }
 
+std::int64_t count_checkpoints(const fs::path& root) {
+  std::error_code error;
+  return fs::exists(root, error) ? static_cast<std::int64_t>(valid_checkpoints(root, nullptr).size()) : 0;
+}
+
 void prune_checkpoints(const fs::path& root, std::int64_t keep) {
   std::error_code error;
   if (!fs::exists(root, error)) return;

@@ -2,10 +2,12 @@
 #include "train/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <thread>
 #include <utility>
 
 #include "checkpoint/agreement.h"
@@ -20,6 +22,7 @@
 #include "train/learning_rate.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/preflight.h"
 #include "train/training_state.h"
 
 namespace fulmen {
@@ -57,7 +60,9 @@ class Trainer {
   void keep(const std::string& name, std::string text);
   void look_after_folder();
   std::string advice_after_divergence() const;
-  void save();
+  void save(bool last);
+  void save_once();
+  std::string describe(const StepMetrics& metrics) const;
 
   const TrainerOptions& options_;
   Mesh& mesh_;
@@ -72,6 +77,7 @@ class Trainer {
   TrainingProgress progress_;
   std::int64_t saved_step_ = -1;
   bool saved_here_ = false;                            // since the start of this process
+  bool save_failed_ = false;                           // the last time
   std::map<std::string, std::string> kept_;            // files of the run folder, by name: their text
   bool folder_damaged_ = false, folder_lost_ = false;  // and that was said
   double flops_per_token_ = 0.0, peak_ = 0.0;
@@ -270,8 +276,7 @@ bool Trainer::asked_to_stop() {
   return agreed == stop;
 }
 
-void Trainer::save() {
-  if (saved_step_ == progress_.step) return;
+void Trainer::save_once() {
   const auto start = Clock::now();
   std::vector<std::filesystem::path> extra;
   if (!tokenizer_.empty()) extra.push_back(tokenizer_);
@@ -280,8 +285,50 @@ void Trainer::save() {
                           mesh_.world(), corpus_);
   saved_step_ = progress_.step;
   saved_here_ = true;
-  if (leader_) prune_checkpoints(checkpoints_, options_.checkpoint.keep);
+  save_failed_ = false;
   log_info("checkpoint {} in {:.2f} s", saved.string(), seconds_since(start));
+  if (!leader_) return;
+  try {
+    prune_checkpoints(checkpoints_, options_.checkpoint.keep);
+  } catch (const UserError& error) {
+    log_warning("older checkpoints are not pruned: {}", error.what());
+  }
+}
+
+// A save that fails for want of a place is tried again; all ranks have agreed on its failure. If it was not the last
+// one, training then goes on until the next.
+void Trainer::save(bool last) {
+  if (saved_step_ == progress_.step) return;
+  constexpr std::array<int, 2> pauses = {1, 5};  // seconds: a file system may be about to come back
+  for (std::size_t attempt = 0;; ++attempt) {
+    try {
+      return save_once();
+    } catch (const UserError& error) {
+      if (attempt < pauses.size()) {
+        if (leader_)
+          log_warning("the checkpoint of step {} could not be saved, trying again in {} s: {}", progress_.step,
+                      pauses[attempt], error.what());
+        std::this_thread::sleep_for(std::chrono::seconds(pauses[attempt]));
+        continue;
+      }
+      if (last) throw;
+      save_failed_ = true;
+      if (leader_)
+        log_warning(
+            "STEP {} IS NOT SAVED: {}\n  training goes on; what it did since step {} is lost if it ends before "
+            "the next save",
+            progress_.step, error.what(), std::max<std::int64_t>(saved_step_, 0));
+      return;
+    }
+  }
+}
+
+// Of a step, for the progress bar.
+std::string Trainer::describe(const StepMetrics& metrics) const {
+  const std::string loss = std::isfinite(metrics.loss_nats) ? fmt::format("loss {:.4f}", metrics.loss_nats) : "no loss";
+  return fmt::format(
+      "{}  {} tokens/s{}", loss, with_thousands(static_cast<std::int64_t>(metrics.tokens_per_second)),
+      save_failed_ ? fmt::format("  NOT SAVED since step {}", std::max<std::int64_t>(saved_step_, 0)) : "");
 }
 
 ExitCode Trainer::run() {
@@ -301,11 +348,11 @@ ExitCode Trainer::run() {
       metrics.memory_peak_bytes = static_cast<std::uint64_t>(mesh_.world().all_reduce(peak_bytes, ReduceOp::max));
       if (leader_) writer->write(metrics);
     }
-    bar.update(metrics.step, fmt::format("loss {:.4f}  {} tokens/s", metrics.loss_nats,
-                                         with_thousands(static_cast<std::int64_t>(metrics.tokens_per_second))));
+    bar.update(metrics.step, describe(metrics));
     stopped = progress_.step < steps_ && asked;
     const bool due = options_.checkpoint.every > 0 && progress_.step % options_.checkpoint.every == 0;
-    if (due || stopped || progress_.step == steps_) save();
+    const bool last = stopped || progress_.step == steps_;
+    if (due || last) save(last);
   }
   bar.finish();
   if (steps_done_ > 0)
@@ -313,7 +360,7 @@ ExitCode Trainer::run() {
         "bubble: {:.1f} % of a step measured (waiting for transfers, the mean over ranks and {} steps), {:.1f} % "
         "predicted",
         100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
-  save();
+  save(true);
   // A wish that came with the last step would end the next run after one.
   if (leader_) std::filesystem::remove(folder_ / "STOP");
   if (!stopped) return ExitCode::done;
@@ -377,6 +424,7 @@ void check_training(const TrainerOptions& options, const MeshShape& shape) {
 
 ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution, PhaseTimes& start_up) {
   check_training(options, mesh.shape());
+  check_before_training(options, mesh);
   Communicator& ranks = mesh.world();
   const auto start = Clock::now();
   start_up.run("corpus verification",

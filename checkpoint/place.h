@@ -1,0 +1,26 @@
+// Whether checkpoints will find their place: asked before the first step, not at the first save.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+
+#include "parallel/communicator.h"
+
+namespace fulmen {
+
+struct CheckpointDemand {
+  double bytes = 0.0;      // of one checkpoint
+  std::int64_t saves = 1;  // that are still to come
+  std::int64_t keep = 0;   // newest ones that stay; 0: all
+};
+
+// What is wrong with `free_bytes` for these, beside `existing` valid checkpoints, or "". One is written before the
+// oldest is deleted.
+std::string room_problem(const CheckpointDemand& demand, std::int64_t existing, double free_bytes);
+
+// Throws UserError on all ranks when `root` cannot be made or written, when not all ranks see one folder there, or when
+// its disk has no room. With keep = 0 only one checkpoint must fit; if not all do, that is warned of. Collective.
+void require_place_for_checkpoints(const std::filesystem::path& root, const CheckpointDemand& demand,
+                                   Communicator& communicator);
+
+}  // namespace fulmen
