@@ -19,8 +19,8 @@ std::string join(const std::vector<std::string>& parts, std::string_view separat
 std::vector<std::string> split(std::string_view text, char separator);
 
 // For people's eyes: what would steer a terminal (control characters but line ends and tabs, bytes that are no UTF-8)
-// stands as \x1b. Names of files and what files hold come from outside: all that goes to a terminal passes through
-// here.
+// stands as its number in hexadecimal. Names of files and what files hold come from outside: all that goes to a
+// terminal passes through here.
 std::string printable(std::string_view text);
 
 // Whether these bytes are UTF-8 (RFC 3629: no overlong forms, no surrogates).

@@ -81,22 +81,28 @@ std::shared_ptr<const ModelConfig> model_of(const LayoutCase& layout) {
   return std::make_shared<const TransnormerConfig>(config);
 }
 
+// The tests' own family has operations of the CPU alone.
+std::vector<LayoutCase> without_toy(std::vector<LayoutCase> cases) {
+  std::erase_if(cases, [](const LayoutCase& layout) { return layout.model == "toy"; });
+  return cases;
+}
+
 // On the GPU, which all ranks share, one of a few: a stride that leaves some of everything.
 std::vector<LayoutCase> cases_to_run() {
-  if (const char* ranks = std::getenv("FULMEN_LAYOUT_RANKS")) return layouts_of_ranks(std::stoi(ranks), 60);
+  if (const char* ranks = std::getenv("FULMEN_LAYOUT_RANKS"))
+    return without_toy(layouts_of_ranks(std::stoi(ranks), 60));
   if (const char* share = std::getenv("FULMEN_LAYOUTS")) {
     const std::string text = share;
     const std::size_t slash = text.find('/');
     FULMEN_CHECK(slash != std::string::npos, "FULMEN_LAYOUTS={}: expected SHARE/SHARES, from 0", text);
     return layout_shard(std::stoll(text.substr(0, slash)), std::stoll(text.substr(slash + 1)));
   }
-  std::vector<LayoutCase> cases = layout_matrix();
-  if (!testing::on_gpu()) return cases;
+  if (!testing::on_gpu()) return layout_matrix();
   constexpr std::size_t stride = 5;
+  const std::vector<LayoutCase> cases = layout_matrix();
   std::vector<LayoutCase> chosen;
-  for (std::size_t i = 0; i < cases.size(); i += stride)
-    if (cases[i].model != "toy") chosen.push_back(cases[i]);  // its operations are the CPU's
-  return chosen;
+  for (std::size_t i = 0; i < cases.size(); i += stride) chosen.push_back(cases[i]);
+  return without_toy(std::move(chosen));
 }
 
 // Uneven stages: one layer each, and what is left on one of them.
