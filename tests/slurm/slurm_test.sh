@@ -115,7 +115,13 @@ outcome() {
 start_again() {
   wait_until 40 in_state "$1" PENDING || fail "$2: not requeued but $(field "$1" JobState)" "$2.log"
   wait_until 40 eval "! grep -qs '^slurmstepd: \\[$1\\.' /proc/[0-9]*/cmdline" || fail "$2: its steps are still there" "$2.log"
-  scontrol update JobId="$1" StartTime=now
+  wait_until 60 begun_now "$1" || fail "$2: does not start again" "$2.log"
+}
+# Asks again: what is asked while the job still comes to its end is forgotten.
+begun_now() {
+  scontrol update JobId="$1" StartTime=now >/dev/null 2>&1
+  sleep 2
+  ! in_state "$1" PENDING
 }
 
 # losses RUN: step and loss of every logged step, as written.
@@ -147,7 +153,7 @@ awk 'BEGIN {
   for (i = 1; i <= 3000; ++i) printf "The %s by the %s.%s", words[1 + int(rand() * 10)], words[1 + int(rand() * 10)], i % 5 ? " " : "\n"
 }' >text.txt
 "$FULMEN" prepare --input text.txt --output corpus --tokenizer bytes >prepare.log 2>&1 || fail 'prepare' prepare.log
-steps=120
+steps=60
 cat >small.yaml <<END
 model: {family: transnormer, layers: 2, hidden: 64, heads: 4, glu: 128, vocabulary: 257}
 parallel: {data: 2, tensor: 2}
@@ -316,7 +322,21 @@ outcome "$job" fallback COMPLETED 0:0 0
 check 'the same losses through mpirun' fallback.log same_losses alone fallback
 check 'mpirun is named' fallback.log says fallback.log 'MPI through mpirun'
 
-# 9. Ranks that do not start at first are started once more; if that fails as well, the job is requeued.
+# 9. The 175 B script's header, and the script itself on the small model.
+script=train_175b.sh
+check 'the header is valid' none sbatch --test-only --nodes=2 --ntasks-per-node=2 --cpus-per-task=1 "$SOURCE/slurm/$script"
+FULMEN_CONFIG=small.yaml submit large --oversubscribe -- --set run.directory=large
+outcome "$job" large COMPLETED 0:0 0
+check 'the same losses through train_175b.sh' large.log same_losses alone large
+echo "fallback and header done after $SECONDS s"
+
+# 2. goes on: requeued although there was no verdict.
+wait_until 60 says killed.log 'the time limit is here' || fail 'the time limit does not come' killed.log
+start_again "$killed" killed
+outcome "$killed" killed COMPLETED 0:0 1
+
+script=train.sh
+# 10. Ranks that do not start at first are started once more; if that fails as well, the job is requeued.
 cat >shim/srun <<END
 #!/usr/bin/env bash
 [[ \$* == --mpi=list || \$* == --version ]] && exec $(command -v srun) "\$@"
@@ -330,6 +350,7 @@ END
 FAILED_LAUNCHES=1 PATH=$folder/shim:$PATH submit again -- small.yaml --set run.directory=again
 again=$job
 FAILED_LAUNCHES=2 PATH=$folder/shim:$PATH submit twice -- small.yaml --set run.directory=twice
+wait_until 60 says twice.log 'requeueing' || fail 'launches that fail twice do not requeue the job' twice.log
 start_again "$job" twice
 outcome "$again" again COMPLETED 0:0 0
 outcome "$job" twice COMPLETED 0:0 1
@@ -338,7 +359,7 @@ check 'the same losses from the second launch' again.log same_losses alone again
 check 'the same losses after a requeue' twice.log same_losses alone twice
 echo "launches done after $SECONDS s"
 
-# 10. A job array: %a is a task's number; a task is requeued by itself.
+# 11. A job array: %a is a task's number; a task is requeued by itself.
 submit array --array=1-2 --output=%x-%a.log -- small.yaml --set run.directory=array-%a --set train.steps=100000
 wait_until 40 has_lines array-1/metrics.jsonl 3 || fail 'the array does not start' array-1.log
 wait_until 40 has_lines array-2/metrics.jsonl 3 || fail 'the array does not start' array-2.log
@@ -350,21 +371,7 @@ wait_until 40 in_state "${job}_1" CANCELLED || fail 'the array is not cancelled'
 check 'scancel is called by its name' array-1.log says array-1.log 'terminated by scancel'
 echo "array done after $SECONDS s"
 
-# 11. The 175 B script's header, and the script itself on the small model.
-script=train_175b.sh
-check 'the header is valid' none sbatch --test-only --nodes=2 --ntasks-per-node=2 --cpus-per-task=1 "$SOURCE/slurm/$script"
-FULMEN_CONFIG=small.yaml submit large --oversubscribe -- --set run.directory=large
-outcome "$job" large COMPLETED 0:0 0
-check 'the same losses through train_175b.sh' large.log same_losses alone large
-echo "fallback and header done after $SECONDS s"
-
-# 2. goes on: requeued although there was no verdict.
-wait_until 60 says killed.log 'the time limit is here' || fail 'the time limit does not come' killed.log
-start_again "$killed" killed
-outcome "$killed" killed COMPLETED 0:0 1
-
 # 12. A node that fails is not called scancel; Slurm requeues the job.
-script=train.sh
 submit node -- small.yaml --set run.directory=node
 wait_until 40 has_lines node/metrics.jsonl 3 || fail 'the run does not start' node.log
 scontrol update NodeName=n2 State=DOWN Reason=test
