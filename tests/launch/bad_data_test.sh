@@ -71,7 +71,7 @@ refuse 1 data.path 'another corpus' -- train good.yaml --set train.steps=3 --set
 succeed 1 train good.yaml --set train.steps=3 --set data.path=other --allow-change data.path --allow-change train.steps
 succeed 1 train good.yaml --set train.steps=1 --set data.path=latin1 --set model.vocabulary=300 --set run.directory=pieces
 refuse 1 corpus 'another tokeniser' -- eval --checkpoint pieces/checkpoints --data corpus
-refuse 1 baseline 257 -- eval --checkpoint "$checkpoint" --data corpus --baseline latin1
+refuse 1 baseline 'made with another tokeniser than corpus' -- eval --checkpoint "$checkpoint" --data corpus --baseline latin1
 
 # Folders that are no corpus.
 refuse_corpus nowhere nowhere 'no such corpus'

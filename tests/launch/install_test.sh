@@ -48,9 +48,10 @@ case "$*" in
 esac
 END
 chmod +x slurm_stub/*
+cp ../moved/share/fulmen/configs/demo.yaml configs/demo.yaml
 cp ../moved/share/fulmen/slurm/train.sh spooled.sh  # sbatch runs a copy
 PATH=$PWD/slurm_stub:$PATH SLURM_JOB_ID=1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=node1 SLURM_SUBMIT_DIR=$PWD FULMEN= \
   bash spooled.sh configs/demo.yaml --set run.directory=run >out 2>&1
-check 'starts the installed program' grep -qE 'fulmen train configs/demo.yaml' srun.arguments
+check 'starts the installed program' grep -qF "$FOLDER/moved/share/fulmen/../../bin/fulmen train configs/demo.yaml" srun.arguments
 cd ..
 finish
