@@ -176,6 +176,22 @@ Values embedding_backward(const std::vector<std::int32_t>& tokens, const Values&
   return d_weight;
 }
 
+Values rotate(const Values& x, std::int64_t head_width, RotationPairs pairs, const Values& frequencies,
+              const std::vector<std::int64_t>& positions, double scale) {
+  Values y = x;
+  const std::size_t columns = x.size() / positions.size(), half = frequencies.size();
+  for (std::size_t head = 0; head < x.size(); head += head_width)
+    for (std::size_t j = 0; j < half; ++j) {
+      const std::size_t a = head + (pairs == RotationPairs::halves ? j : 2 * j);
+      const std::size_t b = pairs == RotationPairs::halves ? a + half : a + 1;
+      const double angle = static_cast<double>(positions[head / columns]) * frequencies[j];
+      y[a] = x[a] * std::cos(angle) - x[b] * std::sin(angle);
+      y[b] = x[b] * std::cos(angle) + x[a] * std::sin(angle);
+    }
+  for (double& value : y) value *= scale;
+  return y;
+}
+
 void adamw(Values& parameters, const Values& gradients, Values& exp_avg, Values& exp_avg_sq, const Values& scalars,
            const AdamwOptions& options) {
   const double learning_rate = scalars[0] * options.learning_rate_scale;

@@ -7,6 +7,7 @@
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/norm.h"
+#include "kernels/rotation.h"
 
 namespace fulmen::reference {
 
@@ -59,6 +60,10 @@ Values embedding(const std::vector<std::int32_t>& tokens, const Values& weight, 
 // d_weight [rows, width] of it.
 Values embedding_backward(const std::vector<std::int32_t>& tokens, const Values& d_out, std::int64_t width,
                           std::int64_t first, std::int64_t rows, double scale);
+
+// x [tokens, heads * head_width] with its columns turned as kernels/rotation.h has it, frequency by frequency.
+Values rotate(const Values& x, std::int64_t head_width, RotationPairs pairs, const Values& frequencies,
+              const std::vector<std::int64_t>& positions, double scale);
 
 // One step in place. scalars as in kernels/adamw.h.
 void adamw(Values& parameters, const Values& gradients, Values& exp_avg, Values& exp_avg_sq, const Values& scalars,
