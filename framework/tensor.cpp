@@ -98,6 +98,23 @@ Tensor Tensor::split_dimension(int dimension, std::int64_t inner) const {
   return view;
 }
 
+Tensor Tensor::rearrange(const std::vector<int>& dimensions) const {
+  FULMEN_CHECK(dimensions.size() <= max_tensor_rank, "{} dimensions for {}", dimensions.size(), describe());
+  Tensor view = *this;
+  view.rank_ = static_cast<int>(dimensions.size());
+  std::int64_t extents = 1;
+  for (std::size_t d = 0; d < dimensions.size(); ++d) {
+    const bool made = dimensions[d] < 0;
+    view.shape_[d] = made ? 1 : shape_[index(dimensions[d])];
+    view.strides_[d] = made ? 1 : strides_[index(dimensions[d])];
+    extents *= view.shape_[d];
+  }
+  const std::int64_t present =
+      std::accumulate(shape_.begin(), shape_.begin() + rank_, std::int64_t{1}, std::multiplies<>());
+  FULMEN_CHECK(extents == present, "{} loses elements as {}", describe(), to_string(view.shape()));
+  return view;
+}
+
 std::string Tensor::describe() const {
   if (is_null()) return fmt::format("null {} {}", name_of(dtype_), to_string(shape()));
   std::string text = fmt::format("{} {}", name_of(dtype_), to_string(shape()));

@@ -55,6 +55,9 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;                   // contiguous tensors only
   // Splits a dimension into [size / inner, inner]; works on strided views.
   Tensor split_dimension(int dimension, std::int64_t inner) const;
+  // Dimension d of the view is dimensions[d] of this tensor, or, where that is -1, a new dimension of extent 1. Those
+  // that are left out must have the extent 1.
+  Tensor rearrange(const std::vector<int>& dimensions) const;
   Tensor flatten() const { return reshape({elements()}); }
 
   std::string describe() const;  // "fp32 [2, 70, 64] on cpu"

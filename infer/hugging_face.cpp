@@ -2,6 +2,7 @@
 #include "infer/hugging_face.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "checkpoint/checkpoint.h"
@@ -9,79 +10,101 @@
 #include "checkpoint/parameters.h"
 #include "data/tokenizer.h"
 #include "framework/files.h"
+#include "framework/log.h"
 #include "framework/pending_output.h"
+#include "infer/hugging_face/adapter.h"
 #include "infer/safetensors_folder.h"
-#include "model/stage.h"
 
 namespace fulmen {
 
 namespace {
 
-constexpr const char* embedding_name = "model.embed_tokens.weight";
-constexpr const char* head_name = "lm_head.weight";
 constexpr const char* tokenizer_name = "tokenizer.model";
+const std::string parameters_prefix = "parameters/";
 
-// What an export writes.
+// The files of an export.
 bool is_hugging_face_file(const std::string& name) {
   return name == "config.json" || name == tokenizer_name || is_safetensors_model_file(name);
 }
 
-// A block of rows of a tensor at a time, so that memory stays flat: calls f(offset, memory) for each.
+// Some rows of a block of a tensor at a time, so that memory stays flat: calls f(offset, memory) for each.
 template <class F>
-void for_each_block(const Shape& shape, DType dtype, F&& f) {
-  constexpr std::int64_t block_bytes = std::int64_t{32} << 20;
+void for_each_rows(const TensorBlock& block, DType dtype, F&& f) {
+  constexpr std::int64_t bytes_at_once = std::int64_t{32} << 20;
+  std::size_t cut = 0;  // the first dimension that can be cut
+  while (cut + 1 < block.extent.size() && block.extent[cut] == 1) ++cut;
+  const std::int64_t all = block.extent.empty() ? 1 : block.extent[cut];
   const std::int64_t row =
-      std::max<std::int64_t>(1, elements_of(shape) / shape[0]) * static_cast<std::int64_t>(size_of(dtype));
-  const std::int64_t rows = std::clamp<std::int64_t>(block_bytes / row, 1, shape[0]);
+      std::max<std::int64_t>(1, elements_of(block.extent) / all) * static_cast<std::int64_t>(size_of(dtype));
+  const std::int64_t rows = std::clamp<std::int64_t>(bytes_at_once / row, 1, all);
   std::vector<std::byte> bytes(static_cast<std::size_t>(rows * row));
-  for (std::int64_t begin = 0; begin < shape[0]; begin += rows) {
-    Shape block = shape;
-    block[0] = std::min(rows, shape[0] - begin);
-    std::vector<std::int64_t> offset(shape.size(), 0);
-    offset[0] = begin;
-    f(offset, Tensor(bytes.data(), dtype, block));
+  for (std::int64_t begin = 0; begin < all; begin += rows) {
+    Shape extent = block.extent;
+    std::vector<std::int64_t> offset = block.offset;
+    if (!extent.empty()) {
+      extent[cut] = std::min(rows, all - begin);
+      offset[cut] += begin;
+    }
+    f(offset, Tensor(bytes.data(), dtype, extent));
   }
 }
 
+void check_tensor(const SafetensorsFolder& source, const std::string& name, const Shape& wanted) {
+  if (!source.has(name))
+    throw UserError(source.folder().string(), "has no tensor " + name,
+                    "config.json and the weights do not belong together");
+  const Shape& shape = source.tensor(name).shape;
+  if (shape != wanted)
+    throw UserError(source.folder().string(), fmt::format("{} has the shape {}, config.json makes it {}", name,
+                                                          to_string(shape), to_string(wanted)));
+}
+
 // Before anything is allocated: what config.json says is the size of what the files hold.
-void check_tensors(const SafetensorsFolder& source, const std::vector<ParameterDeclaration>& declarations) {
-  std::set<std::string> known = {head_name};
-  for (const ParameterDeclaration& declaration : declarations)
-    for (const LogicalTensor& tensor : declaration.tensors) {
-      known.insert(tensor.name);
-      if (!source.has(tensor.name))
-        throw UserError(source.folder().string(), "has no tensor " + tensor.name,
-                        "config.json and the weights do not belong together");
-      const Shape& shape = source.tensor(tensor.name).shape;
-      if (shape != tensor.shape)
-        throw UserError(source.folder().string(), fmt::format("{} has the shape {}, config.json makes it {}",
-                                                              tensor.name, to_string(shape), to_string(tensor.shape)));
-    }
-  for (const std::string& name : source.names())
-    if (!known.contains(name))
+void check_tensors(const SafetensorsFolder& source, const TensorMap& map) {
+  std::set<std::string> repeats;
+  for (const TensorRepeat& repeat : map.repeats()) repeats.insert(repeat.released);
+  for (const std::string& name : map.released()) check_tensor(source, name, map.released_shape(name));
+  std::map<std::string, int> passed_over;
+  for (const std::string& name : source.names()) {
+    if (map.has_released(name) || repeats.contains(name)) continue;
+    const std::string* const kind = map.passed_over(name);
+    if (kind == nullptr)
       throw UserError(source.folder().string(), "holds a tensor that this model does not have: " + name,
                       "config.json and the weights do not belong together");
+    ++passed_over[*kind];
+  }
+  for (const auto& [kind, count] : passed_over)
+    log_info("{}: passed over {} tensors *{}, which hold no parameters", source.folder().string(), count, kind);
 }
 
-// A head of its own would be another model.
-void check_tied_head(const SafetensorsFolder& source) {
-  if (!source.has(head_name)) return;
-  const Shape shape = source.tensor(embedding_name).shape;
-  const auto untied = [&] {
-    return UserError(source.folder().string(), "lm_head.weight differs from model.embed_tokens.weight",
-                     "only tied heads are supported");
-  };
-  if (source.tensor(head_name).shape != shape) throw untied();
-  std::vector<double> head;
-  for_each_block(shape, DType::fp64, [&](const std::vector<std::int64_t>& offset, const Tensor& block) {
-    head.resize(static_cast<std::size_t>(block.elements()));
-    source.read(head_name, offset, Tensor(head.data(), DType::fp64, block.shape()));
-    source.read(embedding_name, offset, block);
-    if (!std::equal(head.begin(), head.end(), block.as<double>())) throw untied();
+// A head that is not the embedding, say, would be another model.
+void check_repeats(const SafetensorsFolder& source, const TensorMap& map) {
+  for (const auto& [name, original, written] : map.repeats()) {
+    if (!source.has(name)) continue;
+    const Shape& shape = map.released_shape(original);
+    check_tensor(source, name, shape);
+    std::vector<double> other;
+    for_each_rows({name, std::vector<std::int64_t>(shape.size(), 0), shape}, DType::fp64,
+                  [&](const std::vector<std::int64_t>& offset, const Tensor& rows) {
+                    other.resize(static_cast<std::size_t>(rows.elements()));
+                    source.read(name, offset, Tensor(other.data(), DType::fp64, rows.shape()));
+                    source.read(original, offset, rows);
+                    if (!std::equal(other.begin(), other.end(), rows.as<double>()))
+                      throw UserError(source.folder().string(), fmt::format("{} differs from {}", name, original),
+                                      "config.json makes them the same tensor");
+                  });
+  }
+}
+
+// fp64 where parameters are given so that need not be.
+DType imported_type(const SafetensorsFolder& source, const TensorMap& map) {
+  const bool fp64 = std::ranges::any_of(map.released(), [&](const std::string& name) {
+    return source.tensor(name).dtype == "F64" && map.narrowest(name) != DType::fp64;
   });
+  return fp64 ? DType::fp64 : DType::fp32;
 }
 
-// The record of a checkpoint; of an older one, or an import, what the file of its tokeniser says.
+// The record of a checkpoint; for an older checkpoint, or an import, the content of its tokeniser's file.
 TokenizerRecord tokenizer_of(const CheckpointReader& checkpoint, std::int64_t vocabulary) {
   TokenizerRecord tokenizer = checkpoint.description().tokenizer;
   const auto file = checkpoint.tokenizer_file();
@@ -89,10 +112,48 @@ TokenizerRecord tokenizer_of(const CheckpointReader& checkpoint, std::int64_t vo
   return {"sentencepiece", make_tokenizer(TokenizerKind::sentencepiece, *file, vocabulary)->end_of_document()};
 }
 
-std::string safetensors_dtype_for(const std::string& name, DType stored, const std::string& wanted) {
-  if (wanted == "stored") return safetensors_dtype(stored);
-  if (wanted == "fp32" || name.ends_with("lrpe.theta")) return "F32";
-  return "BF16";
+std::string written_dtype(const CheckpointReader& source, const TensorMap& map, const std::string& released,
+                          const std::string& wanted) {
+  const DType narrowest = map.narrowest(released);
+  if (wanted == "fp32" || (wanted == "bf16" && narrowest != DType::bf16)) return "F32";
+  if (wanted == "bf16") return "BF16";
+  DType stored = DType::bf16;
+  for (const TensorPart& part : map.parts_of_released(released)) {
+    const DType dtype = source.dtype(parameters_prefix + part.logical.tensor);
+    if (size_of(dtype) > size_of(stored)) stored = dtype;
+  }
+  return safetensors_dtype(stored);
+}
+
+std::string torch_dtype(const std::string& dtype) {
+  if (dtype == "BF16") return "bfloat16";
+  return dtype == "F64" ? "float64" : "float32";
+}
+
+// The released tensors with their dtypes, in the order in which they are written.
+std::vector<SafetensorsTensor> tensors_to_write(const CheckpointReader& source, const TensorMap& map,
+                                                const std::string& wanted) {
+  std::vector<SafetensorsTensor> tensors;
+  for (const std::string& name : map.released())
+    tensors.push_back({name, written_dtype(source, map, name, wanted), map.released_shape(name)});
+  for (const TensorRepeat& repeat : map.repeats())
+    if (repeat.written)
+      tensors.push_back(
+          {repeat.released, written_dtype(source, map, repeat.original, wanted), map.released_shape(repeat.original)});
+  return tensors;
+}
+
+// Writes the elements of `released` under a name: its own, or the name of a tensor that repeats it.
+void write_tensor(const CheckpointReader& source, const TensorMap& map, const std::string& released,
+                  const std::string& name, SafetensorsFolderWriter& writer) {
+  for (const TensorPart& part : map.parts_of_released(released)) {
+    const std::string stored = parameters_prefix + part.logical.tensor;
+    for_each_rows(part.logical, source.dtype(stored), [&](const std::vector<std::int64_t>& offset, const Tensor& rows) {
+      source.read({stored, map.logical_shape(part.logical.tensor), offset, rows});
+      const ReleasedPiece piece = released_piece(part, offset, rows);
+      writer.write(name, piece.offset, piece.memory);
+    });
+  }
 }
 
 }  // namespace
@@ -102,20 +163,18 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
   const std::shared_ptr<const ModelConfig> config = read_hugging_face_config(folder / "config.json");
   const SafetensorsFolder source(folder);
   const auto names = source.names();
-  const bool fp64 = std::ranges::any_of(names, [&](const std::string& name) {
-    return source.tensor(name).dtype == "F64" && !name.ends_with("lrpe.theta");
-  });
-  const DType type = fp64 ? DType::fp64 : DType::fp32;
-
-  const std::vector<ParameterDeclaration> declarations = declare_stage(*config, whole_model(*config), 1);
-  check_tensors(source, declarations);
-  check_tied_head(source);
+  const TensorMap map = hugging_face_map(*config, {names.begin(), names.end()});
+  check_tensors(source, map);
+  check_repeats(source, map);
+  const DType type = imported_type(source, map);
   ExecutionResources resources(Device::cpu());
   const std::unique_ptr<Communicator> self = make_self_communicator();
   const Mesh mesh(MeshShape{}, *self);
-  const ParameterStore parameters(declarations, mesh, {type, type}, resources.execution());
+  const ParameterStore parameters(map.declarations(), mesh, {type, type}, resources.execution());
   for (const ParameterPiece& piece : parameters.pieces(parameters.flat_weights()))
-    source.read(piece.tensor, piece.offset, piece.memory);
+    for (const TensorPart& part : map.parts_of_logical(piece.tensor))
+      if (const ReleasedPiece released = released_piece(part, piece.offset, piece.memory); released.memory)
+        source.read(part.released.tensor, released.offset, released.memory);
 
   CheckpointDescription description;
   description.model = config->identity();
@@ -126,8 +185,8 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
     description.tokenizer = {"sentencepiece", read_hugging_face_eos(folder / "config.json", config->vocabulary)};
   }
   save_checkpoint(output.place(), description,
-                  pieces_to_save(parameters, parameters.flat_weights(), "parameters/", resources.execution()), *self,
-                  options);
+                  pieces_to_save(parameters, parameters.flat_weights(), parameters_prefix, resources.execution()),
+                  *self, options);
   output.complete();
 }
 
@@ -140,30 +199,14 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
   const std::shared_ptr<const ModelConfig> config =
       ModelConfig::from_identity(source.description().model, checkpoint.string());
 
-  const std::string prefix = "parameters/";
-  std::vector<SafetensorsTensor> tensors;
-  for (const ParameterDeclaration& declaration : declare_stage(*config, whole_model(*config), 1))
-    for (const LogicalTensor& tensor : declaration.tensors)
-      tensors.push_back({tensor.name,
-                         safetensors_dtype_for(tensor.name, source.dtype(prefix + tensor.name), options.dtype),
-                         tensor.shape});
-  tensors.push_back({head_name, tensors.front().dtype, tensors.front().shape});
-
-  const std::string dtype = tensors.front().dtype;
-  const std::string config_json = hugging_face_config(*config,
-                                                      dtype == "BF16"  ? "bfloat16"
-                                                      : dtype == "F64" ? "float64"
-                                                                       : "float32",
-                                                      tokenizer_of(source, config->vocabulary));
+  const TensorMap map = hugging_face_map(*config, {});
+  const std::vector<SafetensorsTensor> tensors = tensors_to_write(source, map, options.dtype);
+  const std::string config_json =
+      hugging_face_config(*config, torch_dtype(tensors.front().dtype), tokenizer_of(source, config->vocabulary));
   SafetensorsFolderWriter writer(output.place(), tensors, {{"format", "pt"}}, options.shard_bytes);
-  for (const SafetensorsTensor& tensor : tensors) {
-    const std::string stored = tensor.name == head_name ? embedding_name : tensor.name;
-    for_each_block(tensor.shape, source.dtype(prefix + stored),
-                   [&](const std::vector<std::int64_t>& offset, const Tensor& block) {
-                     source.read({prefix + stored, tensor.shape, offset, block});
-                     writer.write(tensor.name, offset, block);
-                   });
-  }
+  for (const std::string& name : map.released()) write_tensor(source, map, name, name, writer);
+  for (const TensorRepeat& repeat : map.repeats())
+    if (repeat.written) write_tensor(source, map, repeat.original, repeat.released, writer);
   writer.close();
   write_text_atomically(output.place() / "config.json", config_json);
   if (const auto tokenizer = source.tokenizer_file())

@@ -13,10 +13,11 @@
 namespace fulmen {
 
 // The model that a `config.json` describes; its model_type (or else its architectures) says of which family. Throws
-// UserError for a kind that no family has, and naming the key that is missing, malformed, or asks for something else
-// than the family's models have (another norm or activation, biases, an untied or unscaled embedding).
+// UserError for a kind that no family has, and naming the key that is missing, malformed, unknown, or asks for
+// something else than the family's models have (another norm or activation, biases, quantisation).
 std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesystem::path& path);
-// The tokeniser's end of a document that a `config.json` names, if it does. Throws UserError for one that is no token.
+// The tokeniser's end of a document that a `config.json` names, if it does. Throws UserError for an id that is no
+// token.
 std::optional<std::int64_t> read_hugging_face_eos(const std::filesystem::path& path, std::int64_t vocabulary);
 // The text of a `config.json`; torch_dtype such as "bfloat16". Tokens that the tokeniser does not have, or that are not
 // known, are null. Throws UserError for a model that cannot be said in it.
@@ -24,19 +25,19 @@ std::string hugging_face_config(const ModelConfig& config, const std::string& to
                                 const TokenizerRecord& tokenizer = {});
 
 // Turns a folder with config.json and model.safetensors (or shards with an index), and perhaps tokenizer.model, into a
-// checkpoint of step 0 at exactly `checkpoint`, whole or not at all (PendingOutput). lm_head.weight may be absent;
-// where it is present it must equal the embedding. Throws UserError for tensors that are missing, of another shape, or
-// unknown, and for what stands there unless it is a checkpoint to be overwritten.
+// checkpoint of step 0 at exactly `checkpoint`, whole or not at all (PendingOutput). A tensor that repeats another (the
+// head of a tied model) may be absent; where it is present it must be equal. Tensors that hold no parameter are passed
+// over, by the family's list, with a line in the log. Throws UserError for tensors that are missing, of another shape,
+// or unknown, and for what stands there unless it is a checkpoint to be overwritten.
 void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint,
                          bool overwrite = false);
 
 struct ExportOptions {
-  std::string dtype = "stored";                      // stored, fp32 or bf16 (LRPE's theta then fp32)
+  std::string dtype = "stored";                      // stored, fp32 or bf16 (fp32 for parameters that are never bf16)
   std::int64_t shard_bytes = std::int64_t{5} << 30;  // a new file above this
   bool overwrite = false;                            // a model that stands there is replaced as a whole
 };
-// The reverse: parameters only, lm_head.weight written beside the embedding as the released files have it, and the
-// tokeniser.
+// The reverse: parameters only, as the family's modelling code in transformers names them, and the tokeniser.
 void export_hugging_face(const std::filesystem::path& checkpoint, const std::filesystem::path& folder,
                          const ExportOptions& options);
 

@@ -49,7 +49,8 @@ class SafetensorsReader {
 // Writes one file whose tensors are all declared before the first is written, so that none has to be held.
 class SafetensorsWriter {
  public:
-  // Reserves the file's whole size beside `path` under a temporary name. Throws UserError when there is no room.
+  // Reserves the file's whole size in the folder of `path` under a temporary name. Throws UserError when there is no
+  // room.
   SafetensorsWriter(const std::filesystem::path& path, const std::vector<SafetensorsTensor>& tensors,
                     const std::map<std::string, std::string>& metadata = {});
   ~SafetensorsWriter();  // without close(): removes the temporary file

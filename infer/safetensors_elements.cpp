@@ -162,7 +162,8 @@ void for_each_run(const Shape& stored, const std::vector<std::int64_t>& offset, 
                   const std::function<void(const ElementRun&)>& f) {
   if (memory.elements() == 0) return;
   const int rank = memory.rank();
-  // Trailing dimensions that are whole in the file and close together in memory make one run with the one before them.
+  // Trailing dimensions that are whole in the file and close together in memory make one run with the dimension before
+  // them.
   int outer = rank;  // dimensions walked one by one
   std::int64_t count = 1;
   const std::int64_t stride = rank > 0 ? memory.stride(-1) : 1;

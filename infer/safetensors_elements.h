@@ -1,4 +1,4 @@
-// What reading and writing safetensors share: the element types, their conversions, and the runs of a hyperslab.
+// Shared by reading and writing safetensors: the element types, their conversions, and the runs of a hyperslab.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ std::int64_t safetensors_bytes(const SafetensorsTensor& tensor);
 // Whether elements of `stored` can be read into, and written from, memory of `memory`.
 bool safetensors_converts(const SafetensorsElement& stored, DType memory);
 
-// Elements at `memory`, `stride` of them apart, from or to `count` stored ones, close together.
+// Elements at `memory`, `stride` of them apart, from or to `count` stored elements, close together.
 void decode_elements(DType stored, const std::byte* bytes, DType dtype, void* memory, std::int64_t stride,
                      std::int64_t count);
 void encode_elements(DType stored, std::byte* bytes, DType dtype, const void* memory, std::int64_t stride,

@@ -33,7 +33,7 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
   for (const auto& [name, file] : index["weight_map"].items()) {
     if (!file.is_string() || !file_name_problem(file.get<std::string>()).empty()) {
       throw UserError(
-          where, fmt::format("its weight_map gives {} for {}, not the name of a file beside it", file.dump(), name),
+          where, fmt::format("its weight_map gives {} for {}, not the name of a file in its folder", file.dump(), name),
           get_anew);
     }
     file_of[name] = file.get<std::string>();
@@ -80,7 +80,7 @@ std::string shard_name(std::size_t shard, std::size_t shards) {
   return fmt::format("model-{:05d}-of-{:05d}.safetensors", shard + 1, shards);
 }
 
-// Files of an earlier model that would stay beside the new ones, and be taken for part of them.
+// Files of an earlier model that would stay among the new files, and be taken for part of them.
 void refuse_strangers(const fs::path& folder, const std::vector<std::string>& files) {
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();

@@ -23,9 +23,9 @@ class Sampler {
   // Throws UserError for a temperature below 0, a top_k below 0 or a top_p outside (0, 1].
   explicit Sampler(const SamplingOptions& options);
 
-  // `logits` is [vocabulary], fp32 or fp64, on the host. The random number is that of the stream "generate" at
-  // `position`. Of equal logits the smaller id goes first. Throws DivergedError when a logit is NaN or plus infinity,
-  // or when all are minus infinity (which rules a token out).
+  // `logits` is [vocabulary], fp32 or fp64, on the host. The random number comes from the stream "generate" at
+  // `position`. Among equal logits the smaller id goes first. Throws DivergedError when a logit is NaN or plus
+  // infinity, or when all are minus infinity (which rules a token out).
   std::int64_t sample(const Tensor& logits, std::int64_t position) const;
 
  private:

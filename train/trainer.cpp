@@ -197,7 +197,7 @@ void Trainer::write_header(double peak) {
        fmt::format("parameters: {}\n"
                    "ranks: {}\n"
                    "layout: {}\n"
-                   "flops_per_token: {}   # 6 x parameters + 12 x layers x hidden x head width (LRPE layers twice)\n"
+                   "flops_per_token: {}   # 6 x parameters + what operations of layers take besides products\n"
                    "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
                    "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
                    parameter_count(*options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,

@@ -1,29 +1,74 @@
 // The adapters of all families, and which of them a config.json or a model asks for.
 #include "framework/text.h"
 #include "infer/hugging_face.h"
+#include "infer/hugging_face/adapter.h"
 #include "infer/hugging_face/config_reader.h"
 #include "infer/hugging_face/transnormer.h"
+#include "model/stage.h"
 
 namespace fulmen {
 
 namespace {
 
+// The list of adapters: a new adapter is entered here.
+std::vector<HuggingFaceAdapter>& registry() {
+  static std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter()};
+  return adapters;
+}
+
 [[noreturn]] void refuse(const ConfigReader& config, const std::string& what) {
   std::vector<std::string> known;
-  for (const HuggingFaceAdapter& adapter : hugging_face_adapters()) known.push_back(adapter.model_type);
+  for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
+    for (const HuggingFaceAdapter::Kind& kind : adapter.kinds) known.push_back(kind.model_type);
   throw UserError(config.where(), what, "models that can be imported have the model_type " + join(known, ", "));
 }
 
-const HuggingFaceAdapter& adapter_for(const ConfigReader& config) {
-  if (config.has("model_type")) {
-    for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
-      if (config.value("model_type") == adapter.model_type) return adapter;
-    refuse(config, fmt::format("model_type is {}, which is not known", config.value("model_type").dump()));
-  }
-  if (!config.has("architectures")) refuse(config, "has neither model_type nor architectures");
+struct Match {
+  const HuggingFaceAdapter& adapter;
+  const HuggingFaceAdapter::Kind& kind;
+};
+
+Match match(const ConfigReader& config) {
+  const char* const key = config.has("model_type") ? "model_type" : "architectures";
+  if (!config.has(key)) refuse(config, "has neither model_type nor architectures");
+  const bool by_type = config.has("model_type");
   for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
-    if (config.value("architectures") == nlohmann::json::array({adapter.architecture})) return adapter;
-  refuse(config, fmt::format("architectures is {}, which is not known", config.value("architectures").dump()));
+    for (const HuggingFaceAdapter::Kind& kind : adapter.kinds)
+      if (by_type ? config.value(key) == kind.model_type
+                  : config.value(key) == nlohmann::json::array({kind.architecture}))
+        return {adapter, kind};
+  refuse(config, fmt::format("{} is {}, which is not known", key, config.value(key).dump()));
+}
+
+// Keys that transformers writes for each model and that do not affect Fulmen's computation.
+void pass_over_common(const ConfigReader& config) {
+  config.pass_over({"architectures",
+                    "model_type",
+                    "auto_map",
+                    "_name_or_path",
+                    "transformers_version",
+                    "torch_dtype",
+                    "dtype",
+                    "use_cache",
+                    "bos_token_id",
+                    "eos_token_id",
+                    "pad_token_id",
+                    "sep_token_id",
+                    "decoder_start_token_id",
+                    "tokenizer_class",
+                    "output_attentions",
+                    "output_hidden_states",
+                    "return_dict",
+                    "return_dict_in_generate",
+                    "id2label",
+                    "label2id",
+                    "problem_type",
+                    "task_specific_params",
+                    "finetuning_task",
+                    "chunk_size_feed_forward",
+                    "torchscript"});
+  config.require("is_encoder_decoder", false);
+  config.require("add_cross_attention", false);
 }
 
 // Padding and the beginning of a text are as SentencePiece has them.
@@ -41,14 +86,31 @@ std::string with_tokens(const std::string& config, const TokenizerRecord& tokeni
 
 }  // namespace
 
-const std::vector<HuggingFaceAdapter>& hugging_face_adapters() {
-  static const std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter()};
-  return adapters;
+const std::vector<HuggingFaceAdapter>& hugging_face_adapters() { return registry(); }
+
+AdditionalAdapter::AdditionalAdapter(HuggingFaceAdapter adapter) { registry().push_back(std::move(adapter)); }
+
+AdditionalAdapter::~AdditionalAdapter() { registry().pop_back(); }
+
+const HuggingFaceAdapter& hugging_face_adapter(const ModelConfig& config) {
+  for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
+    if (adapter.family == config.family()) return adapter;
+  throw UserError("export", fmt::format("models of the family {} have no config.json", config.family()));
+}
+
+TensorMap hugging_face_map(const ModelConfig& config, const std::set<std::string>& held) {
+  TensorMap map(declare_stage(config, whole_model(config), 1));
+  hugging_face_adapter(config).map(config, held, map);
+  map.check();
+  return map;
 }
 
 std::shared_ptr<const ModelConfig> read_hugging_face_config(const std::filesystem::path& path) {
   const ConfigReader config(path);
-  std::shared_ptr<const ModelConfig> model = adapter_for(config).read(config);
+  const auto [adapter, kind] = match(config);
+  pass_over_common(config);
+  std::shared_ptr<const ModelConfig> model = adapter.read(config, kind.model_type);
+  config.refuse_others();
   try {
     model->validate();
   } catch (const UserError& error) {
@@ -69,9 +131,7 @@ std::optional<std::int64_t> read_hugging_face_eos(const std::filesystem::path& p
 
 std::string hugging_face_config(const ModelConfig& config, const std::string& torch_dtype,
                                 const TokenizerRecord& tokenizer) {
-  for (const HuggingFaceAdapter& adapter : hugging_face_adapters())
-    if (adapter.family == config.family()) return with_tokens(adapter.write(config, torch_dtype), tokenizer);
-  throw UserError("export", fmt::format("models of the family {} have no config.json", config.family()));
+  return with_tokens(hugging_face_adapter(config).write(config, torch_dtype), tokenizer);
 }
 
 }  // namespace fulmen

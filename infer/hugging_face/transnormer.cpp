@@ -1,4 +1,4 @@
-// config.json of the released TransNormerLLM checkpoints.
+// The released TransNormerLLM checkpoints: config.json and the names of the tensors.
 #include "infer/hugging_face/transnormer.h"
 
 #include "infer/hugging_face/config_reader.h"
@@ -8,8 +8,7 @@ namespace fulmen {
 
 namespace {
 
-constexpr const char* model_type = "transnormer";
-constexpr const char* architecture = "TransnormerForCausalLM";
+const HuggingFaceAdapter::Kind kind = {"transnormer", "TransnormerForCausalLM"};
 
 // Layers marked 1 in linear_use_lrpe_list; layer 0 where there is no list.
 std::vector<std::int64_t> lrpe_layers(const ConfigReader& reader, std::int64_t layers) {
@@ -26,7 +25,7 @@ std::vector<std::int64_t> lrpe_layers(const ConfigReader& reader, std::int64_t l
   return marked;
 }
 
-std::shared_ptr<const ModelConfig> read(const ConfigReader& reader) {
+std::shared_ptr<const ModelConfig> read(const ConfigReader& reader, const std::string&) {
   TransnormerConfig config;
   config.layers = reader.integer("decoder_layers");
   config.hidden = reader.integer("decoder_embed_dim");
@@ -39,6 +38,8 @@ std::shared_ptr<const ModelConfig> read(const ConfigReader& reader) {
     config.variant = "tnl3";
     config.gate_rank = reader.integer("gate_dim");
   }
+  reader.pass_over({"add_bos_token"});
+  reader.require("linear_use_lrpe", true);  // the switch over the list
   reader.require("hidden_dim", config.hidden);
   reader.require("no_scale_embedding", false);
   reader.require("bias", false);
@@ -58,11 +59,11 @@ std::string write(const ModelConfig& model, const std::string& torch_dtype) {
   std::vector<int> lrpe;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) lrpe.push_back(config.has_lrpe(layer) ? 1 : 0);
   nlohmann::ordered_json json = {
-      {"architectures", {architecture}},
+      {"architectures", {kind.architecture}},
       {"auto_map",
        {{"AutoConfig", "configuration_transnormer.TransnormerConfig"},
         {"AutoModelForCausalLM", "modeling_transnormer.TransnormerForCausalLM"}}},
-      {"model_type", model_type},
+      {"model_type", kind.model_type},
       {"vocab_size", config.vocabulary},
       {"use_cache", true},
       {"init_std", config.initializer_std},
@@ -84,10 +85,14 @@ std::string write(const ModelConfig& model, const std::string& torch_dtype) {
   return json.dump(2) + "\n";
 }
 
+// The names equal the checkpoints' names. The modelling code's state dict has the head apart from the embedding.
+void map_tensors(const ModelConfig&, const std::set<std::string>&, TensorMap& map) {
+  map.add_others();
+  map.add_repeat({.released = "lm_head.weight", .original = tied_embedding_name});
+}
+
 }  // namespace
 
-HuggingFaceAdapter transnormer_adapter() {
-  return {TransnormerConfig().family(), model_type, architecture, read, write};
-}
+HuggingFaceAdapter transnormer_adapter() { return {TransnormerConfig().family(), {kind}, read, write, map_tensors}; }
 
 }  // namespace fulmen

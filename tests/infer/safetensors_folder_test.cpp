@@ -94,7 +94,7 @@ TEST(SafetensorsFolder, WrongIndices) {
   expect_mentions(refusal(R"({"weight_map": []})"), {"'weight_map'"});
   expect_mentions(refusal(R"({"weight_map": {}})"), {"empty"});
   expect_mentions(refusal(R"({"weight_map": {"embed": 3}})"), {"embed", "3"});
-  expect_mentions(refusal(R"({"weight_map": {"embed": "../other/model.safetensors"}})"), {"embed", "beside"});
+  expect_mentions(refusal(R"({"weight_map": {"embed": "../other/model.safetensors"}})"), {"embed", "in its folder"});
   expect_mentions(refusal(R"({"weight_map": {"embed": "absent.safetensors"}})"), {"absent.safetensors", "not there"});
   expect_mentions(refusal(R"({"weight_map": {"head": "model-00001-of-00003.safetensors"}})"), {"head", "does not"});
   expect_mentions(refusal(R"({"weight_map": {"embed": "a", "embed": "b"}})"), {"'embed'", "twice"});

@@ -45,7 +45,7 @@ std::vector<double> probabilities(const std::vector<double>& logits, double temp
   return p;
 }
 
-// Ids by falling logit, of equal ones the smaller first.
+// Ids by falling logit, for equal logits the smaller id first.
 std::vector<std::size_t> order_of(const std::vector<double>& logits) {
   std::vector<std::size_t> order(logits.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -159,7 +159,7 @@ TEST(Sampler, LogitsThatAreNoNumbersDiverge) {
     }
     std::vector<float> impossible(20, -INFINITY);
     EXPECT_THROW(static_cast<void>(sampler.sample(view(impossible), 0)), DivergedError);
-    impossible[13] = -1e30F;  // the one that is left
+    impossible[13] = -1e30F;  // the id that is left
     for (int i = 0; i < 20; ++i) EXPECT_EQ(sampler.sample(view(impossible), i), 13);
   }
 }
