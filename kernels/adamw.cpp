@@ -1,8 +1,6 @@
 // Argument checks and dispatch of AdamW.
 #include "kernels/adamw.h"
 
-#include "kernels/cpu/adamw.h"
-#include "kernels/cuda/adamw.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -24,8 +22,7 @@ void adamw_update(const Execution& execution, const Tensor& parameters, const Te
   run_on_device(
       execution,
       {"adamw", 0.0, traffic({parameters, parameters, gradients, exp_avg, exp_avg, exp_avg_sq, exp_avg_sq, rounded})},
-      [&] { cpu::adamw_update(execution, parameters, gradients, exp_avg, exp_avg_sq, scalars, options); },
-      [&] { cuda::adamw_update(execution, parameters, gradients, exp_avg, exp_avg_sq, scalars, options, rounded); });
+      backends::adamw_update, parameters, gradients, exp_avg, exp_avg_sq, scalars, options, rounded);
 }
 
 void set_clip_scale(const Execution& execution, const Tensor& square_sum, double max_norm, const Tensor& norm,
@@ -34,10 +31,8 @@ void set_clip_scale(const Execution& execution, const Tensor& square_sum, double
   check_vector(square_sum, DType::fp64, 1, "square_sum");
   check_vector(norm, DType::fp64, 1, "norm");
   check_vector(scalars, DType::fp64, adamw_scalars, "scalars");
-  run_on_device(
-      execution, {"clip scale", 0.0, traffic({square_sum, norm, scalars})},
-      [&] { cpu::set_clip_scale(execution, square_sum, max_norm, norm, scalars); },
-      [&] { cuda::set_clip_scale(execution, square_sum, max_norm, norm, scalars); });
+  run_on_device(execution, {"clip scale", 0.0, traffic({square_sum, norm, scalars})}, backends::set_clip_scale,
+                square_sum, max_norm, norm, scalars);
 }
 
 }  // namespace fulmen

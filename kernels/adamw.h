@@ -4,11 +4,12 @@
 #pragma once
 
 #include "framework/execution.h"
+#include "kernels/backends.h"
 
 namespace fulmen {
 
-// What changes from step to step. Kept in device memory as an fp64 tensor [adamw_scalars], so that a captured step can
-// be replayed: {learning rate, correction1 = 1 - b1^t, correction2 = 1 - b2^t, clip_scale}.
+// Values that change from step to step. Kept in device memory as an fp64 tensor [adamw_scalars], so that a captured
+// step can be replayed: {learning rate, correction1 = 1 - b1^t, correction2 = 1 - b2^t, clip_scale}.
 inline constexpr std::int64_t adamw_scalars = 4;
 
 struct AdamwOptions {
@@ -25,10 +26,12 @@ struct AdamwOptions {
 void adamw_update(const Execution& execution, const Tensor& parameters, const Tensor& gradients, const Tensor& exp_avg,
                   const Tensor& exp_avg_sq, const Tensor& scalars, const AdamwOptions& options,
                   const Tensor& rounded = {});
+FULMEN_BACKENDS(adamw_update);
 
 // Clipping by the global norm, as PyTorch: norm [1] = sqrt(square_sum [1]), scalars[3] = min(1, max_norm / (norm +
 // 1e-6)), or 1 when max_norm is 0 (no clipping). All fp64, in device memory.
 void set_clip_scale(const Execution& execution, const Tensor& square_sum, double max_norm, const Tensor& norm,
                     const Tensor& scalars);
+FULMEN_BACKENDS(set_clip_scale);
 
 }  // namespace fulmen

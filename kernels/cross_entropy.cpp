@@ -1,7 +1,6 @@
 // Argument checks and dispatch of the cross entropy.
 #include "kernels/cross_entropy.h"
 
-#include "kernels/cpu/cross_entropy.h"
 #include "kernels/cuda/cross_entropy.h"
 #include "kernels/dispatch.h"
 
@@ -25,10 +24,8 @@ void cross_entropy_local(const Execution& execution, const Tensor& logits, const
   check_vector(exp_sum, dtype, logits.size(0), "exp_sum");
   check_vector(target_logit, dtype, logits.size(0), "target_logit");
   if (logits.size(0) == 0) return;
-  run_on_device(
-      execution, {"cross entropy forward", 0.0, traffic({logits})},
-      [&] { cpu::cross_entropy_local(execution, logits, targets, first, valid, maximum, exp_sum, target_logit); },
-      [&] { cuda::cross_entropy_local(execution, logits, targets, first, valid, maximum, exp_sum, target_logit); });
+  run_on_device(execution, {"cross entropy forward", 0.0, traffic({logits})}, backends::cross_entropy_local, logits,
+                targets, first, valid, maximum, exp_sum, target_logit);
 }
 
 void cross_entropy_rescale(const Execution& execution, const Tensor& local_maximum, const Tensor& global_maximum,
@@ -37,10 +34,8 @@ void cross_entropy_rescale(const Execution& execution, const Tensor& local_maxim
   check_vector(local_maximum, exp_sum.dtype(), exp_sum.elements(), "local_maximum");
   check_vector(global_maximum, exp_sum.dtype(), exp_sum.elements(), "global_maximum");
   if (exp_sum.elements() == 0) return;
-  run_on_device(
-      execution, {"cross entropy combine", 0.0, traffic({local_maximum, global_maximum, exp_sum, exp_sum})},
-      [&] { cpu::cross_entropy_rescale(execution, local_maximum, global_maximum, exp_sum); },
-      [&] { cuda::cross_entropy_rescale(execution, local_maximum, global_maximum, exp_sum); });
+  run_on_device(execution, {"cross entropy combine", 0.0, traffic({local_maximum, global_maximum, exp_sum, exp_sum})},
+                backends::cross_entropy_rescale, local_maximum, global_maximum, exp_sum);
 }
 
 void cross_entropy_losses(const Execution& execution, const Tensor& maximum, const Tensor& exp_sum,
@@ -51,10 +46,8 @@ void cross_entropy_losses(const Execution& execution, const Tensor& maximum, con
   check_vector(target_logit, maximum.dtype(), losses.elements(), "target_logit");
   check_vector(weights, DType::fp32, losses.elements(), "weights");
   if (losses.elements() == 0) return;
-  run_on_device(
-      execution, {"cross entropy combine", 0.0, traffic({maximum, exp_sum, target_logit, weights, losses})},
-      [&] { cpu::cross_entropy_losses(execution, maximum, exp_sum, target_logit, weights, losses); },
-      [&] { cuda::cross_entropy_losses(execution, maximum, exp_sum, target_logit, weights, losses); });
+  run_on_device(execution, {"cross entropy combine", 0.0, traffic({maximum, exp_sum, target_logit, weights, losses})},
+                backends::cross_entropy_losses, maximum, exp_sum, target_logit, weights, losses);
 }
 
 void cross_entropy_backward(const Execution& execution, const Tensor& logits, const Tensor& targets,
@@ -68,16 +61,9 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
   check_vector(scale, DType::fp64, 1, "scale");
   check_matrix(d_logits, logits.dtype(), logits.size(0), logits.size(1), "d_logits");
   if (logits.elements() == 0) return;
-  run_on_device(
-      execution, {"cross entropy backward", 0.0, traffic({logits, d_logits})},
-      [&] {
-        cpu::cross_entropy_backward(execution, logits, targets, weights, first, valid, maximum, exp_sum, scale,
-                                    d_logits);
-      },
-      [&] {
-        cuda::cross_entropy_backward(execution, logits, targets, weights, first, valid, maximum, exp_sum, scale,
-                                     d_logits);
-      });
+  run_on_device(execution, {"cross entropy backward", 0.0, traffic({logits, d_logits})},
+                backends::cross_entropy_backward, logits, targets, weights, first, valid, maximum, exp_sum, scale,
+                d_logits);
 }
 
 void cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "framework/execution.h"
+#include "kernels/backends.h"
 
 namespace fulmen {
 
@@ -16,15 +17,18 @@ namespace fulmen {
 // The three are in the accumulation dtype.
 void cross_entropy_local(const Execution& execution, const Tensor& logits, const Tensor& targets, std::int64_t first,
                          std::int64_t valid, const Tensor& maximum, const Tensor& exp_sum, const Tensor& target_logit);
+FULMEN_BACKENDS(cross_entropy_local);
 
 // exp_sum *= exp(local_maximum - global_maximum): what makes the ranks' sums addable.
 void cross_entropy_rescale(const Execution& execution, const Tensor& local_maximum, const Tensor& global_maximum,
                            const Tensor& exp_sum);
+FULMEN_BACKENDS(cross_entropy_rescale);
 
 // losses [tokens], fp64: weights * (log(exp_sum) + maximum - target_logit). weights fp32 [tokens] (0 masks a target:
 // its loss is exactly 0 whatever its logits).
 void cross_entropy_losses(const Execution& execution, const Tensor& maximum, const Tensor& exp_sum,
                           const Tensor& target_logit, const Tensor& weights, const Tensor& losses);
+FULMEN_BACKENDS(cross_entropy_losses);
 
 // d_logits = scale[0] * weights * (exp(l - maximum) / exp_sum - [column is the target]); 0 in padded columns and in
 // rows of weight 0. d_logits may alias logits. scale fp64 [1] lies in device memory, so that a captured step can be
@@ -32,6 +36,7 @@ void cross_entropy_losses(const Execution& execution, const Tensor& maximum, con
 void cross_entropy_backward(const Execution& execution, const Tensor& logits, const Tensor& targets,
                             const Tensor& weights, std::int64_t first, std::int64_t valid, const Tensor& maximum,
                             const Tensor& exp_sum, const Tensor& scale, const Tensor& d_logits);
+FULMEN_BACKENDS(cross_entropy_backward);
 
 // Where the whole vocabulary is here: the losses as cross_entropy_losses and the gradient as cross_entropy_backward
 // have them, in one, so that a GPU reads the logits once. d_logits may alias logits; null: the losses alone, the same

@@ -1,15 +1,17 @@
 // Picks the backend that runs a kernel, and the argument checks that all backends share.
 #pragma once
 
+#include <concepts>
 #include <initializer_list>
 
 #include "framework/error.h"
 #include "framework/execution.h"
 #include "framework/gpu.h"
+#include "kernels/backends.h"
 
 namespace fulmen {
 
-// What a call has to do at the least, for the profiler: its time is held against the floor that this sets.
+// The least work of a call, for the profiler: its time is held against the floor that this sets.
 struct Work {
   const char* kernel;       // the name it is reported under
   double operations = 0.0;  // of matrix products; elementwise arithmetic hides behind traffic
@@ -22,9 +24,8 @@ inline double traffic(std::initializer_list<Tensor> tensors) {
   return bytes;
 }
 
-// Runs the callable of the kernel's device. Without CUDA in the build `cuda` is never instantiated as a call, so that
-// the functions it names need not exist.
-template <class Cpu, class Cuda>
+// Runs the callable of the kernel's device; without CUDA in the build never `cuda`.
+template <std::invocable Cpu, std::invocable Cuda>
 void run_on_device(const Execution& execution, const Work& work, Cpu&& cpu, Cuda&& cuda) {
   if (execution.device.kind == DeviceKind::cpu) {
     const ProfileScope scope(execution.profiler, work.kernel, work.operations, work.bytes);
@@ -38,7 +39,15 @@ void run_on_device(const Execution& execution, const Work& work, Cpu&& cpu, Cuda
   }
 }
 
-// Rows of unit inner stride: what every kernel but the contiguous ones accepts.
+// Runs a kernel of the table on the device.
+template <class... Parameters, class... Arguments>
+void run_on_device(const Execution& execution, const Work& work,
+                   const Backends<void(const Execution&, Parameters...)>& kernel, const Arguments&... arguments) {
+  run_on_device(
+      execution, work, [&] { kernel.cpu(execution, arguments...); }, [&] { kernel.cuda(execution, arguments...); });
+}
+
+// Rows of unit inner stride: every kernel accepts them but for the kernels over contiguous tensors.
 inline void check_unit_inner_stride(const Tensor& x, const char* name) {
   FULMEN_CHECK(x.rank() > 0 && (x.size(-1) <= 1 || x.stride(-1) == 1), "{} has inner stride {}, expected 1", name,
                x.stride(-1));

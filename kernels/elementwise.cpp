@@ -1,8 +1,6 @@
 // Argument checks and dispatch of the plain passes over memory.
 #include "kernels/elementwise.h"
 
-#include "kernels/cpu/elementwise.h"
-#include "kernels/cuda/elementwise.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -17,9 +15,7 @@ void check_contiguous(const Tensor& x, const char* name) {
 void fill_zero(const Execution& execution, const Tensor& x) {
   check_contiguous(x, "x");
   if (x.elements() == 0) return;
-  run_on_device(
-      execution, {"fill", 0.0, traffic({x})}, [&] { cpu::fill_zero(execution, x); },
-      [&] { cuda::fill_zero(execution, x); });
+  run_on_device(execution, {"fill", 0.0, traffic({x})}, backends::fill_zero, x);
 }
 
 void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out) {
@@ -27,9 +23,7 @@ void add(const Execution& execution, const Tensor& a, const Tensor& b, const Ten
   check_dtype(b, a.dtype(), "b"), check_dtype(out, a.dtype(), "out");
   check_shape(b, a.shape(), "b"), check_shape(out, a.shape(), "out");
   if (a.elements() == 0) return;
-  run_on_device(
-      execution, {"add", 0.0, traffic({a, b, out})}, [&] { cpu::add(execution, a, b, out); },
-      [&] { cuda::add(execution, a, b, out); });
+  run_on_device(execution, {"add", 0.0, traffic({a, b, out})}, backends::add, a, b, out);
 }
 
 void add_to(const Execution& execution, const Tensor& out, const Tensor& a) {
@@ -37,9 +31,7 @@ void add_to(const Execution& execution, const Tensor& out, const Tensor& a) {
   check_matrix(out, out.dtype(), out.size(0), out.size(1), "out");
   check_matrix(a, out.dtype(), out.size(0), out.size(1), "a");
   if (out.elements() == 0) return;
-  run_on_device(
-      execution, {"add", 0.0, traffic({a, out, out})}, [&] { cpu::add_to(execution, out, a); },
-      [&] { cuda::add_to(execution, out, a); });
+  run_on_device(execution, {"add", 0.0, traffic({a, out, out})}, backends::add_to, out, a);
 }
 
 void sum_parts(const Execution& execution, std::span<const Tensor> parts, const Tensor& out) {
@@ -53,17 +45,13 @@ void sum_parts(const Execution& execution, std::span<const Tensor> parts, const 
   }
   if (out.elements() == 0) return;
   if (parts.size() == 2) return add(execution, parts[0], parts[1], out);
-  run_on_device(
-      execution, {"sum of parts", 0.0, bytes}, [&] { cpu::sum_parts(execution, parts, out); },
-      [&] { cuda::sum_parts(execution, parts, out); });
+  run_on_device(execution, {"sum of parts", 0.0, bytes}, backends::sum_parts, parts, out);
 }
 
 void scale(const Execution& execution, const Tensor& x, double factor) {
   check_contiguous(x, "x");
   if (x.elements() == 0) return;
-  run_on_device(
-      execution, {"scale", 0.0, traffic({x, x})}, [&] { cpu::scale(execution, x, factor); },
-      [&] { cuda::scale(execution, x, factor); });
+  run_on_device(execution, {"scale", 0.0, traffic({x, x})}, backends::scale, x, factor);
 }
 
 void copy(const Execution& execution, const Tensor& from, const Tensor& to) {
@@ -72,18 +60,14 @@ void copy(const Execution& execution, const Tensor& from, const Tensor& to) {
   check_unit_inner_stride(from, "from"), check_unit_inner_stride(to, "to");
   FULMEN_CHECK(from.dtype() == to.dtype() || (is_floating(from.dtype()) && is_floating(to.dtype())),
                "no conversion from {} to {}", name_of(from.dtype()), name_of(to.dtype()));
-  run_on_device(
-      execution, {"copy", 0.0, traffic({from, to})}, [&] { cpu::copy(execution, from, to); },
-      [&] { cuda::copy(execution, from, to); });
+  run_on_device(execution, {"copy", 0.0, traffic({from, to})}, backends::copy, from, to);
 }
 
 void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tensor& total) {
   check_contiguous(x, "x");
   check_vector(total, DType::fp64, 1, "total");
   if (x.elements() == 0) return;
-  run_on_device(
-      execution, {"gradient norm", 0.0, traffic({x})}, [&] { cpu::add_sum_of_squares(execution, x, total); },
-      [&] { cuda::add_sum_of_squares(execution, x, total); });
+  run_on_device(execution, {"gradient norm", 0.0, traffic({x})}, backends::add_sum_of_squares, x, total);
 }
 
 void add_sum(const Execution& execution, const Tensor& x, const Tensor& total) {
@@ -91,9 +75,7 @@ void add_sum(const Execution& execution, const Tensor& x, const Tensor& total) {
   check_vector(total, DType::fp64, 1, "total");
   if (x.elements() == 0) return;
   check_dtype(x, DType::fp64, "x");
-  run_on_device(
-      execution, {"loss sum", 0.0, traffic({x})}, [&] { cpu::add_sum(execution, x, total); },
-      [&] { cuda::add_sum(execution, x, total); });
+  run_on_device(execution, {"loss sum", 0.0, traffic({x})}, backends::add_sum, x, total);
 }
 
 }  // namespace fulmen

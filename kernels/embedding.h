@@ -2,6 +2,7 @@
 #pragma once
 
 #include "framework/execution.h"
+#include "kernels/backends.h"
 
 namespace fulmen {
 
@@ -9,6 +10,7 @@ namespace fulmen {
 // vocabulary the outputs of the ranks are summed. tokens int32 [tokens]; weight [local rows, width].
 void embedding_forward(const Execution& execution, const Tensor& tokens, const Tensor& weight, std::int64_t first,
                        double scale, const Tensor& out);
+FULMEN_BACKENDS(embedding_forward);
 
 // The positions of tokens, sorted by token, and of one token as they come (framework/stable_order.h).
 struct TokenOrder {
@@ -18,8 +20,9 @@ struct TokenOrder {
 };
 
 // d_weight[token - first] += scale * d_out, each row's terms in an order that nothing but the tokens decides (so it is
-// reproducible): on the CPU that of the positions.
+// reproducible): on the CPU the order of the positions.
 void embedding_backward(const Execution& execution, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
                         std::int64_t first, double scale, const Tensor& d_weight);
+FULMEN_BACKENDS(embedding_backward);
 
 }  // namespace fulmen

@@ -1,8 +1,6 @@
 // Argument checks and dispatch of the gated linear unit.
 #include "kernels/gated_linear_unit.h"
 
-#include "kernels/cpu/gated_linear_unit.h"
-#include "kernels/cuda/gated_linear_unit.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -14,10 +12,8 @@ void gated_linear_unit_forward(const Execution& execution, const Tensor& a, cons
   check_matrix(b, a.dtype(), a.size(0), a.size(1), "b");
   check_matrix(y, a.dtype(), a.size(0), a.size(1), "y");
   if (a.elements() == 0) return;
-  run_on_device(
-      execution, {"gated unit forward", 0.0, traffic({a, b, y})},
-      [&] { cpu::gated_linear_unit_forward(execution, a, b, activation, y); },
-      [&] { cuda::gated_linear_unit_forward(execution, a, b, activation, y); });
+  run_on_device(execution, {"gated unit forward", 0.0, traffic({a, b, y})}, backends::gated_linear_unit_forward, a, b,
+                activation, y);
 }
 
 void gated_linear_unit_backward(const Execution& execution, const Tensor& d_y, const Tensor& a, const Tensor& b,
@@ -30,10 +26,8 @@ void gated_linear_unit_backward(const Execution& execution, const Tensor& d_y, c
   check_matrix(d_b, a.dtype(), a.size(0), a.size(1), "d_b");
   if (y) check_matrix(y, a.dtype(), a.size(0), a.size(1), "y");
   if (a.elements() == 0) return;
-  run_on_device(
-      execution, {"gated unit backward", 0.0, traffic({d_y, a, b, d_a, d_b, y})},
-      [&] { cpu::gated_linear_unit_backward(execution, d_y, a, b, activation, d_a, d_b, y); },
-      [&] { cuda::gated_linear_unit_backward(execution, d_y, a, b, activation, d_a, d_b, y); });
+  run_on_device(execution, {"gated unit backward", 0.0, traffic({d_y, a, b, d_a, d_b, y})},
+                backends::gated_linear_unit_backward, d_y, a, b, activation, d_a, d_b, y);
 }
 
 }  // namespace fulmen

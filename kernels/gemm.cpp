@@ -1,8 +1,6 @@
 // Argument checks and dispatch of the matrix products.
 #include "kernels/gemm.h"
 
-#include "kernels/cpu/gemm.h"
-#include "kernels/cuda/gemm.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -20,9 +18,7 @@ void run_gemm(const Execution& execution, const char* name, const Tensor& a, con
   FULMEN_CHECK(size_of(c.dtype()) >= size_of(a.dtype()), "c is narrower than a");
   if (m == 0 || n == 0) return;
   const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  run_on_device(
-      execution, {name, operations, traffic({a, b, c})}, [&] { cpu::gemm(execution, a, b, c, options); },
-      [&] { cuda::gemm(execution, a, b, c, options); });
+  run_on_device(execution, {name, operations, traffic({a, b, c})}, backends::gemm, a, b, c, options);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // Argument checks and dispatch of linear attention.
 #include "kernels/linear_attention.h"
 
-#include "kernels/cpu/linear_attention.h"
 #include "kernels/cuda/linear_attention.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_attention_checks.h"
@@ -134,12 +133,10 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   check_outputs(inputs, outputs);
   check_piece_states(execution, inputs, outputs.piece_states, "piece_states");
   FULMEN_CHECK(outputs.piece_states || !outputs.own_piece_states, "there are no states of pieces");
-  run_on_device(
-      execution,
-      {"linear attention forward", forward_operations(inputs),
-       traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
-      [&] { cpu::linear_attention_forward(execution, inputs, outputs); },
-      [&] { cuda::linear_attention_forward(execution, inputs, outputs); });
+  run_on_device(execution,
+                {"linear attention forward", forward_operations(inputs),
+                 traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
+                backends::linear_attention_forward, inputs, outputs);
 }
 
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -159,13 +156,11 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
     check_shape(gradients.d_theta, inputs.theta.shape(), "d_theta");
     FULMEN_CHECK(gradients.d_theta.is_contiguous(), "d_theta is not contiguous");
   }
-  run_on_device(
-      execution,
-      {"linear attention backward", backward_operations(inputs),
-       traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query, gradients.d_key,
-                gradients.d_value})},
-      [&] { cpu::linear_attention_backward(execution, inputs, gradients); },
-      [&] { cuda::linear_attention_backward(execution, inputs, gradients); });
+  run_on_device(execution,
+                {"linear attention backward", backward_operations(inputs),
+                 traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query,
+                          gradients.d_key, gradients.d_value})},
+                backends::linear_attention_backward, inputs, gradients);
 }
 
 void linear_attention_step(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& state,
@@ -179,8 +174,7 @@ void linear_attention_step(const Execution& execution, const LinearAttentionInpu
   run_on_device(
       execution,
       {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})},
-      [&] { cpu::linear_attention_step(execution, inputs, state, outputs); },
-      [&] { cuda::linear_attention_step(execution, inputs, state, outputs); });
+      backends::linear_attention_step, inputs, state, outputs);
 }
 
 }  // namespace fulmen

@@ -7,6 +7,7 @@
 
 #include "framework/execution.h"
 #include "kernels/activation.h"
+#include "kernels/backends.h"
 
 namespace fulmen {
 
@@ -59,6 +60,7 @@ struct LinearAttentionOutputs {
 // The chunk form.
 void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
                               const LinearAttentionOutputs& outputs);
+FULMEN_BACKENDS(linear_attention_forward);
 
 struct LinearAttentionGradients {
   Tensor d_output;                 // [batch, length, heads, value width]
@@ -73,10 +75,12 @@ struct LinearAttentionGradients {
 // Recomputes the states that the forward pass had; only those between pieces may have been kept.
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
                                const LinearAttentionGradients& gradients);
+FULMEN_BACKENDS(linear_attention_backward);
 
 // The recurrent form: one token for a batch (length 1, segments ignored). state [batch, heads, state key width, value
 // width] is decayed, added to and read; inputs.initial_state is ignored.
 void linear_attention_step(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& state,
                            const LinearAttentionOutputs& outputs);
+FULMEN_BACKENDS(linear_attention_step);
 
 }  // namespace fulmen

@@ -1,8 +1,6 @@
 // Argument checks and dispatch of the states that slices of a sequence pass on.
 #include "kernels/linear_attention_states.h"
 
-#include "kernels/cpu/linear_attention_states.h"
-#include "kernels/cuda/linear_attention_states.h"
 #include "kernels/linear_attention_checks.h"
 
 namespace fulmen {
@@ -22,11 +20,9 @@ void linear_attention_final_state(const Execution& execution, const LinearAttent
   check_attention_inputs(inputs);
   check_attention_state(final_state, inputs, "final_state");
   check_piece_states(execution, inputs, piece_states, "piece_states");
-  run_on_device(
-      execution,
-      {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value})},
-      [&] { cpu::linear_attention_final_state(execution, inputs, final_state); },
-      [&] { cuda::linear_attention_final_state(execution, inputs, final_state, piece_states); });
+  run_on_device(execution,
+                {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value})},
+                backends::linear_attention_final_state, inputs, final_state, piece_states);
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -39,10 +35,7 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
   run_on_device(
       execution,
       {"linear attention states", state_operations(inputs, d_initial_state), traffic({inputs.query, d_output})},
-      [&] { cpu::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state); },
-      [&] {
-        cuda::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state, piece_gradients);
-      });
+      backends::linear_attention_initial_state_gradient, inputs, d_output, d_initial_state, piece_gradients);
 }
 
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,
@@ -56,10 +49,8 @@ void combine_slice_states(const Execution& execution, const SliceStates& slices,
   check_vector(slices.bounds, DType::int64, count + 1, "bounds");
   check_vector(reach, DType::int64, out.size(0), "reach");
   FULMEN_CHECK(0 <= slices.slice && slices.slice < count, "slice {} of {}", slices.slice, count);
-  run_on_device(
-      execution, {"combination of states", 0.0, traffic({slices.states, out})},
-      [&] { cpu::combine_slice_states(execution, slices, side, reach, out); },
-      [&] { cuda::combine_slice_states(execution, slices, side, reach, out); });
+  run_on_device(execution, {"combination of states", 0.0, traffic({slices.states, out})},
+                backends::combine_slice_states, slices, side, reach, out);
 }
 
 void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -67,12 +58,10 @@ void linear_attention_add_initial_state(const Execution& execution, const Linear
   check_attention_inputs(inputs);
   FULMEN_CHECK(inputs.initial_state, "there is no initial state to add");
   check_attention_heads(outputs.output, inputs.query.dtype(), inputs.value.shape(), "output");
-  run_on_device(
-      execution,
-      {"linear attention states", state_operations(inputs, inputs.initial_state),
-       traffic({inputs.query, outputs.output, outputs.output})},
-      [&] { cpu::linear_attention_add_initial_state(execution, inputs, outputs); },
-      [&] { cuda::linear_attention_add_initial_state(execution, inputs, outputs); });
+  run_on_device(execution,
+                {"linear attention states", state_operations(inputs, inputs.initial_state),
+                 traffic({inputs.query, outputs.output, outputs.output})},
+                backends::linear_attention_add_initial_state, inputs, outputs);
 }
 
 void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
@@ -81,12 +70,10 @@ void linear_attention_add_final_state_gradient(const Execution& execution, const
   check_attention_state(gradients.d_final_state, inputs, "d_final_state");
   check_attention_heads(gradients.d_key, inputs.key.dtype(), inputs.key.shape(), "d_key");
   check_attention_heads(gradients.d_value, inputs.key.dtype(), inputs.value.shape(), "d_value");
-  run_on_device(
-      execution,
-      {"linear attention states", 2.0 * state_operations(inputs, gradients.d_final_state),
-       traffic({inputs.key, inputs.value, gradients.d_key, gradients.d_value})},
-      [&] { cpu::linear_attention_add_final_state_gradient(execution, inputs, gradients); },
-      [&] { cuda::linear_attention_add_final_state_gradient(execution, inputs, gradients); });
+  run_on_device(execution,
+                {"linear attention states", 2.0 * state_operations(inputs, gradients.d_final_state),
+                 traffic({inputs.key, inputs.value, gradients.d_key, gradients.d_value})},
+                backends::linear_attention_add_final_state_gradient, inputs, gradients);
 }
 
 }  // namespace fulmen

@@ -4,6 +4,7 @@
 // 2502.07563).
 #pragma once
 
+#include "kernels/backends.h"
 #include "kernels/linear_attention.h"
 
 namespace fulmen {
@@ -12,12 +13,14 @@ namespace fulmen {
 // piece_states: written for linear_attention_forward; or null.
 void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
                                   const Tensor& final_state, const Tensor& piece_states = {});
+FULMEN_BACKENDS(linear_attention_final_state);
 
 // d_initial_state of linear_attention_backward with a zero d_final_state, without the other gradients. Reads the query
 // only; d_output [batch, length, heads, value width]. piece_gradients: written for linear_attention_backward; or null.
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
                                              const Tensor& d_output, const Tensor& d_initial_state,
                                              const Tensor& piece_gradients = {});
+FULMEN_BACKENDS(linear_attention_initial_state_gradient);
 
 // Where a slice lies among those of its sequence, and what they hold.
 struct SliceStates {
@@ -37,15 +40,18 @@ enum class SliceSide : std::uint8_t { before, after };
 // Powers of the decay are formed in fp64.
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,
                           const Tensor& out);
+FULMEN_BACKENDS(combine_slice_states);
 
 // What linear_attention_forward would have added to outputs.output for inputs.initial_state, had it been given one;
 // squares are summed again where they change. For a state that arrives after the forward pass has run without it.
 void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
                                         const LinearAttentionOutputs& outputs);
+FULMEN_BACKENDS(linear_attention_add_initial_state);
 
 // What linear_attention_backward would have added to d_key, d_value and d_theta for gradients.d_final_state, had it
 // been given one. Reads none of the other gradients; key and value of the inputs only.
 void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
                                                const LinearAttentionGradients& gradients);
+FULMEN_BACKENDS(linear_attention_add_final_state_gradient);
 
 }  // namespace fulmen

@@ -1,8 +1,6 @@
 // Argument checks and dispatch of the norms.
 #include "kernels/norm.h"
 
-#include "kernels/cpu/norm.h"
-#include "kernels/cuda/norm.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -60,10 +58,8 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
   check_residual_norm(residual, branch, sum, normed);
   check_vector(inverse_rms, accumulation_dtype(residual.dtype()), residual.size(0), "inverse_rms");
   if (residual.elements() == 0) return;
-  run_on_device(
-      execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
-      [&] { cpu::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); },
-      [&] { cuda::residual_norm_forward(execution, residual, branch, epsilon, sum, normed, inverse_rms); });
+  run_on_device(execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
+                backends::residual_norm_forward, residual, branch, epsilon, sum, normed, inverse_rms);
 }
 
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
@@ -72,13 +68,11 @@ void residual_norm_backward(const Execution& execution, const Tensor& d_normed, 
   check_residual_norm_backward(d_normed, sum, d_residual, d_sum, normed);
   check_vector(inverse_rms, accumulation_dtype(sum.dtype()), sum.size(0), "inverse_rms");
   if (sum.elements() == 0) return;
-  run_on_device(
-      execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
-      [&] { cpu::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); },
-      [&] { cuda::residual_norm_backward(execution, d_normed, sum, inverse_rms, d_residual, d_sum, normed); });
+  run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
+                backends::residual_norm_backward, d_normed, sum, inverse_rms, d_residual, d_sum, normed);
 }
 
-void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch,
+void weighted_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch,
                            const NormWeights& weights, double epsilon, const Tensor& sum, const Tensor& normed,
                            const Tensor& statistics) {
   check_residual_norm(residual, branch, sum, normed);
@@ -87,13 +81,11 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
   if (weights.kind == NormKind::simple)
     return residual_norm_forward(execution, residual, branch, epsilon, sum, normed, statistics.flatten());
   if (residual.elements() == 0) return;
-  run_on_device(
-      execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
-      [&] { cpu::residual_norm_forward(execution, residual, branch, weights, epsilon, sum, normed, statistics); },
-      [&] { cuda::residual_norm_forward(execution, residual, branch, weights, epsilon, sum, normed, statistics); });
+  run_on_device(execution, {"residual norm forward", 0.0, traffic({residual, branch, branch ? sum : Tensor(), normed})},
+                backends::weighted_norm_forward, residual, branch, weights, epsilon, sum, normed, statistics);
 }
 
-void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
+void weighted_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
                             const NormWeights& weights, const Tensor& statistics, const Tensor& d_residual,
                             const Tensor& d_sum, const Tensor& normed, const NormWeightGradients& gradients) {
   check_residual_norm_backward(d_normed, sum, d_residual, d_sum, normed);
@@ -105,13 +97,9 @@ void residual_norm_backward(const Execution& execution, const Tensor& d_normed, 
   if (weights.kind == NormKind::simple)
     return residual_norm_backward(execution, d_normed, sum, statistics.flatten(), d_residual, d_sum, normed);
   if (sum.elements() == 0) return;
-  const auto run = [&](auto backend) {
-    backend(execution, d_normed, sum, weights, statistics, d_residual, d_sum, normed, gradients);
-  };
-  run_on_device(
-      execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
-      [&] { run([](const auto&... arguments) { cpu::residual_norm_backward(arguments...); }); },
-      [&] { run([](const auto&... arguments) { cuda::residual_norm_backward(arguments...); }); });
+  run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
+                backends::weighted_norm_backward, d_normed, sum, weights, statistics, d_residual, d_sum, normed,
+                gradients);
 }
 
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums) {
@@ -119,9 +107,7 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
   check_matrix(values, values.dtype(), values.size(0), values.size(1), "values");
   check_vector(row_sums, values.dtype(), values.size(0), "row_sums");
   if (values.size(0) == 0) return;
-  run_on_device(
-      execution, {"row sums", 0.0, traffic({values, row_sums})}, [&] { cpu::sum_rows(execution, values, row_sums); },
-      [&] { cuda::sum_rows(execution, values, row_sums); });
+  run_on_device(execution, {"row sums", 0.0, traffic({values, row_sums})}, backends::sum_rows, values, row_sums);
 }
 
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
@@ -137,14 +123,8 @@ void gated_norm_forward(const Execution& execution, const Tensor& x, const Tenso
   check_matrix(y, dtype, tokens, local_width, "y");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (x.elements() == 0) return;
-  run_on_device(
-      execution, {"gated norm forward", 0.0, traffic({x, gate, y})},
-      [&] {
-        cpu::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms);
-      },
-      [&] {
-        cuda::gated_norm_forward(execution, x, square_sums, width, epsilon, gate, gate_activation, y, inverse_rms);
-      });
+  run_on_device(execution, {"gated norm forward", 0.0, traffic({x, gate, y})}, backends::gated_norm_forward, x,
+                square_sums, width, epsilon, gate, gate_activation, y, inverse_rms);
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -158,10 +138,8 @@ void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, cons
   check_matrix(gate, dtype, tokens, local_width, "gate");
   check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   if (tokens == 0) return;
-  run_on_device(
-      execution, {"gated norm dot", 0.0, traffic({d_y, x, gate})},
-      [&] { cpu::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); },
-      [&] { cuda::gated_norm_backward_dot(execution, d_y, x, inverse_rms, gate, gate_activation, dot); });
+  run_on_device(execution, {"gated norm dot", 0.0, traffic({d_y, x, gate})}, backends::gated_norm_backward_dot, d_y, x,
+                inverse_rms, gate, gate_activation, dot);
 }
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
@@ -180,12 +158,8 @@ void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Te
   check_matrix(d_gate, dtype, tokens, local_width, "d_gate");
   if (y) check_matrix(y, dtype, tokens, local_width, "y");
   if (x.elements() == 0) return;
-  const auto run = [&](auto backend) {
-    backend(execution, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y);
-  };
-  run_on_device(
-      execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
-      [&] { run(cpu::gated_norm_backward); }, [&] { run(cuda::gated_norm_backward); });
+  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
+                backends::gated_norm_backward, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y);
 }
 
 }  // namespace fulmen

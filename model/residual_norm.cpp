@@ -39,7 +39,7 @@ void ResidualNorm::forward(const Tensor& residual, const Tensor& branch, const T
   if (kind_ == NormKind::simple)
     residual_norm_forward(execution, from, branch, epsilon_, sum, normed, statistics);
   else
-    residual_norm_forward(execution, from, branch, weights(), epsilon_, sum, normed, statistics);
+    weighted_norm_forward(execution, from, branch, weights(), epsilon_, sum, normed, statistics);
 }
 
 void ResidualNorm::backward(const Tensor& d_normed, const Tensor& sum, const Tensor& statistics,
@@ -49,7 +49,7 @@ void ResidualNorm::backward(const Tensor& d_normed, const Tensor& sum, const Ten
   NormWeightGradients gradients;
   if (!ids_.empty()) gradients.d_gain = context_.parameters->gradient(ids_[0]).flatten();
   if (ids_.size() > 1) gradients.d_bias = context_.parameters->gradient(ids_[1]).flatten();
-  residual_norm_backward(context_.execution, d_normed, sum, weights(), statistics, d_residual, d_sum, normed,
+  weighted_norm_backward(context_.execution, d_normed, sum, weights(), statistics, d_residual, d_sum, normed,
                          gradients);
 }
 

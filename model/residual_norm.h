@@ -23,12 +23,12 @@ class ResidualNorm {
  public:
   ResidualNorm(const ModelContext& context, const Norm& norm);
 
-  // Of each row, for the backward pass: [rows] or [rows, 2], accumulation dtype.
+  // For each row, for the backward pass: [rows] or [rows, 2], accumulation dtype.
   Shape statistics_shape(std::int64_t rows) const;
   // sum = residual + branch, or residual itself where branch is null (sum may then be residual); normed = norm(sum).
   void forward(const Tensor& residual, const Tensor& branch, const Tensor& sum, const Tensor& normed,
                const Tensor& statistics) const;
-  // residual_norm_backward of kernels/norm.h; adds to the gradients of gain and bias.
+  // weighted_norm_backward of kernels/norm.h; adds to the gradients of gain and bias.
   void backward(const Tensor& d_normed, const Tensor& sum, const Tensor& statistics, const Tensor& d_residual,
                 const Tensor& d_sum, const Tensor& normed) const;
 

@@ -1,5 +1,5 @@
 // AdamW in one pass over parameters, gradients and moments.
-#include "kernels/cpu/adamw.h"
+#include "kernels/adamw.h"
 
 #include <cmath>
 
@@ -9,7 +9,7 @@
 namespace fulmen::cpu {
 namespace {
 
-// What an element's update needs, in the parameters' type.
+// The coefficients of an element's update, in the parameters' type.
 template <class T>
 struct Coefficients {
   T clip_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_correction2, epsilon;
@@ -47,7 +47,7 @@ FULMEN_VECTORIZED void update_range(T* parameters, const G* gradients, T* exp_av
 }  // namespace
 
 void adamw_update(const Execution&, const Tensor& parameters, const Tensor& gradients, const Tensor& exp_avg,
-                  const Tensor& exp_avg_sq, const Tensor& scalars, const AdamwOptions& options) {
+                  const Tensor& exp_avg_sq, const Tensor& scalars, const AdamwOptions& options, const Tensor&) {
   dispatch_fp32_fp64(parameters.dtype(), [&]<class T>(T) {
     dispatch_fp32_fp64(gradients.dtype(), [&]<class G>(G) {
       const auto coefficients = coefficients_of<T>(scalars.as<double>(), options);

@@ -19,8 +19,8 @@ FULMEN_VECTORIZED void add_row(const T* row, T* total, std::int64_t width) {
 }
 
 // Calls body(first, last, sums) for blocks of [0, rows) on the threads; it adds the block's rows to `sums`, T
-// [totals.size(), width], zero at first. What all blocks leave there is added to the vectors `totals`, T [width]; null
-// ones are passed over.
+// [totals.size(), width], zero at first. The sums of all blocks are added to the vectors `totals`, T [width]; null
+// vectors are passed over.
 template <class T, class Body>
 void add_column_sums(const Execution& execution, std::int64_t rows, std::int64_t width,
                      std::initializer_list<Tensor> totals, Body&& body) {

@@ -1,5 +1,5 @@
 // Cross entropy, a row of logits at a time: two passes forward, one backward.
-#include "kernels/cpu/cross_entropy.h"
+#include "kernels/cross_entropy.h"
 
 #include <cmath>
 #include <limits>

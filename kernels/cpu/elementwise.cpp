@@ -1,5 +1,5 @@
 // Plain passes over memory: every loop is a vectorised range that threads share out.
-#include "kernels/cpu/elementwise.h"
+#include "kernels/elementwise.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,5 +1,5 @@
 // Token embedding: rows gathered by threads over tokens, gradients scattered by threads over columns.
-#include "kernels/cpu/embedding.h"
+#include "kernels/embedding.h"
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vectorize.h"
@@ -57,11 +57,11 @@ void embedding_forward(const Execution&, const Tensor& tokens, const Tensor& wei
   });
 }
 
-void embedding_backward(const Execution&, const Tensor& tokens, const Tensor& order, const Tensor& d_out,
+void embedding_backward(const Execution&, const Tensor& tokens, const TokenOrder& order, const Tensor& d_out,
                         std::int64_t first, double scale, const Tensor& d_weight) {
   dispatch_fp32_fp64(d_out.dtype(), [&]<class T>(T) {
     dispatch_fp32_fp64(d_weight.dtype(),
-                       [&]<class G>(G) { scatter<T, G>(tokens, order, d_out, first, scale, d_weight); });
+                       [&]<class G>(G) { scatter<T, G>(tokens, order.positions, d_out, first, scale, d_weight); });
   });
 }
 

@@ -1,5 +1,5 @@
 // The product of a gated linear unit, one vectorised pass per row.
-#include "kernels/cpu/gated_linear_unit.h"
+#include "kernels/gated_linear_unit.h"
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vector_math.h"

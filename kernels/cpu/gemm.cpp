@@ -1,5 +1,5 @@
 // Matrix products through oneDNN (fp32, where it is built in) and OpenBLAS.
-#include "kernels/cpu/gemm.h"
+#include "kernels/gemm.h"
 
 #include <algorithm>
 
@@ -8,10 +8,10 @@
 #include <oneapi/dnnl/dnnl.h>
 #endif
 
-#include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matrix_vector.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vectorize.h"
+#include "kernels/elementwise.h"
 
 namespace fulmen::cpu {
 namespace {
@@ -70,7 +70,7 @@ void gemm_widening(const Execution& execution, const Tensor& a, const Tensor& b,
   GemmOptions fresh = options;
   fresh.accumulate = false;
   gemm_fp32(a, b, product, k, fresh);
-  if (!options.accumulate) return copy(execution, product, c);
+  if (!options.accumulate) return cpu::copy(execution, product, c);
   parallel_rows(c.size(0), c.size(1), [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i)
       add_row(product.as<float>() + i * c.size(1), c.as<double>() + i * c.stride(0), c.size(1));

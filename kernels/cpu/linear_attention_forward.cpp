@@ -5,9 +5,9 @@
 
 #include <omp.h>
 
-#include "kernels/cpu/linear_attention.h"
 #include "kernels/cpu/linear_attention_chunk.h"
 #include "kernels/cpu/vectorize.h"
+#include "kernels/linear_attention.h"
 
 namespace fulmen::cpu {
 namespace {

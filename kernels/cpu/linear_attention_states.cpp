@@ -1,6 +1,6 @@
 // The states that slices of a sequence pass on: what a slice adds to them, their combination, and what they add to a
 // slice that has been computed without them. Threads share out the heads of all rows, as in the chunk form.
-#include "kernels/cpu/linear_attention_states.h"
+#include "kernels/linear_attention_states.h"
 
 #include <algorithm>
 #include <cmath>
@@ -270,14 +270,14 @@ void for_each_head(const Execution& execution, const LinearAttentionInputs& inpu
 }  // namespace
 
 void linear_attention_final_state(const Execution& execution, const LinearAttentionInputs& inputs,
-                                  const Tensor& final_state) {
+                                  const Tensor& final_state, const Tensor&) {
   for_each_head(execution, inputs, [&](auto& head, const std::vector<Chunk>& chunks, std::int64_t) {
     head.sum_final_state(last_segment(chunks), final_state);
   });
 }
 
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
-                                             const Tensor& d_output, const Tensor& d_initial_state) {
+                                             const Tensor& d_output, const Tensor& d_initial_state, const Tensor&) {
   for_each_head(execution, inputs, [&](auto& head, const std::vector<Chunk>& chunks, std::int64_t) {
     head.sum_initial_state_gradient(first_segment(chunks), d_output, d_initial_state);
   });

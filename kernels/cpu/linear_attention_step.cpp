@@ -1,10 +1,10 @@
 // Recurrent linear attention: one token, one pass over the state.
 #include <cmath>
 
-#include "kernels/cpu/linear_attention.h"
 #include "kernels/cpu/linear_attention_chunk.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vectorize.h"
+#include "kernels/linear_attention.h"
 
 namespace fulmen::cpu {
 namespace {

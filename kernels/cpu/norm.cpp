@@ -1,5 +1,5 @@
 // SimpleRMSNorm on the CPU: a row is read once from memory, its second pass finds it in the cache.
-#include "kernels/cpu/norm.h"
+#include "kernels/norm.h"
 
 #include <cmath>
 

@@ -112,7 +112,7 @@ void dispatch_activation(Activation activation, F&& f) {
   }
 }
 
-// Angles that sine_cosine reduces exactly; larger ones go to the C library.
+// Angles that sine_cosine reduces exactly; larger angles go to the C library.
 inline constexpr double largest_angle = 1e6;
 
 struct SineCosine {

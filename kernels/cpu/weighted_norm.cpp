@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "kernels/cpu/column_sums.h"
-#include "kernels/cpu/norm.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/norm.h"
 
 namespace fulmen::cpu {
 namespace {
@@ -112,7 +112,7 @@ void with_flags(bool first, bool second, F&& f) {
 
 }  // namespace
 
-void residual_norm_forward(const Execution&, const Tensor& residual, const Tensor& branch, const NormWeights& weights,
+void weighted_norm_forward(const Execution&, const Tensor& residual, const Tensor& branch, const NormWeights& weights,
                            double epsilon, const Tensor& sum, const Tensor& normed, const Tensor& statistics) {
   const std::int64_t width = residual.size(1);
   const bool centred = weights.kind == NormKind::layer;
@@ -137,7 +137,7 @@ void residual_norm_forward(const Execution&, const Tensor& residual, const Tenso
   });
 }
 
-void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
+void weighted_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
                             const NormWeights& weights, const Tensor& statistics, const Tensor& d_residual,
                             const Tensor& d_sum, const Tensor& normed, const NormWeightGradients& gradients) {
   const std::int64_t width = sum.size(1);

@@ -1,6 +1,6 @@
-// AdamW on a GPU: one pass over parameters, gradients and moments. What changes from step to step is read on the
+// AdamW on a GPU: one pass over parameters, gradients and moments. Values that change from step to step are read on the
 // device.
-#include "kernels/cuda/adamw.h"
+#include "kernels/adamw.h"
 
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_vector.cuh"
@@ -8,7 +8,7 @@
 namespace fulmen::cuda {
 namespace {
 
-// What an element's update needs, in the parameters' type.
+// The coefficients of an element's update, in the parameters' type.
 template <class T>
 struct Coefficients {
   T clip_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_correction2, epsilon;

@@ -12,7 +12,7 @@
 namespace fulmen::cuda {
 namespace {
 
-// What cuBLAS would allocate for itself on the largest cards.
+// The workspace that cuBLAS would allocate for itself on the largest cards.
 constexpr std::int64_t workspace_bytes = std::int64_t{32} << 20;
 // Products of one call: the third extent of a grid ends at 65535.
 constexpr std::int64_t largest_batch = 32768;

@@ -1,5 +1,5 @@
 // Cross entropy on a GPU: a block per row of logits; one reading of them forward, one reading and one writing backward,
-// or one of each for both where a block can hold a row.
+// or a single read and write for both where a block can hold a row.
 #include "kernels/cuda/cross_entropy.h"
 
 #include "kernels/cuda/device_activation.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ A minus_infinity() {
   return -static_cast<A>(INFINITY);
 }
 
-// The other one where one is NaN.
+// The other value where one is NaN.
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 
@@ -36,7 +36,7 @@ struct Exponentials {
   A maximum = minus_infinity<A>();
   A sum = 0;
 
-  // What exponents are taken relative to; finite while the maximum is still minus infinity.
+  // The reference of the exponents; finite while the maximum is still minus infinity.
   __device__ __forceinline__ A shift() const { return maximum == minus_infinity<A>() ? A(0) : maximum; }
   __device__ __forceinline__ void raise(A larger) {
     if (!(larger > maximum)) return;
@@ -174,7 +174,7 @@ requires(length % 2 == 0) class Largest<__nv_bfloat16, length> {
   Packet<__nv_bfloat16, 2> pair_{0xff80ff80u};  // of minus infinity
 };
 
-// A row's packets in a block: a thread's first ones in registers, the others in its own places of shared memory, so
+// A row's packets in a block: a thread's first packets in registers, the others in its own places of shared memory, so
 // that two blocks find room and one computes while the other loads or stores.
 template <int length, class T>
 struct HeldRow {

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(pass_threads)
   totals[column] += sum;
 }
 
-// Adds the operation's sums to the vectors `totals` [width]; null ones are passed over. `width` is a multiple of
+// Adds the operation's sums to the vectors `totals` [width]; null vectors are passed over. `width` is a multiple of
 // length.
 template <int length, class Operation>
 void add_column_sums(const Execution& execution, const Operation& operation, std::int64_t rows, std::int64_t width,

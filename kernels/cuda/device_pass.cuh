@@ -137,7 +137,7 @@ __device__ __forceinline__ void keep_packed(Loaded& loaded) {
 
 // An operation with one sum per row. Besides `Loaded` and `load` it has
 //   using Sum                                                 float or double
-//   struct Row                                                what is known of a row besides its packets
+//   struct Row                                                values of a row other than its packets
 //   void begin(row, thread, threads, Row&, Sum& sum) const    loads it; may add a thread's share to the row's sum
 //   Sum contribution<length>(const Loaded<length>&, row, column) const    a packet's share; may store
 //   void combine(row, sum, Row&, writes) const                what `finish` needs of the sum; `writes` for one thread
@@ -145,9 +145,8 @@ __device__ __forceinline__ void keep_packed(Loaded& loaded) {
 //   void finish<length>(const Loaded<length>&, const Row&, row, column) const
 //   Loaded<length> reload<length>(row, column) const          for rows that do not fit in the registers
 // `width` is a multiple of `length`. A row's packets stay in registers between the sum and `finish`; of a row that is
-// too wide, the last items * blockDim.x packets do, and the others are loaded again, last ones first. Where a warp or
-// less has the row, nothing waits for another warp.
-// `whole`: a warp has each row, which fills its registers.
+// too wide, the last items * blockDim.x packets do, and the others are loaded again, from the last to the first. Where
+// a warp or less has the row, nothing waits for another warp. `whole`: a warp has each row, which fills its registers.
 template <int length, int items, bool whole, class Operation>
 __global__ void __launch_bounds__(reduction_threads)
     reduce_rows_kernel(const Operation operation, std::int64_t rows, int width) {

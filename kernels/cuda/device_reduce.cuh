@@ -3,15 +3,15 @@
 
 namespace fulmen::cuda {
 
-// Every lane gets the result of its group of `lanes` neighbouring ones (a power of two up to 32). All lanes of the warp
-// take part.
+// Every lane gets the result of its group of `lanes` neighbouring lanes (a power of two up to 32). All lanes of the
+// warp take part.
 template <class T>
 __device__ __forceinline__ T sum_of_lanes(T value, int lanes = 32) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// Of values that are never NaN.
+// For values that are never NaN.
 template <class T>
 __device__ __forceinline__ T maximum_of_lanes(T value) {
   for (int offset = 16; offset > 0; offset /= 2) {
@@ -21,7 +21,7 @@ __device__ __forceinline__ T maximum_of_lanes(T value) {
   return value;
 }
 
-// The sum over the blockDim.x threads of a row of the block; every one of them gets it. blockDim.x is a power of two
+// The sum over the blockDim.x threads of a row of the block; every thread gets it. blockDim.x is a power of two
 // below 32 or a multiple of 32, the block has whole warps. `shared` has room for a value per warp of the block and is
 // used once.
 template <class T>

@@ -13,7 +13,7 @@
 
 namespace fulmen::cuda {
 
-// What arithmetic on elements of T is done in: fp32, but fp64 for fp64.
+// The type of arithmetic on elements of T: fp32, but fp64 for fp64.
 template <class T>
 using Accumulated = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -42,7 +42,7 @@ struct alignas(length * sizeof(T) < 16 ? length * sizeof(T) : 16) Packet {
   __device__ __forceinline__ Accumulated<T> operator[](int i) const { return to_accumulated(values[i]); }
 };
 
-// Two bf16 a register: as single ones the compiler would keep each in a register of its own.
+// Two bf16 a register: the compiler would keep each single bf16 in a register of its own.
 template <int length>
 requires(length % 2 == 0) struct alignas(length < 8 ? 2 * length : 16) Packet<__nv_bfloat16, length> {
   std::uint32_t pairs[length / 2];
@@ -170,7 +170,7 @@ void dispatch_length(bool possible, F&& f) {
   f(std::integral_constant<int, 1>{});
 }
 
-// Elements a packet for the passes over rows: 16 bytes; fp64 goes by single elements, which coalesce well enough.
+// Elements a packet for the passes over rows: 16 bytes; fp64 moves in single elements, which coalesce well enough.
 template <class T>
 inline constexpr int row_packet = std::is_same_v<T, double> ? 1 : vector_length<T>;
 

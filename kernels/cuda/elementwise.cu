@@ -1,10 +1,9 @@
 // Plain passes over memory on a GPU, and sums in two stages whose order never changes.
-#include "kernels/cuda/elementwise.h"
+#include "kernels/elementwise.h"
 
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_reduce.cuh"
 #include "kernels/cuda/device_vector.cuh"
-#include "kernels/elementwise.h"
 
 namespace fulmen::cuda {
 namespace {
@@ -100,8 +99,8 @@ struct Scale {
   }
 };
 
-// The dimensions of a copy as few as they can be: rows of unit stride, and the outer ones that cannot be joined, inner
-// one first. Strides in elements.
+// The dimensions of a copy as few as they can be: rows of unit stride, and the outer dimensions that cannot be joined,
+// inner one first. Strides in elements.
 struct CopyShape {
   std::int64_t width = 1, rows = 1;
   int outer = 0;
@@ -190,7 +189,7 @@ void move_units(const Execution& execution, const Tensor& from, const Tensor& to
 
 void move_bytes(const Execution& execution, const Tensor& from, const Tensor& to, const CopyShape& shape) {
   const auto size = static_cast<std::int64_t>(size_of(from.dtype()));
-  // Its lowest bit is that of whatever is aligned least.
+  // Its lowest bit shows the least alignment of all.
   std::uint64_t all = reinterpret_cast<std::uintptr_t>(from.data()) | reinterpret_cast<std::uintptr_t>(to.data()) |
                       static_cast<std::uint64_t>(shape.width * size);
   for (int d = 0; d < shape.outer; ++d)

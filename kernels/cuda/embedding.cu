@@ -1,5 +1,5 @@
 // Token embedding on a GPU: rows gathered in one pass; gradients summed along the order of the tokens.
-#include "kernels/cuda/embedding.h"
+#include "kernels/embedding.h"
 
 #include "kernels/cuda/device_launch.cuh"
 #include "kernels/cuda/device_pass.cuh"
@@ -33,7 +33,7 @@ struct GatherRow {
 
 template <class T>
 struct Gather {
-  static constexpr int items = 2;  // the loads of a row wait for that of its token: all of them then, by one warp
+  static constexpr int items = 2;  // the loads of a row wait for its token: all of them then, by one warp
   const std::int32_t* tokens;
   Rows<T> weight, out;
   std::int64_t first, rows;
@@ -46,7 +46,7 @@ struct Gather {
 };
 
 // The gradient. The order of the positions, sorted by token, is cut into windows of a fixed length. A run is what one
-// token has of it. A block adds up the runs that begin in its window, also where they go on a little after its end.
+// token has of it. A block sums the runs that begin in its window, also where they go on a little after its end.
 // Runs that go on for longer are summed window by window, and a second kernel adds these parts: thus a token that fills
 // half of the batch is summed by as many blocks as it has windows. No two threads ever add to one place, nothing
 // depends on timing.
@@ -103,7 +103,7 @@ struct WindowTokens {
     __syncthreads();
   }
   __device__ __forceinline__ std::int32_t at(int place) const { return tokens[place + before]; }
-  // The first place from `low` to `high` whose token is `token` or a larger one; else `high`.
+  // The first place from `low` to `high` whose token is `token` or larger; else `high`.
   __device__ __forceinline__ int first_from(std::int32_t token, int low, int high) const {
     while (low < high) {
       const int middle = low + (high - low) / 2;
@@ -124,7 +124,7 @@ struct WindowTokens {
   }
 };
 
-// Parts of long runs [windows, 2, width]: of the one that reaches in from the window before, and of the one that begins
+// Parts of long runs [windows, 2, width]: of the run that reaches in from the window before, and of the run that begins
 // here. Written where there is such a run.
 template <int length, class T, class G>
 __global__ void __launch_bounds__(window_threads)
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(window_threads)
   const std::int32_t first_token = here.at(0), last_token = here.at(length_here - 1);
   const bool reaches_in = from == 0 && here.at(-1) == first_token && here.is_long(first_token);
   if (from == 0 && here.at(-1) == first_token && !reaches_in) from = here.first_from(first_token + 1, 0, length_here);
-  // Of the last run the rest, unless it is long or an earlier window's.
+  // The rest of the last run, unless it is long or an earlier window's.
   if (from < to && here.at(to) == last_token && !here.is_long(last_token))
     to = here.first_from(last_token + 1, to, window + longest);
   to = here.first_from(all.end, from, to);

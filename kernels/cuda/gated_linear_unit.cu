@@ -1,5 +1,5 @@
 // The product of a gated linear unit on a GPU, one pass each way.
-#include "kernels/cuda/gated_linear_unit.h"
+#include "kernels/gated_linear_unit.h"
 
 #include "kernels/cuda/device_activation.cuh"
 #include "kernels/cuda/device_pass.cuh"

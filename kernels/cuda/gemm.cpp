@@ -1,15 +1,15 @@
 // Matrix products on a GPU, at any stride and alignment: bf16 with sums in fp32, fp64, and true fp32, with sums in fp64
 // where the card's tensor cores make that as fast.
-#include "kernels/cuda/gemm.h"
+#include "kernels/gemm.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "framework/cuda_check.h"
 #include "framework/gpu.h"
-#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/widen.h"
+#include "kernels/elementwise.h"
 
 namespace fulmen::cuda {
 namespace {
@@ -34,7 +34,7 @@ struct Range {
   std::int64_t begin, end;
 };
 
-// The fp64 equal of a part of a matrix, which is transposed there or not: `rows` and `columns` are those of the factor.
+// The fp64 equal of a part of a matrix, which is transposed there or not: `rows` and `columns` belong to the factor.
 Tensor widened(const Execution& execution, const Tensor& x, bool transposed, Range rows, Range columns) {
   if (transposed) std::swap(rows, columns);
   const Tensor part = x.slice(0, rows.begin, rows.end).slice(1, columns.begin, columns.end);
@@ -43,7 +43,7 @@ Tensor widened(const Execution& execution, const Tensor& x, bool transposed, Ran
   return wide;
 }
 
-// fp32 factors, their products and c's old elements added in fp64 and rounded once. What is widened at a time is no
+// fp32 factors, their products and c's old elements added in fp64 and rounded once. A widened part is no
 // larger than this squared, whatever the matrices.
 constexpr std::int64_t widened_extent = 4096;
 

@@ -21,7 +21,7 @@ constexpr double large_operations = 1e10;
 constexpr int few_candidates = 8, many_candidates = 32;
 // As many as are measured again, more exactly, after a first trial of all.
 constexpr std::size_t finalists = 6;
-// What a candidate must gain over the one ranked before it.
+// The least gain of a candidate over its predecessor in the ranking.
 constexpr double clearly_faster = 0.99;
 
 void check(cublasStatus_t status, const char* what, const GemmKind& kind) {
@@ -61,7 +61,7 @@ cublasLtMatrixLayout_t make_layout(DType dtype, std::int64_t rows, std::int64_t 
   return layout;
 }
 
-// What cuBLASLt proposes, best first by its own model.
+// The proposals of cuBLASLt, best first by its own model.
 std::vector<cublasLtMatmulHeuristicResult_t> candidates(const GemmKind& kind, cublasLtMatmulDesc_t description,
                                                         cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                                         cublasLtMatrixLayout_t c) {
@@ -180,7 +180,7 @@ void GemmPlan::choose(const Execution& execution, const GemmOperands& operands, 
     sum = elsewhere.data();
   }
   gpu::Event start(execution.device, true), end(execution.device, true);
-  // Seconds for each call, infinite for one that is refused.
+  // Seconds for each call, infinite for a refused algorithm.
   const auto measure = [&](std::size_t i, int repeats) {
     const auto once = [&] {
       return launch(execution, operands, sum, proposed[i].algo, workspace) == CUBLAS_STATUS_SUCCESS;
@@ -230,7 +230,7 @@ const GemmPlan& gemm_plan(const Execution& execution, const GemmKind& kind, cons
   const auto known = plans.find(kind);
   if (known != plans.end()) return known->second;
   GemmPlan& plan = plans.try_emplace(kind, kind).first->second;
-  // What is best for a product alone is for adding it, which is not so easily measured.
+  // The best algorithm for a product alone also serves for adding it, which is harder to measure.
   GemmKind writing = kind;
   writing.accumulate = false;
   try {

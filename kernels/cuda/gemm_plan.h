@@ -16,7 +16,7 @@ namespace fulmen::cuda {
 inline constexpr std::int64_t gemm_workspace_bytes = std::int64_t{32} << 20;
 
 // All that the choice of an algorithm depends on. Row-major c [m, n] = op(a) [m, k] op(b) [k, n] (+ c); the strides are
-// those of the rows, in elements; the alignments those of the data, in bytes.
+// between rows, in elements; the alignments belong to the data, in bytes.
 struct GemmKind {
   int device = 0;
   DType in = DType::fp32, out = DType::fp32;

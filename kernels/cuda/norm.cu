@@ -1,6 +1,6 @@
-// SimpleRMSNorm and its fusions on a GPU: a row is spread over the threads of a block, or several rows over one, and
-// stays in their registers between its sum and its result.
-#include "kernels/cuda/norm.h"
+// SimpleRMSNorm and its fusions on a GPU: a row is spread over the threads of a block, or several rows over a thread,
+// and stays in their registers between its sum and its result.
+#include "kernels/norm.h"
 
 #include "kernels/cuda/device_activation.cuh"
 #include "kernels/cuda/device_pass.cuh"

@@ -4,7 +4,7 @@
 #include "kernels/cuda/device_columns.cuh"
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_vector.cuh"
-#include "kernels/cuda/norm.h"
+#include "kernels/norm.h"
 
 namespace fulmen::cuda {
 namespace {
@@ -246,7 +246,7 @@ void add_weight_gradients(const Execution& execution, const Tensor& d_normed, co
 
 }  // namespace
 
-void residual_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch,
+void weighted_norm_forward(const Execution& execution, const Tensor& residual, const Tensor& branch,
                            const NormWeights& weights, double epsilon, const Tensor& sum, const Tensor& normed,
                            const Tensor& statistics) {
   const std::int64_t tokens = residual.size(0), width = residual.size(1);
@@ -269,7 +269,7 @@ void residual_norm_forward(const Execution& execution, const Tensor& residual, c
   });
 }
 
-void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
+void weighted_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
                             const NormWeights& weights, const Tensor& statistics, const Tensor& d_residual,
                             const Tensor& d_sum, const Tensor& normed, const NormWeightGradients& gradients) {
   const std::int64_t tokens = sum.size(0), width = sum.size(1);

@@ -14,7 +14,7 @@ double mean_square(const double* x, std::int64_t width) {
   return sum / static_cast<double>(width);
 }
 
-// What a norm multiplies a column with.
+// The factor of a column in a norm.
 double factor(NormKind kind, const Values& gain, std::int64_t column) {
   if (kind == NormKind::simple) return 1.0;
   return kind == NormKind::zero_centred ? 1.0 + gain[column] : gain[column];

@@ -67,7 +67,7 @@ void check(NormKind kind, DType dtype, std::int64_t rows, std::int64_t width, st
   const Sliced residuals(host, dtype, width, offset, residual), branches(host, dtype, width, offset, added);
   const Sliced sums(host, dtype, rows, width, offset), normed(host, dtype, rows, width, offset);
   const Tensor statistics = host.poisoned(accumulation_dtype(dtype), {rows, statistics_of(kind)});
-  residual_norm_forward(host.execution, residuals, branch ? branches.part : Tensor(), own.weights, epsilon,
+  weighted_norm_forward(host.execution, residuals, branch ? branches.part : Tensor(), own.weights, epsilon,
                         branch ? sums.part : Tensor(), normed, statistics);
   normed.expect_margins_untouched();
   testing::expect_close(normed, reference::norm(total, kind, own.gain, own.bias, width, epsilon), tolerance, "normed");
@@ -80,7 +80,7 @@ void check(NormKind kind, DType dtype, std::int64_t rows, std::int64_t width, st
   const Sliced d_ys(host, dtype, width, offset, d_y), pasts(host, dtype, width, offset, past);
   const Sliced d_sum(host, dtype, rows, width, offset), again(host, dtype, rows, width, offset);
   const Tensor& d_residual = branch ? pasts.part : Tensor();
-  residual_norm_backward(host.execution, d_ys, sum, own.weights, statistics, d_residual, d_sum, again, own.gradients);
+  weighted_norm_backward(host.execution, d_ys, sum, own.weights, statistics, d_residual, d_sum, again, own.gradients);
   for (const Sliced* written : {&d_sum, &again}) written->expect_margins_untouched();
   EXPECT_EQ(testing::read(again.part), testing::read(normed.part));
   const auto expected = reference::norm_backward(total, kind, own.gain, d_y, width, epsilon);
@@ -91,7 +91,7 @@ void check(NormKind kind, DType dtype, std::int64_t rows, std::int64_t width, st
     testing::expect_close(own.gradients.d_bias, plus(expected.d_bias, own.before), of_sums, "d_bias");
   // In place, and again onto the gradients of the weights.
   const Sliced &target = branch ? pasts : d_ys, &normed_again = branch ? d_ys : again;
-  residual_norm_backward(host.execution, d_ys, sum, own.weights, statistics, d_residual, target, normed_again,
+  weighted_norm_backward(host.execution, d_ys, sum, own.weights, statistics, d_residual, target, normed_again,
                          own.gradients);
   EXPECT_EQ(testing::read(target.part), testing::read(d_sum.part)) << "in place";
   EXPECT_EQ(testing::read(normed_again.part), testing::read(normed.part)) << "in place";
@@ -117,7 +117,7 @@ TEST(WeightedNorm, WideRows) {
       for (const NormKind kind : kinds) check(kind, dtype, 1, width, width == 2048 ? 0 : 1, true, random);
 }
 
-// Many rows: those of a block are summed by themselves.
+// Many rows: the rows of a block are summed by themselves.
 TEST(WeightedNorm, ManyRows) {
   Random random(121000);
   for (const DType dtype : testing::test_dtypes())
@@ -136,11 +136,11 @@ TEST(WeightedNorm, BackwardEqualsFiniteDifferences) {
     const Tensor statistics = host.poisoned(DType::fp64, {4, statistics_of(kind)});
     const Tensor d_x = host.poisoned(DType::fp64, shape);
     const auto loss = [&] {
-      residual_norm_forward(host.execution, x, {}, own.weights, epsilon, {}, normed, statistics);
+      weighted_norm_forward(host.execution, x, {}, own.weights, epsilon, {}, normed, statistics);
       return testing::weighted_sum(d_y, testing::read(normed));
     };
     loss();
-    residual_norm_backward(host.execution, host.tensor(DType::fp64, shape, d_y), x, own.weights, statistics, {}, d_x,
+    weighted_norm_backward(host.execution, host.tensor(DType::fp64, shape, d_y), x, own.weights, statistics, {}, d_x,
                            {}, own.gradients);
     testing::expect_close(d_x, testing::finite_differences(x, 1e-3, loss), 1e-8, "d_x");
     const auto differences = [&](const Tensor& weight) {
@@ -161,9 +161,9 @@ TEST(WeightedNorm, SimpleIsTheNormWithoutWeights) {
   const auto output = [&] { return host.poisoned(DType::fp32, {7, 33}); };
   const Tensor normed = output(), plain = output(), d_x = output(), d_plain = output();
   const Tensor statistics = host.poisoned(DType::fp32, {7, 1}), inverse_rms = host.poisoned(DType::fp32, {7});
-  residual_norm_forward(host.execution, x, {}, NormWeights{}, epsilon, {}, normed, statistics);
+  weighted_norm_forward(host.execution, x, {}, NormWeights{}, epsilon, {}, normed, statistics);
   residual_norm_forward(host.execution, x, {}, epsilon, {}, plain, inverse_rms);
-  residual_norm_backward(host.execution, d_y, x, NormWeights{}, statistics, {}, d_x, {}, {});
+  weighted_norm_backward(host.execution, d_y, x, NormWeights{}, statistics, {}, d_x, {}, {});
   residual_norm_backward(host.execution, d_y, x, inverse_rms, {}, d_plain, {});
   EXPECT_EQ(testing::read(normed), testing::read(plain));
   EXPECT_EQ(testing::read(d_x), testing::read(d_plain));
@@ -183,8 +183,8 @@ TEST(WeightedNorm, ResultsDoNotDependOnTheThreads) {
       const Weights own(host, kind, DType::fp32, width, random);
       const Tensor normed = host.poisoned(DType::fp32, {rows, width}), d_x = host.poisoned(DType::fp32, {rows, width});
       const Tensor statistics = host.poisoned(DType::fp32, {rows, statistics_of(kind)});
-      residual_norm_forward(host.execution, x, {}, own.weights, epsilon, {}, normed, statistics);
-      residual_norm_backward(host.execution, d_y, x, own.weights, statistics, {}, d_x, {}, own.gradients);
+      weighted_norm_forward(host.execution, x, {}, own.weights, epsilon, {}, normed, statistics);
+      weighted_norm_backward(host.execution, d_y, x, own.weights, statistics, {}, d_x, {}, own.gradients);
       Values all;
       for (const Tensor& t : {normed, statistics, d_x, own.gradients.d_gain, own.gradients.d_bias})
         for (const double value : testing::read(t)) all.push_back(value);
@@ -200,7 +200,7 @@ TEST(WeightedNorm, RefusesWeightsThatDoNotFit) {
   const Tensor x = host.poisoned(DType::fp32, {4, 6}), gain = host.poisoned(DType::fp32, {6});
   const Tensor statistics = host.poisoned(DType::fp32, {4, 1});
   const auto forward = [&](const NormWeights& weights) {
-    residual_norm_forward(host.execution, x, {}, weights, epsilon, {}, x, statistics);
+    weighted_norm_forward(host.execution, x, {}, weights, epsilon, {}, x, statistics);
   };
   EXPECT_THROW(forward({NormKind::rms, {}, {}}), InternalError);
   EXPECT_THROW(forward({NormKind::rms, gain, gain}), InternalError);
