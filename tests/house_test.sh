@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The rules of the house, checked on the sources themselves: no include and no CMake link climbs a floor, includes are
-# written from the root, a file opens with a comment that says what it is for and has at most 600 lines, a line of C++ or
+# The rules of the house, checked on the sources themselves: no include and no CMake link climbs a floor, no header
+# includes itself by way of others, includes are written from the root, a file opens with a comment that says what it is for and has at most 600 lines, a line of C++ or
 # CUDA has at most 120 columns, a function at most 60 lines, and only a family's own folder and its adapter in infer/ name
 # it.
 #
@@ -8,7 +8,7 @@
 #   tests/house_test.sh FOLDER    checks another copy only
 set -euo pipefail
 
-# What each folder may include and link: itself and what stands below it. data stands on framework alone; train and
+# The folders that each folder may include and link: itself and the folders below it. data stands on framework alone; train and
 # infer stand side by side.
 declare -A may=(
   [framework]="framework"
@@ -52,6 +52,14 @@ check_includes() {
   done
 }
 
+# No header includes itself by way of others.
+check_circles() {
+  local folder
+  for folder in "${floors[@]}"; do includes_of "$folder"; done |
+    sed -nE 's/^([^:]*\.c?u?h):[0-9]+ "(.*)$/\1 \2/p' | tsort 2>&1 >/dev/null |
+    sed -n '/^tsort: [^ ]*\.c\?u\?h$/ { s/^tsort: //; s/$/: is in a circle of includes/; p }'
+}
+
 check_links() {
   local folder linked
   for folder in "${floors[@]}"; do
@@ -64,7 +72,7 @@ check_links() {
   done
 }
 
-# A mixer says which operations it is made of. What runs them, on which ranks, and what is made again is not its business.
+# A mixer says which operations it is made of. How they run, on which ranks, and which results are made again is not its business.
 check_branches() {
   sources_of model/mixers model/families model/operations | sort | xargs awk '
     match(tolower($0), /communicator|mesh|recomput|overlap|tensor_rank|sequence_rank|data_rank|pipeline_rank|rank\(\)|modelcontext|model_context/) {
@@ -141,7 +149,7 @@ check_families() {
   done
 }
 
-rules=(check_includes check_links check_files check_functions check_families check_branches)
+rules=(check_includes check_circles check_links check_files check_functions check_families check_branches)
 
 # Prints what is wrong; true when nothing is.
 check_house() {
@@ -192,6 +200,8 @@ plant tests/golden.h '#include "../framework/tensor.h"' 'is not written from the
 plant model/CMakeLists.txt 'target_link_libraries(fulmen_model PUBLIC fulmen_train)' 'links fulmen_train'
 plant data/CMakeLists.txt 'target_link_libraries(fulmen_data PRIVATE fulmen_kernels)' 'links fulmen_kernels'
 plant model/stage.cpp "$(printf '// %s\n' $(seq 600))" 'model/stage.cpp: has more than 600 lines'
+rules=(check_circles)
+plant framework/tensor.h '#include "framework/execution.h"' 'framework/tensor.h: is in a circle of includes'
 rules=(check_branches)
 plant model/mixers/gated_linear_unit.cpp '// over the Communicator' 'names "Communicator"'
 plant model/families/transnormer/layers.cpp 'int tensor_rank;' 'names "tensor_rank"'
