@@ -1,4 +1,4 @@
-// What ranks need to act as one on a shared file system: the same outcome on all of them, and short texts gathered on
+// Helps ranks act together on a shared file system: the same outcome on all of them, and short texts gathered on
 // rank 0.
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace fulmen {
 
 // Runs `work`, which communicates nothing, on every rank. When it throws on any, all ranks throw the error of the
-// lowest failing one, so that none is left waiting. Collective.
+// lowest failing rank, so that none is left waiting. Collective.
 void run_agreed(Communicator& communicator, const std::function<void()>& work);
 
 // The texts of all ranks in rank order on rank 0; nothing on the others. Collective.

@@ -72,7 +72,7 @@ class CheckpointReader {
 
   const CheckpointDescription& description() const;
   const std::filesystem::path& folder() const;
-  // What of it no checksum covers, for people: nothing but for those of version 1.
+  // Which parts no checksum covers, for people: empty but for checkpoints of version 1.
   std::vector<std::string> unprotected() const;
   std::optional<std::filesystem::path> tokenizer_file() const;
   bool has(const std::string& name) const;  // "parameters/NAME"
@@ -92,12 +92,12 @@ class CheckpointReader {
 // `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it, else, of a run's folder,
 // in its `checkpoints`. Throws UserError when there is none (listing what was found invalid and why).
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
-// The same for all ranks, as the first one finds it: another rank may look a moment later, when a run has saved again.
+// The same for all ranks, as rank 0 finds it: another rank may look a moment later, when a run has saved again.
 // Collective.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, Communicator& communicator);
-// Calls use(checkpoint) on all ranks with the one that find_checkpoint finds. Where that is the newest of several, and
-// a run that goes on beside this has deleted it before `use` was done, with the newest that is there by then. `use` is
-// to fail on all ranks or on none. Collective.
+// Calls use(checkpoint) on all ranks with the checkpoint that find_checkpoint finds. Where that is the newest of
+// several and a concurrent run has deleted it before `use` was done, calls it with the newest that is there by then.
+// `use` must fail on all ranks or on none. Collective.
 void with_checkpoint(const std::filesystem::path& path, Communicator& communicator,
                      const std::function<void(const CheckpointReader&)>& use);
 // As the first, but nothing when there is none; folders that are not valid are named in `skipped`.

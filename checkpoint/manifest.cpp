@@ -70,7 +70,7 @@ bool check_format(const YAML::Node& root, const std::string& text, const fs::pat
   const auto version = count(root, "version", path);
   if (version > checkpoint_version) {
     refuse(path, fmt::format("is of version {}; this program reads up to version {}", version, checkpoint_version),
-           "use the Fulmen that wrote it, or a newer one");
+           "use the Fulmen that wrote it, or a newer version");
   }
   if (version < 1) refuse(path, fmt::format("has the unknown version {}: the manifest is damaged", version));
   const bool sealed = check_seal(text, path.string(), take_another);
@@ -121,7 +121,7 @@ TokenizerRecord parse_tokenizer(const YAML::Node& node, const fs::path& path) {
   TokenizerRecord tokenizer{scalar<std::string>(node, "kind", path)};
   if (tokenizer.kind != "sentencepiece" && tokenizer.kind != "bytes" && tokenizer.kind != "none")
     refuse(path, fmt::format("has a tokeniser of the unknown kind '{}'", tokenizer.kind),
-           "use the Fulmen that wrote it, or a newer one");
+           "use the Fulmen that wrote it, or a newer version");
   if (node["end_of_document"]) tokenizer.end_of_document = count(node, "end_of_document", path);
   return tokenizer;
 }

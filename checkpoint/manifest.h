@@ -15,7 +15,7 @@ inline constexpr int checkpoint_version = 2;
 inline constexpr const char* manifest_file = "manifest.yaml";
 inline constexpr const char* parameters_file = "parameters.h5";  // the virtual datasets
 inline constexpr const char* partial_suffix = ".partial";        // of a folder that is being written
-inline constexpr const char* replaced_suffix = ".replaced";      // of one that is making way for its successor
+inline constexpr const char* replaced_suffix = ".replaced";      // of a checkpoint that makes way for its successor
 
 struct FileRecord {
   std::string file;  // relative to the checkpoint

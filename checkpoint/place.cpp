@@ -46,8 +46,9 @@ std::string room_problem(const CheckpointDemand& demand, std::int64_t existing, 
   const std::int64_t more = more_at_once(demand, existing);
   const double needed = demand.bytes * static_cast<double>(more);
   if (needed <= free_bytes) return "";
-  return fmt::format("{} checkpoint(s) of {} are to lie there beside the {} that do, but only {} are free on this disk",
-                     with_thousands(more), human_bytes(demand.bytes), existing, human_bytes(free_bytes));
+  return fmt::format(
+      "{} checkpoint(s) of {} are to lie there together with the {} that do, but only {} are free on this disk",
+      with_thousands(more), human_bytes(demand.bytes), existing, human_bytes(free_bytes));
 }
 
 void require_place_for_checkpoints(const fs::path& root, const CheckpointDemand& demand, Communicator& communicator) {

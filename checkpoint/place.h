@@ -11,11 +11,11 @@ namespace fulmen {
 struct CheckpointDemand {
   double bytes = 0.0;      // of one checkpoint
   std::int64_t saves = 1;  // that are still to come
-  std::int64_t keep = 0;   // newest ones that stay; 0: all
+  std::int64_t keep = 0;   // newest checkpoints that stay; 0: all
 };
 
-// What is wrong with `free_bytes` for these, beside `existing` valid checkpoints, or "". One is written before the
-// oldest is deleted.
+// The problem with `free_bytes` for these and the `existing` valid checkpoints, or "". A checkpoint is written before
+// the oldest is deleted.
 std::string room_problem(const CheckpointDemand& demand, std::int64_t existing, double free_bytes);
 
 // Throws UserError on all ranks when `root` cannot be made or written, when not all ranks see one folder there, or when

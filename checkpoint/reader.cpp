@@ -45,7 +45,7 @@ struct CheckpointReader::State {
   CheckpointManifest manifest;
   hdf5::File file;
   std::set<std::string> names;
-  // Of the tensor that was read last: callers read the pieces of one after the other.
+  // For the tensor that was read last: callers read the pieces of a tensor one after the other.
   mutable std::string mapped;
   mutable hdf5::VirtualMap whole;
   mutable std::map<std::string, hdf5::File> shards;  // that are open

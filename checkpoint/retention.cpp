@@ -46,8 +46,8 @@ std::vector<fs::path> folders_in(const fs::path& root) {
   return folders;
 }
 
-// The valid checkpoints directly in `root`, newest first. Of equal steps, one under its own name comes before one that
-// stepped aside.
+// The valid checkpoints directly in `root`, newest first. Among equal steps, a folder under its own name precedes a
+// folder that stepped aside.
 std::vector<Found> valid_checkpoints(const fs::path& root, std::vector<std::string>* skipped) {
   std::vector<Found> found;
   std::error_code error;
@@ -133,7 +133,7 @@ void with_checkpoint(const fs::path& path, Communicator& communicator,
     } catch (const Error&) {
       const bool mine = communicator.rank() == 0 && attempt < attempts && was_deleted(path, folder);
       if (communicator.all_reduce(static_cast<std::int64_t>(mine), ReduceOp::max) == 0) throw;
-      log_info("{} was deleted while it was read: taking the next one", folder.string());
+      log_info("{} was deleted while it was read: taking the next checkpoint", folder.string());
     }
   }
 }
@@ -154,7 +154,7 @@ std::int64_t count_checkpoints(const fs::path& root) {
 void prune_checkpoints(const fs::path& root, std::int64_t keep) {
   std::error_code error;
   if (!fs::exists(root, error)) return;
-  // A symbolic link is neither counted nor removed, nor is a folder whose name is not one that saving gives.
+  // A symbolic link is neither counted nor removed, nor is a folder whose name saving never gives.
   std::vector<fs::path> valid;
   for (const Found& found : valid_checkpoints(root, nullptr)) {
     const std::string name = found.folder.filename().string();

@@ -232,7 +232,7 @@ void complete(const fs::path& partial, const fs::path& folder, const CheckpointD
 }
 
 // A full disk shows itself as an HDF5 error, a system error or a short write; all become the user's error, with the
-// disk's state beside it. Defects stay defects.
+// disk's state with it. Defects stay defects.
 template <class Work>
 void writing(const fs::path& place, Work work) {
   try {
@@ -280,7 +280,7 @@ fs::path save_checkpoint(const fs::path& root, const CheckpointDescription& desc
               [&] { complete(partial, folder, description, map, parse_records(records), options); });
     });
   } catch (...) {
-    // All ranks have agreed on the failure, so none writes any more. What stays behind is no checkpoint in any case.
+    // All ranks have agreed on the failure, so none writes any more. The leftovers are no checkpoint in any case.
     std::error_code ignored;
     if (first) fs::remove_all(partial, ignored);
     throw;

@@ -1,4 +1,4 @@
-// What a model that ignores context would reach: the yardstick for a held-out loss.
+// The loss of a model that ignores context: the yardstick for a held-out loss.
 #pragma once
 
 #include <cstdint>

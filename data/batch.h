@@ -1,4 +1,4 @@
-// What one micro-batch is made of, in host memory.
+// The arrays of one micro-batch, in host memory.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct Batch {
   // Per row: tokens of the slice's first document that lie in front of the slice, and of its last document that lie
   // behind it. Zero for a whole sample.
   std::vector<std::int64_t> tokens_before, tokens_after;
-  // The places of `tokens` sorted by token: sums over equal tokens, as the embedding's gradient is one, go along it.
+  // The places of `tokens` sorted by token: sums over equal tokens, such as the embedding's gradient, go along it.
   StableOrder order;
   double target_count() const;  // sum of the weights
 };

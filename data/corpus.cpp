@@ -66,7 +66,7 @@ class Section {
     return value.Scalar();
   }
 
-  // The name of a file beside the manifest.
+  // The name of a file in the manifest's folder.
   std::string file_name(const std::string& key) const {
     std::string name = text(key);
     if (const std::string problem = file_name_problem(name); !problem.empty())

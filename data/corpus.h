@@ -42,10 +42,10 @@ struct CorpusManifest {
 
 // Throws UserError when the manifest is missing, malformed, of another format or version, or incomplete.
 CorpusManifest read_corpus_manifest(const std::filesystem::path& folder);
-// What makes it this corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one has
-// none.
+// The identity of the corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one
+// has none.
 std::string corpus_identity(const CorpusManifest& manifest);
-// What of it no checksum covers, for people: "the document ends of 3 shards". Nothing where `prepare` made it.
+// Which parts no checksum covers, for people: "the document ends of 3 shards". Empty where `prepare` made it.
 std::vector<std::string> unprotected(const CorpusManifest& manifest);
 void write_corpus_manifest(const std::filesystem::path& folder, const CorpusManifest& manifest);
 

@@ -15,8 +15,8 @@ namespace fulmen {
 namespace {
 
 // HDF5 reads whole chunks, and holds an index of a shard's chunks while it is written: larger chunks keep that index
-// small, smaller ones waste less on a shuffled sample. With 16 Ki tokens shuffled samples of 2048 cost the same as with
-// 8 Ki; with 32 Ki they cost about 30% more.
+// small, smaller chunks waste less on a shuffled sample. With 16 Ki tokens shuffled samples of 2048 cost the same as
+// with 8 Ki; with 32 Ki they cost about 30% more.
 constexpr std::int64_t token_chunk = std::int64_t{1} << 14;
 constexpr std::int64_t document_chunk = std::int64_t{1} << 12;
 constexpr std::size_t buffered_bytes = std::size_t{1} << 20;

@@ -159,7 +159,7 @@ struct InputStream::State {
         fail("was compressed with a window of more than 2 GiB", "compress it anew with zstd --long=31 or less");
       case ZSTD_error_memory_allocation:
         fail("was compressed with a window (zstd --long) that this machine has no memory for",
-             "compress it anew with a smaller one, or use a machine with more memory");
+             "compress it anew with a smaller window, or use a machine with more memory");
       default: fail_damaged(ZSTD_getErrorName(result));
     }
   }

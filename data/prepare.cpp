@@ -38,7 +38,7 @@ constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of text, tokenised
 constexpr const char* model_name = "tokenizer.model";
 constexpr const char* holdout_name = "holdout";
 
-// Which documents are held out: a pure function of (seed, document), but that of the first two documents one is held
+// Which documents are held out: a pure function of (seed, document), except that one of the first two documents is held
 // out and one is not, so that neither part is ever empty.
 class HoldoutChoice {
  public:
@@ -81,7 +81,7 @@ EncodedBlock encode_block(const Tokenizer& tokenizer, const std::vector<TextPiec
   return encoded;
 }
 
-// The corpus being written and, when documents are held out, the one beside it.
+// The corpus being written and, when documents are held out, the held-out corpus.
 class Output {
  public:
   Output(const fs::path& folder, const CorpusManifest& manifest, const PrepareOptions& options)
@@ -124,7 +124,7 @@ class Output {
   std::int64_t document_ = 0, train_bytes_ = 0, holdout_bytes_ = 0;
 };
 
-// What a corpus consists of, and goes with it when it is replaced.
+// The files of a corpus, which go with it when it is replaced.
 bool is_corpus_file(const std::string& name) {
   return name == "manifest.yaml" || name == model_name || name == holdout_name ||
          (name.starts_with("shard-") && name.ends_with(".h5"));

@@ -11,7 +11,7 @@ namespace fulmen {
 
 enum class TextKind { plain, json_lines };
 
-// What the name says, behind the endings of a compression and of a share (-00001-of-00010), whatever their case:
+// The meaning of the name, without the endings of a compression and of a share (-00001-of-00010), whatever their case:
 // .jsonl, .ndjson and .json are JSON lines, every other name is plain text.
 TextKind text_kind_of_name(const std::filesystem::path& path);
 

@@ -9,7 +9,7 @@
 
 namespace fulmen {
 
-// A document or, of one larger than a mebibyte, the next piece of it: cut behind a line end where there is one, else
+// A document, or the next piece of a document larger than a mebibyte: cut behind a line end if there is any, else
 // between two characters.
 struct TextPiece {
   std::string text;

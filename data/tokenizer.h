@@ -22,8 +22,8 @@ class Tokenizer {
   virtual std::optional<std::int64_t> end_of_document() const = 0;
 };
 
-// kind none gives one that reads and writes ids as decimal numbers separated by spaces. Throws UserError when the model
-// file is missing or not a SentencePiece model.
+// kind none gives a tokeniser that reads and writes ids as decimal numbers separated by spaces. Throws UserError when
+// the model file is missing or not a SentencePiece model.
 std::unique_ptr<Tokenizer> make_tokenizer(TokenizerKind kind, const std::filesystem::path& file,
                                           std::int64_t vocabulary);
 

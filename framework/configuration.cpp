@@ -23,7 +23,7 @@ using Integers = std::vector<std::int64_t>;
 using Field = std::variant<std::int64_t*, double*, bool*, std::string*, std::vector<double>*,
                            std::optional<std::int64_t>*, std::optional<Integers>*>;
 
-// What is wrong with a value, and what to write instead. Nothing is wrong when `what` is empty.
+// The problem with a value, and the remedy. There is none when `what` is empty.
 struct Problem {
   std::string what;
   std::string remedy;
@@ -211,7 +211,7 @@ std::string table_cell(std::string text) {
 
 }  // namespace
 
-// What a key writes to, and everything that may be said against a value.
+// The field that a key writes to, and the checks of its value.
 struct Schema::Binding {
   Field field;
   Range<std::int64_t> integers = {};
@@ -233,7 +233,7 @@ struct Schema::Binding {
   }
 
   Problem read(const YAML::Node& node) const {
-    if (node.IsNull()) return {"has no value", "write one, or remove the key"};
+    if (node.IsNull()) return {"has no value", "write a value, or remove the key"};
     return std::visit([&](auto* held) { return read_into(node, *held); }, field);
   }
 

@@ -59,14 +59,14 @@ class Schema {
   void built_up_to(const std::string& name, std::int64_t most, const std::string& reason);
   // The same for a key that may only be false today.
   void built_only_false(const std::string& name, const std::string& reason);
-  // A key that is not of this schema, but of one that the user may have meant: refused with `reason` rather than as
+  // A key of another schema, which the user may have meant: refused with `reason` rather than as
   // unknown.
   void refuse(const std::string& name, const std::string& reason);
   // Runs after reading: a check of one key's value that the types cannot say. Returns "" or what is wrong.
   void check(const std::string& name, std::function<std::string()> problem);
 
   // Reads YAML text (`source` names it in messages), then each "key=value" of `overrides`. Throws UserError: malformed
-  // YAML (with line and column), an unknown key (with the nearest known one), a wrong type, a value out of range or not
+  // YAML (with line and column), an unknown key (with the nearest known key), a wrong type, a value out of range or not
   // built yet, a missing required key.
   void parse(const std::string& text, const std::string& source, const std::vector<std::string>& overrides = {});
   // The same from what flat() wrote: dotted key -> value as YAML. Errors name the key alone.
@@ -88,7 +88,7 @@ class Schema {
   void finish_reading(const std::string& source) const;
   std::vector<Key> keys_;
   std::vector<std::shared_ptr<Binding>> bindings_;
-  std::map<std::string, std::string> refused_;  // keys of other schemas -> why they are not of this one
+  std::map<std::string, std::string> refused_;  // keys of other schemas -> why they are not of this schema
 };
 
 // The word that YAML text and the "key=value" overrides give to a key, the last of them; "" when none does. For a key

@@ -17,7 +17,7 @@ struct Device {
 };
 
 // An ordered queue of work on a device, as a cheap handle. On the CPU work is complete when the call returns, and
-// every stream is the same one.
+// all streams are the same.
 struct Stream {
   Device device;
   void* handle = nullptr;  // the backend's own stream

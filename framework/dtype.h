@@ -42,7 +42,7 @@ inline constexpr DType dtype_of<std::uint16_t> = DType::uint16;
 template <>
 inline constexpr DType dtype_of<std::uint8_t> = DType::uint8;
 
-// The type in which sums over elements of `dtype` are kept: fp64 for fp64, fp32 for narrower ones.
+// The type in which sums over elements of `dtype` are kept: fp64 for fp64, fp32 for narrower dtypes.
 inline DType accumulation_dtype(DType dtype) { return dtype == DType::fp64 ? DType::fp64 : DType::fp32; }
 
 // Calls f(T{}) with T = float or double. The CPU computes in no other types.

@@ -29,12 +29,12 @@ Tensor Arena::take(DType dtype, const Shape& shape) {
   const std::size_t bytes = std::max((asked + alignment - 1) / alignment, std::size_t{1}) * alignment;
   most_ = std::max(most_, taken_ + bytes);
   if (taken_ == 0 && !blocks_.empty() && (blocks_.size() > 1 || blocks_[0].bytes() < bytes)) {
-    blocks_.clear();  // before the one that replaces them is made
+    blocks_.clear();  // before the block that replaces them is made
     blocks_.emplace_back(device_, std::max(most_, least_block), kind_, *ledger_);
     block_ = used_ = 0;
   }
   taken_ += bytes;
-  // Later blocks are unused here: stack order gave them back before this one.
+  // Later blocks are unused here: stack order gave them back earlier.
   while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].bytes()) {
     ++block_;
     used_ = 0;

@@ -1,4 +1,4 @@
-// What a kernel needs to run: the device, a stream, and scratch memory that costs no allocation.
+// The means of a kernel: the device, a stream, and scratch memory that costs no allocation.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 namespace fulmen {
 
 // Scratch memory handed out in stack order. It grows while the first step finds out what is needed: by a block where it
-// must, and once all is given back, blocks become one that holds the most that was ever out at once. Afterwards it
-// allocates nothing (`blocks()` stays constant; a test watches it).
+// must, and once all is given back, blocks become one block that holds the most that was ever out at once. Afterwards
+// it allocates nothing (`blocks()` stays constant; a test watches it).
 class Arena {
  public:
   Arena(Device device, MemoryKind kind, MemoryLedger& ledger) : device_(device), kind_(kind), ledger_(&ledger) {}
@@ -53,11 +53,11 @@ struct Execution {
   Arena* scratch = nullptr;
   MemoryLedger* ledger = nullptr;
   bool deterministic = false;
-  int multiprocessors_left = 0;  // of a GPU, that matrix products leave to communication beside them
+  int multiprocessors_left = 0;  // of a GPU, that matrix products leave to concurrent communication
   Profiler* profiler = nullptr;  // where kernels report their time; null for nowhere
 };
 
-// What an Execution points to, for the life of a run. Not movable: executions refer to it.
+// The objects that an Execution points to, for the life of a run. Not movable: executions refer to it.
 class ExecutionResources {
  public:
   // Throws UserError when the device is not to be had. On a GPU it makes a stream of its own.

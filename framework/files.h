@@ -1,4 +1,4 @@
-// Files written so that a crash leaves either the old content or the new one.
+// Files written so that a crash leaves either the old content or the new content.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@ std::string read_document(const std::filesystem::path& path);
 // The home folder for `~` at the beginning of a path, as shells have it. Throws UserError for `~name` (`where` is the
 // flag or key that holds it), and when there is no $HOME.
 std::string expand_home(const std::string& path, const std::string& where);
-// Writes to a temporary beside `path`, flushes to disk, renames. Throws UserError when the place is not writable.
+// Writes to a temporary in the folder of `path`, flushes to disk, renames. Throws UserError when the place is not
+// writable.
 void write_text_atomically(const std::filesystem::path& path, std::string_view text);
 // Creates the folder and its parents, and checks that a file can be made in it. Throws UserError.
 void ensure_writable_folder(const std::filesystem::path& path, std::string_view what_for);

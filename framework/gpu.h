@@ -51,7 +51,7 @@ void release_pinned(void* data) noexcept;
 
 // A stream that does not synchronise with the default stream.
 Stream create_stream(Device device);
-// Of the highest priority: its kernels go before those of other streams that have not begun.
+// A stream of the highest priority: its kernels go before waiting kernels of other streams.
 Stream create_urgent_stream(Device device);
 void destroy_stream(Stream stream) noexcept;
 void synchronize(Stream stream);
@@ -76,7 +76,7 @@ class Event {
   void wait(Stream stream) const;  // the stream waits
   void synchronize() const;        // the caller waits
   bool passed() const;
-  // Seconds from `start` to this one; both passed and timed.
+  // Seconds from `start` to this event; both passed and timed.
   double seconds_since(const Event& start) const;
   explicit operator bool() const { return handle_ != nullptr; }
 

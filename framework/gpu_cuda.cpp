@@ -99,7 +99,7 @@ void* allocate(int device, std::size_t bytes) {
   }
   FULMEN_CUDA_CHECK(status);
   FULMEN_CUDA_CHECK(cudaMemset(data, 0, bytes));
-  // Other streams do not wait for the default one, on which this ran.
+  // Other streams do not wait for the default stream, on which this ran.
   FULMEN_CUDA_CHECK(cudaStreamSynchronize(nullptr));
   return data;
 }

@@ -12,7 +12,7 @@
 
 namespace fulmen {
 
-// What one kind of kernel did since the profiler was cleared.
+// The work of one kind of kernel since the profiler was cleared.
 struct ProfileEntry {
   std::int64_t calls = 0;
   double seconds = 0.0;
@@ -33,7 +33,7 @@ struct ProfileInterval {
 
 class Profiler {
  public:
-  // Rates of this device as measured: operations and bytes per second. The stream is the one that kernels run on: on a
+  // Rates of this device as measured: operations and bytes per second. Kernels run on the stream: on a
   // GPU times are taken by events in the streams, and read when entries() or intervals() is called.
   Profiler(double operations_per_second, double bytes_per_second, Stream stream = {});
 
@@ -47,7 +47,7 @@ class Profiler {
   friend class ProfileScope;
   using Clock = std::chrono::steady_clock;
 
-  // What is being timed: marks in a stream on a GPU, points in time on the CPU. Read when its end has passed.
+  // A timed interval: marks in a stream on a GPU, points in time on the CPU. Read when its end has passed.
   struct Timed {
     gpu::Event start, end;
     const char* name = nullptr;  // null until it has ended

@@ -34,7 +34,7 @@ bool check_seal(const std::string& text, const std::string& source, const std::s
   const std::string_view last = std::string_view(text).substr(begin);
   if (!last.starts_with(key)) return false;
   if (last == last_line_of(std::string_view(text).substr(0, begin))) return true;
-  throw UserError(source, "its checksum, in its last line, is not that of its text: it was changed or damaged", remedy);
+  throw UserError(source, "its checksum, in its last line, does not fit its text: it was changed or damaged", remedy);
 }
 
 }  // namespace fulmen

@@ -9,7 +9,7 @@ namespace fulmen {
 // keys at the left margin and ends with a line end.
 std::string sealed(const std::string& text);
 
-// Whether the last line is such a checksum. Throws UserError naming `source` when it is, and is not that of the text;
+// Whether the last line is such a checksum. Throws UserError naming `source` when it is, and does not fit the text;
 // `remedy` is what to do then.
 bool check_seal(const std::string& text, const std::string& source, const std::string& remedy);
 

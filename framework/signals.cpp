@@ -49,7 +49,7 @@ std::vector<int> stop_signals() {
 constexpr int fatal_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 struct sigaction before[std::size(fatal_signals)] = {};
 
-// A handler: lock-free atomics, nanosleep, sigaction and raise only. It runs on a stack of its own where there is one.
+// A handler: lock-free atomics, nanosleep, sigaction and raise only. It runs on a stack of its own where it can.
 void hold(int signal) {
   int none = 0;
   if (fatal.compare_exchange_strong(none, signal)) {
@@ -95,7 +95,7 @@ void obey_stop_signals() { obeyed = true; }
 void hold_fatal_signals() {
   static std::atomic<bool> held = false;
   if (held.exchange(true)) return;
-  // The calling thread, the one of the step, may die of a full stack, or in the middle of a product (see signals.h).
+  // The calling thread, which runs the step, may die of a full stack, or in the middle of a product (see signals.h).
   static char stack[64 * 1024];
   stack_t alternative = {};
   alternative.ss_sp = stack;

@@ -10,7 +10,7 @@ namespace fulmen {
 void catch_stop_signals();
 // The first signal caught, or 0.
 int stop_signal();
-// Whether one of them was SIGTERM, with which launchers end the ranks of a job that goes down.
+// Whether a signal was SIGTERM, with which launchers end the ranks of a job that goes down.
 bool told_to_terminate();
 // From now on a further stop signal ends the process, as it would have without catch_stop_signals().
 void obey_stop_signals();

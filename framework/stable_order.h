@@ -1,4 +1,4 @@
-// The order that sorts keys and leaves equal ones as they were.
+// The order that sorts keys and leaves equal keys as they were.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What a broken standard stream may do to a command.
+// The effects of a broken standard stream on a command.
 #include "framework/standard_streams.h"
 
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-// What the intervals of a profiler add up to.
+// Sums over the intervals of a profiler.
 #include "framework/timeline.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What the intervals of a profiler add up to: how long a step computes, communicates, and waits, and its picture for a
+// Sums over the intervals of a profiler: how long a step computes, communicates, and waits, and its picture for a
 // trace viewer.
 #pragma once
 
@@ -19,7 +19,7 @@ struct TimelineSummary {
   double idle = 0.0;                   // neither
 };
 
-// Of what lies between `begin` and `end`. Intervals may overlap, within a lane and between lanes.
+// For the intervals between `begin` and `end`. Intervals may overlap, within a lane and between lanes.
 TimelineSummary summarize_timeline(std::span<const ProfileInterval> intervals, double begin, double end);
 
 // The intervals as events of the Chrome trace format (a list of JSON objects, separated by commas): one process per

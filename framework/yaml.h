@@ -18,7 +18,7 @@ inline constexpr const char* yaml_remedy =
 YAML::Node load_document(const std::string& text, const std::string& source, const char* remedy = yaml_remedy);
 // "<source>:<line>", or the source alone when the place is not known.
 std::string at(const std::string& source, const YAML::Mark& mark);
-// What a node is, for messages: "a list", "'abc'".
+// A node's description, for messages: "a list", "'abc'".
 std::string shown(const YAML::Node& node);
 // Text as a YAML scalar, in quotes when it needs them.
 std::string to_yaml(const std::string& text);

@@ -43,7 +43,7 @@ CommandLine command_line() {
   CommandLine line(
       "bench io [options]",
       "Reads shuffled and ordered samples of a corpus on one thread; writes, verifies and reads a checkpoint.\n"
-      "What the system keeps in memory is read from there: the figures are this program's, not the disk's.",
+      "The system reads cached files from memory: the figures are this program's, not the disk's.",
       "fulmen bench io --folder /scratch/bench");
   line.option("folder", "where to write the files, removed afterwards (bench-io)");
   line.option("corpus", "read this corpus instead of a random one");

@@ -35,7 +35,7 @@ struct KernelShapes {
   std::int64_t loss_tokens() const { return std::min<std::int64_t>(tokens(), 8192); }
 };
 
-// Small on the CPU; on a GPU those of transnormer-1b in a micro-batch of 8 sequences.
+// Small on the CPU; on a GPU the sizes of the 1 B model in a micro-batch of 8 sequences.
 constexpr KernelShapes cpu_shapes{4, 512, 512, 8, 1408, 8192, 8};
 constexpr KernelShapes gpu_shapes{8, 2048, 2048, 16, 5632, 64000, 16};
 
@@ -198,7 +198,7 @@ void KernelBench::run_embedding() {
 }
 
 // As many parameters as the model of these sizes has. With bf16 weights the optimiser keeps fp32 masters, moments and
-// gradients, and writes the weights besides.
+// gradients, and also writes the weights.
 void KernelBench::run_flat() {
   const Shape flat = {shapes_.vocabulary * shapes_.hidden +
                       shapes_.layers * shapes_.hidden * (5 * shapes_.hidden + 3 * shapes_.glu)};
@@ -235,7 +235,7 @@ CommandLine command_line() {
       "Times each kernel and prints its ratio to its floor: the larger of its operations at the measured rate of\n"
       "products and its bytes at the measured rate of copies. Data is where the previous call left it: tensors that\n"
       "stay in a cache can be faster than the copy's floor. Sizes are by default small on the CPU, and on a GPU\n"
-      "those of a model of 1 B parameters.",
+      "the sizes of a model of 1 B parameters.",
       "fulmen bench kernels --batch 4 --length 512");
   line.option("batch", "sequences (4; 8 on a GPU)");
   line.option("length", "tokens of each (512; 2048)");

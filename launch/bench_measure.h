@@ -1,4 +1,4 @@
-// What the benchmarks of kernels measure with: tensors full of numbers, and the time of a call on the CPU or a GPU.
+// Tools for the benchmarks of kernels: tensors full of numbers, and the time of a call on the CPU or a GPU.
 #pragma once
 
 #include <deque>
@@ -58,7 +58,7 @@ class KernelTimer {
   Tensor ahead_;  // on a GPU: memory whose clearing keeps it busy while calls are queued
 };
 
-// The least time of a call over a quarter of a second, after one that does not count, so that a passing disturbance
+// The least time of a call over a quarter of a second, after a call that does not count, so that a passing disturbance
 // does not count either. Seconds.
 double best_seconds(const Execution& execution, const std::function<void()>& work);
 

@@ -1,4 +1,4 @@
-// What the benchmarks print: a table for people, JSON for machines.
+// The output of the benchmarks: a table for people, JSON for machines.
 #pragma once
 
 #include <string>

@@ -34,7 +34,7 @@ constexpr const char* default_configuration =
     "data: {path: none, sequence_length: 512}\n"
     "train: {steps: 1, global_batch: 4, micro_batch: 4}\n";
 
-// Of this rank's slice of every sample.
+// For this rank's slice of every sample.
 std::vector<Batch> random_batches(const ModelRunnerOptions& options, std::int64_t vocabulary, const Mesh& mesh) {
   const RandomStream random(static_cast<std::uint64_t>(mesh.coordinate(Axis::data)), "bench");
   const std::int64_t sample_length = options.micro_batch.length;
@@ -92,7 +92,7 @@ class Steps {
 
   ModelRunner& runner() { return *runner_; }
 
-  // Seconds of each of `count` steps: from all ranks' start to the end of this one's work on its device.
+  // Seconds of each of `count` steps: from all ranks' start to the end of this rank's work on its device.
   std::vector<double> run(std::int64_t count) {
     std::vector<double> seconds;
     for (std::int64_t t = 0; t < count; ++t) {
@@ -130,7 +130,7 @@ std::string rate_text(double per_second, const char* unit) {
   return fmt::format("{:.1f} G{}/s", per_second * 1e-9, unit);
 }
 
-// Per step. What lies between steps on the device, the host's barrier, counts into none of them.
+// Per step. The host's barrier between steps counts into none of them.
 TimelineSummary summarize_profile(Profiler& profiler, double step_seconds, std::int64_t steps) {
   const std::vector<ProfileInterval>& intervals = profiler.intervals();
   double end = 0.0;
@@ -208,7 +208,7 @@ CommandLine command_line() {
   return line;
 }
 
-// What the steps took on this rank.
+// The time of the steps on this rank.
 struct StepTimes {
   double median = 0.0;             // seconds of a step
   double profiled = 0.0;           // the mean of the steps that the profiler saw
@@ -260,7 +260,7 @@ std::vector<BenchRow> profile_rows(Profiler& profiler, std::int64_t steps) {
   return rows;
 }
 
-// What rank 0 prints.
+// The report that rank 0 prints.
 struct StepReport {
   const TrainerOptions& options;
   Mesh& mesh;

@@ -24,7 +24,7 @@ class CommandLine {
   void positional(const std::string& name, const std::string& documentation);  // one, required
 
   // False when --help was asked for, and printed. Throws UserError for an unknown flag (naming the nearest), a missing
-  // or repeated one, or a stray argument.
+  // or repeated flag, or a stray argument.
   bool parse(const std::vector<std::string>& arguments);
 
   bool has(const std::string& name) const;

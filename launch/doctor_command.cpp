@@ -49,8 +49,8 @@ std::string fast_kernels(const gpu::Properties& gpu) {
 #else
   constexpr bool built = false;
 #endif
-  if (gpu.major != 9 || gpu.minor != 0) return "no: they are for compute capability 9.0; the plain ones run";
-  return built ? "yes" : "no: not in this build (CMAKE_CUDA_ARCHITECTURES=90a has them); the plain ones run";
+  if (gpu.major != 9 || gpu.minor != 0) return "no: they need compute capability 9.0; the plain kernels run";
+  return built ? "yes" : "no: not in this build (CMAKE_CUDA_ARCHITECTURES=90a has them); the plain kernels run";
 }
 
 nlohmann::ordered_json describe_gpus() {

@@ -125,7 +125,7 @@ void print_result(const nlohmann::ordered_json& result, bool json) {
   if (result.contains("unigram_nats")) std::printf("unigram     %.4f nats\n", result["unigram_nats"].get<double>());
 }
 
-// What the checkpoint's own training used, where it says.
+// The settings of the checkpoint's own training, where it says.
 EvalOptions options_from(const CheckpointDescription& saved) {
   EvalOptions options;
   if (saved.configuration.empty()) return options;
@@ -219,12 +219,12 @@ std::optional<CorpusReader> open_baseline(const CommandLine& line, const CorpusR
   if (have_other_tokens(line.path("baseline"), baseline->manifest(), line.path("data"), corpus.manifest()))
     throw UserError(fmt::format("--baseline {}", line.text("baseline")),
                     fmt::format("was made with another tokeniser than {}", line.text("data")),
-                    "give the training corpus that this one belongs to");
+                    "give the training corpus that this corpus belongs to");
   if (baseline->manifest().vocabulary > corpus.manifest().vocabulary)
     throw UserError("--baseline",
                     fmt::format("has a vocabulary of {}, the corpus {}", baseline->manifest().vocabulary,
                                 corpus.manifest().vocabulary),
-                    "give the training corpus that this one belongs to");
+                    "give the training corpus that this corpus belongs to");
   return baseline;
 }
 

@@ -17,7 +17,7 @@ namespace fulmen {
 
 namespace {
 
-// The checkpoint's own tokeniser; without one, prompts are token ids.
+// The checkpoint's own tokeniser; where it has none, prompts are token ids.
 std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointReader& checkpoint, const std::string& kind,
                                         std::int64_t vocabulary) {
   if (kind == "bytes") return make_tokenizer(TokenizerKind::bytes, {}, vocabulary);

@@ -58,7 +58,7 @@ std::vector<RemotePiece> parse_pieces(const std::string& text) {
   return pieces;
 }
 
-// A contiguous copy in host memory: transfers and files want one.
+// A contiguous copy in host memory, for transfers and files.
 Tensor pack(const Execution& execution, const Tensor& piece, std::vector<std::byte>& memory) {
   memory.resize(piece.bytes());
   copy_piece_to_host(execution, piece, memory.data());

@@ -118,10 +118,11 @@ void print(const Json& value, int indent) {
 }  // namespace
 
 ExitCode run_inspect(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("inspect PATH [--json]",
-                   "Says what is in a checkpoint, a corpus or a run's folder. Of the flight records of a run that hung "
-                   "or died (the\nfolder `flight` in it) it says which rank is missing and what it did last.",
-                   "fulmen inspect runs/demo");
+  CommandLine line(
+      "inspect PATH [--json]",
+      "Says what is in a checkpoint, a corpus or a run's folder. For the flight records of a run that hung "
+      "or died (the\nfolder `flight` in it) it says which rank is missing and what it did last.",
+      "fulmen inspect runs/demo");
   line.positional("PATH", "the folder");
   line.flag("json", "print one JSON object");
   if (!line.parse(arguments)) return ExitCode::done;

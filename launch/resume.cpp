@@ -96,7 +96,7 @@ void ResumeChoice::start_afresh(const std::optional<fs::path>& newest) {
   origin_.checkpoint = origin_.given = origin_.manifest = {};
 }
 
-// A run that began from a checkpoint and has saved none of its own does not turn into another one.
+// A run that began from a checkpoint and has saved none of its own does not turn into another run.
 void ResumeChoice::go_on(const std::optional<fs::path>& newest) {
   if (!newest && !origin_.checkpoint.empty())
     throw UserError(folder_.string(),
@@ -115,10 +115,9 @@ void ResumeChoice::choose_path(const std::optional<fs::path>& newest) {
   }
   const fs::path found = find_checkpoint(wish_.path);
   if (wish_.kind == Kind::from && newest)
-    throw UserError(
-        fmt::format("--resume {}", wish_.path.string()),
-        fmt::format("is not what the checkpoints in {} descend from, as far as is known", checkpoints_.string()),
-        "go on from them with --resume auto, leave them with --rewind, or choose another run.directory");
+    throw UserError(fmt::format("--resume {}", wish_.path.string()),
+                    fmt::format("is no ancestor of the checkpoints in {}, as far as is known", checkpoints_.string()),
+                    "go on from them with --resume auto, leave them with --rewind, or choose another run.directory");
   checkpoint_ = found;
   const bool own = place_of(found).parent_path() == place_of(checkpoints_);
   if (newest) set_aside_after_ = own ? CheckpointReader(found).description().step : -1;
@@ -178,7 +177,7 @@ void ResumeChoice::carry_out() const {
   const SlurmJob job = slurm_job();
   write_text_atomically(
       folder_ / origin_file,
-      fmt::format("# What the checkpoints in this folder descend from, and the start that began their line.\n"
+      fmt::format("# The ancestor of the checkpoints in this folder, and the start that began their line.\n"
                   "checkpoint: {}\ngiven: {}\nmanifest: {}\nwish: {}\njob: {}\nattempt: {}\n",
                   to_yaml(origin_.checkpoint), to_yaml(origin_.given), to_yaml(origin_.manifest),
                   to_yaml(describe(wish_)), to_yaml(job.id), to_yaml(job.attempt)));

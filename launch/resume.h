@@ -1,4 +1,4 @@
-// What a start of a run goes on from: the wish of its command, held against where the checkpoints in the run folder
+// Where a start of a run goes on from: the wish of its command, held against where the checkpoints in the run folder
 // come from. A command that is started again, as after exit code 75, never goes back behind its own progress.
 #pragma once
 
@@ -20,13 +20,13 @@ struct ResumeWish {
   std::filesystem::path path = {};
 };
 
-// Of the flags --resume (auto, none or a path) and --rewind (a path); empty: not given. Throws UserError for both.
+// From the flags --resume (auto, none or a path) and --rewind (a path); empty: not given. Throws UserError for both.
 ResumeWish parse_resume_wish(const std::string& resume, const std::string& rewind);
 
-// A wish that was decided. The run folder's file origin.yaml keeps what is needed to decide the next one.
+// A wish that was decided. The run folder's file origin.yaml keeps what is needed to decide the next wish.
 class ResumeChoice {
  public:
-  // Throws UserError where the wish would mix or leave what the folder holds. Only the first rank makes one.
+  // Throws UserError where the wish would mix or leave what the folder holds. Only rank 0 makes a decision.
   ResumeChoice(const ResumeWish& wish, const std::filesystem::path& run_folder);
 
   // Nothing: a fresh start.
@@ -41,7 +41,7 @@ class ResumeChoice {
   void choose_path(const std::optional<std::filesystem::path>& newest);
   bool descends(const std::filesystem::path& newest) const;
 
-  // What origin.yaml holds; all of it empty where there is none.
+  // The content of origin.yaml; all of it empty where there is none.
   struct Origin {
     std::string checkpoint;  // that the first checkpoint of the folder descends from; empty: from initial weights
     std::string given;       // how the command named it

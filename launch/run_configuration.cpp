@@ -31,7 +31,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
       "parallel.communication_multiprocessors", parallel.communication_multiprocessors, {0, 64},
       "Where NCCL's kernels carry the overlapped communication of tensor ranks (on several hosts: on one the copy "
       "engines do), how "
-      "many of a GPU's multiprocessors they have, which products beside them do without; 0: NCCL takes what it likes.");
+      "many of a GPU's multiprocessors they have, which concurrent products do without; 0: NCCL takes what it likes.");
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
@@ -48,22 +48,24 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the "
              "gradients, 3 "
              "also the weights.");
-  schema.add("parallel.zero_group", parallel.zero_group,
-             "Ranks that hold a shard each: all, node (those of a node), or a number of neighbours. Across such groups "
-             "shards are "
-             "copies.");
+  schema.add(
+      "parallel.zero_group", parallel.zero_group,
+      "Ranks that hold a shard each: all, node (the ranks of a node), or a number of neighbours. Across such groups "
+      "shards are "
+      "copies.");
   const std::string* zero_group = &parallel.zero_group;
   schema.check("parallel.zero_group", [=] { return zero_group_problem(*zero_group); });
   schema.add(
       "parallel.bucket_elements", parallel.bucket_elements, {1, many},
-      "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is one.");
+      "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is a bucket.");
   schema.add("parallel.schedule", parallel.schedule, {{"gpipe"}, {"1f1b"}, {"interleaved"}, {"zero-bubble"}},
              "Order of forward and backward passes in the pipeline; zero-bubble: weight gradients fill the bubble.");
   schema.add("parallel.chunks", parallel.chunks, {1, 1024},
              "Model chunks per pipeline rank, with schedule interleaved or zero-bubble: chunk c of rank r is stage c x "
              "pipeline + r.");
   schema.add("parallel.recompute", parallel.recompute, {{"none"}, {"selective"}, {"full"}},
-             "What the backward pass computes again instead of keeping; selective: attention and elementwise results, "
+             "Which results the backward pass computes again instead of keeping; selective: attention and elementwise "
+             "results, "
              "full: all but the input of each layer.");
   schema.add("parallel.overlap", parallel.overlap,
              "Communication hidden behind computation: auto (all of it), none, or some of gradients, weights, tensor, "
@@ -78,7 +80,7 @@ void bind_data(Schema& schema, DataConfig& data) {
   schema.add_path("data.path", data.path, "Folder of a corpus made by `fulmen prepare`.");
   schema.require("data.path");
   schema.add("data.sequence_length", data.sequence_length, {1, std::int64_t{1} << 32}, "Tokens of a sample.");
-  schema.add("data.shuffle", data.shuffle, "Samples in a keyed random order, another one each epoch.");
+  schema.add("data.shuffle", data.shuffle, "Samples in a keyed random order, a new order each epoch.");
   schema.add("data.reset_state_at_documents", data.reset_state_at_documents,
              "The attention state starts anew at each document, and the target across a boundary does not count.");
 }
@@ -97,7 +99,7 @@ void bind_train(Schema& schema, TrainConfig& train) {
              "Decay of the first and the second moment.");
   schema.add("train.optimizer.eps", train.optimizer.epsilon, {0.0, 1.0}, "Added to the root of the second moment.");
   schema.add("train.optimizer.weight_decay", train.optimizer.weight_decay, {0.0, 1e3},
-             "Of matrices and the embedding; LRPE's theta has none.");
+             "Applies to matrices and the embedding, not to vectors such as gains and LRPE's theta.");
   schema.add("train.schedule.kind", train.schedule.kind, {{"constant"}, {"linear"}, {"cosine"}, {"wsd"}},
              "Learning rate after the warm-up; wsd: stable, then linear decay over the last decay_steps.");
   schema.add("train.schedule.warmup_steps", train.schedule.warmup_steps, {0, many}, "Steps of linear warm-up.");
@@ -118,14 +120,15 @@ void bind_train(Schema& schema, TrainConfig& train) {
 }
 
 void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
-  schema.add("checkpoint.every", checkpoint.every, {0, many}, "Steps between checkpoints; 0: only the one at the end.");
+  schema.add("checkpoint.every", checkpoint.every, {0, many},
+             "Steps between checkpoints; 0: only a checkpoint at the end.");
   schema.add("checkpoint.keep", checkpoint.keep, {0, many}, "Newest checkpoints to keep; 0: all.");
   schema.add("checkpoint.async", checkpoint.async, "Write while training goes on.");
   schema.built_only_false("checkpoint.async", "asynchronous checkpoints");
   schema.add_path("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
-  schema.add("run.seed", run.seed, {0, many}, "Of the initial weights and the order of samples.");
+  schema.add("run.seed", run.seed, {0, many}, "Decides the initial weights and the order of samples.");
   schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda"}},
-             "Where tensors live; auto: a GPU where there is one, one for each rank.");
+             "Where tensors live; auto: a GPU for each rank where there are GPUs.");
   schema.add("run.threads", run.threads, {1, 1 << 16},
              "Threads of each rank; auto: the host's cores over its ranks. OMP_NUM_THREADS wins.");
   schema.add("run.log_every", run.log_every, {1, many}, "Steps between lines of metrics.jsonl.");

@@ -35,10 +35,10 @@ struct RunConfiguration {
   std::string resolved;                     // every key, as nested YAML
   std::map<std::string, std::string> flat;  // every key, dotted
 
-  // What the precision keys come to on a device. On the CPU fp32 (auto) or fp64 throughout; on a GPU bf16 with an fp32
+  // The dtypes of the precision keys on a device. On the CPU fp32 (auto) or fp64 throughout; on a GPU bf16 with an fp32
   // master and fp32 gradients (auto), fp32 or fp64 throughout. Throws UserError.
   Precision precision_on(Device device) const;
-  // What of it a run on that device goes by; what to resume from is left out.
+  // The settings of a run on that device, without the checkpoint to resume from.
   TrainerOptions trainer_options(Device device) const;
 };
 
@@ -53,7 +53,7 @@ RunConfiguration read_run_configuration(const std::string& path, const std::vect
 RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,
                                          const std::vector<std::string>& overrides);
 
-// The value of one key, as text without quotes. Throws UserError, naming the nearest key, for one that is not known.
+// The value of one key, as text without quotes. Throws UserError, naming the nearest key, for an unknown key.
 std::string value_of(const RunConfiguration& configuration, const std::string& key);
 
 // docs/configuration.md, generated from the schema.

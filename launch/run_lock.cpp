@@ -48,7 +48,7 @@ std::string text_of(const fs::path& file) {
   }
 }
 
-// A lock that was cut short, or was just removed, names nobody.
+// A lock that was cut short, or was just removed, names no process.
 Holder holder_of(const std::string& text, const fs::path& file) {
   Holder holder;
   try {
@@ -99,7 +99,7 @@ bool stale(const Holder& holder, const fs::path& file, double patience) {
 }
 
 // Removes the lock that was read as `text`. Another process may have removed it, too, and taken the folder since: its
-// lock, moved away in place of the old one, is put back.
+// lock, moved away in place of the old lock, is put back.
 void remove(const fs::path& file, const std::string& text) {
   const fs::path aside = file.string() + fmt::format(".{}.old", getpid());
   if (::rename(file.c_str(), aside.c_str()) != 0) {
@@ -155,7 +155,7 @@ void RunLock::renew() {
   }
 }
 
-// Renews the lock; one that was removed is made again, unless another run was faster.
+// Renews the lock; makes it again where it was removed, unless another run was faster.
 std::string RunLock::look() const {
   try {
     if (text_of(file_) == text_) {

@@ -11,7 +11,7 @@ namespace fulmen {
 std::optional<std::filesystem::path> shared_folder();
 
 // `path` where there is such a file. Otherwise, for a relative path such as configs/demo.yaml, the shared file of this
-// name if there is one. Otherwise `path`.
+// name if it exists. Otherwise `path`.
 std::filesystem::path find_shared(const std::filesystem::path& path);
 
 }  // namespace fulmen

@@ -34,7 +34,7 @@ void check_resume(const RunConfiguration& configuration, const std::filesystem::
     if (!same_corpus && std::ranges::find(allowed, "data.path") == allowed.end())
       throw UserError("data.path",
                       fmt::format("{} is another corpus than the checkpoint was trained on", configuration.data.path),
-                      "give that corpus, or permit this one with --allow-change data.path");
+                      "give that corpus, or permit this corpus with --allow-change data.path");
   }
   std::vector<std::string> may_differ = allowed;
   if (same_corpus) may_differ.emplace_back("data.path");  // it lies elsewhere now
@@ -50,7 +50,7 @@ void write_verdict(const std::filesystem::path& folder, ExitCode code, const std
                                     reason, job.id, job.attempt));
 }
 
-// While an error is on its way, which tells more than a second one.
+// While an error is on its way, which tells more than a second error.
 void write_failure(const std::filesystem::path& folder, ExitCode code) {
   try {
     write_verdict(folder, code, "failed");
@@ -68,9 +68,9 @@ CommandLine command_line() {
   line.positional("CONFIG", "the configuration");
   line.repeatable("set", "change a key; may be repeated: train.steps=100");
   line.option("resume",
-              "auto (default): the run folder's newest checkpoint if there is one; none: from the start; or a "
+              "auto (default): the run folder's newest checkpoint if it has any; none: from the start; or a "
               "checkpoint: from it, or from the folder's newest where that descends from it");
-  line.option("rewind", "a checkpoint to go back to; those of later steps are set aside");
+  line.option("rewind", "a checkpoint to go back to; checkpoints of later steps are set aside");
   line.repeatable("allow-change",
                   "a key that may differ from the checkpoint's configuration although it changes the training");
   line.option("print", "a key, such as run.directory: print the value that this command gives it, and do nothing else");

@@ -239,13 +239,13 @@ std::vector<int> Watchdog::dead_neighbours(int most) const {
   for (const int rank : watched)
     if (!process_lives(places_[static_cast<std::size_t>(rank)])) dead.push_back(rank);
   if (dead.empty()) return dead;
-  // The one that failed has the word, and the rest end with it.
+  // The rank that failed reports, and the rest end with it.
   for (const auto& [rank, reason] : flight_records(folder_, recorder_->ranks()))
     if (reason == "failure") return {};
   return dead;
 }
 
-// A launcher ends the ranks of a job that one of them has left; a user may also ask all ranks, or one, to stop with a
+// A launcher ends the ranks of a job that one rank has left; a user may also ask all ranks, or one rank, to stop with a
 // checkpoint. The former it was if most ranks have got the signal, and some cannot have heard it.
 void Watchdog::on_termination() {
   record("terminated", "SIGTERM");
@@ -263,8 +263,8 @@ void Watchdog::on_termination() {
   if (claim_the_word()) say("the ranks of this job are being ended by SIGTERM");
 }
 
-// Whether all ranks that can, or only those of this host, have written their records: one that was stopped, or has
-// ended, will not.
+// Whether all ranks that can, or only the ranks of this host, have written their records: a rank that was stopped, or
+// has ended, will not.
 bool Watchdog::all_recorded(bool here_only) const {
   std::vector<bool> settled(static_cast<std::size_t>(recorder_->ranks()), here_only || !shared_);
   for (const int rank : neighbours_) {
@@ -292,7 +292,7 @@ bool Watchdog::claim_the_word() const {
   return true;
 }
 
-// The lowest rank that is left goes first: this one waits if there is, or may be, one.
+// The lowest rank that is left goes first: this rank waits if there is, or may be, a lower rank.
 void Watchdog::wait_for_turn() const {
   bool lower = false;
   for (const int rank : neighbours_) {
@@ -320,7 +320,7 @@ void Watchdog::say(const std::string& why) const {
   std::ofstream(folder_ / "verdict.txt") << text << "\n";
 }
 
-// What the launcher did not manage to end: a stopped process, for example.
+// Ends the processes that the launcher could not end: a stopped process, for example.
 void Watchdog::kill_neighbours() const {
   for (const int rank : neighbours_) {
     const RankPlace& place = places_[static_cast<std::size_t>(rank)];
@@ -339,7 +339,7 @@ void Watchdog::end_job(const std::string& reason, const std::string& why) {
   if (claim_the_word())
     say(why);
   else
-    std::this_thread::sleep_for(milliseconds(3000));  // the one that speaks also ends the job
+    std::this_thread::sleep_for(milliseconds(3000));  // the rank that reports also ends the job
   // Aborting over NCCL may itself wait.
   std::thread([recorder = recorder_] { recorder->cancel(); }).detach();
   std::this_thread::sleep_for(milliseconds(device_.kind == DeviceKind::cuda ? 1000 : 0));

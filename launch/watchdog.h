@@ -42,8 +42,8 @@ std::vector<RankPlace> gather_places(Communicator& ranks);
 // The lowest rank that is left says, once, which rank is missing and what it did last.
 class Watchdog {
  public:
-  // Collective over `ranks`, whose abort() ends the job. A folder from an earlier start is kept beside this one under
-  // the name `flight-previous`. `timeout` in seconds, 0 for none. The device is the one that operations run on.
+  // Collective over `ranks`, whose abort() ends the job. A folder from an earlier start is kept in the same place under
+  // the name `flight-previous`. `timeout` in seconds, 0 for none. Operations run on the device.
   Watchdog(std::shared_ptr<FlightRecorder> recorder, Communicator& ranks, std::filesystem::path folder, double timeout,
            Device device);
   ~Watchdog();
@@ -54,7 +54,7 @@ class Watchdog {
   void finish();
   // This rank failed and says so itself: writes the record and keeps still from now on.
   void rank_failed(const std::string& message);
-  // Whether the watchdog is ending the job: then no one else is to speak.
+  // Whether the watchdog is ending the job: then nobody else may report.
   bool ends_the_job() const { return ending_; }
 
  private:

@@ -114,7 +114,7 @@ int World::size() const { return communicator_ ? communicator_->size() : MpiSess
 
 namespace {
 
-// What waits on a GPU for other ranks would keep this process from ending; ending it may itself take too long.
+// Work that waits on a GPU for other ranks would keep this process from ending; ending it may itself take too long.
 void cancel_operations(std::shared_ptr<FlightRecorder> recorder) {
   const auto done = std::make_shared<std::atomic<bool>>(false);
   std::thread([recorder = std::move(recorder), done] {
@@ -139,8 +139,8 @@ int World::fail(const Error& error) {
     watchdog_->rank_failed(error.what());
   }
   if (rank > 0) {
-    // Usually a lower rank says the same, and this one is ended before it speaks: at once by an abort over MPI, after
-    // more than a second where MPI has not started and the launcher only sees a process end.
+    // Usually a lower rank reports the same, and this rank is ended before it reports: at once by an abort over MPI,
+    // after more than a second where MPI has not started and the launcher only sees a process end.
     obey_stop_signals();
     const int patience = communicator_ ? 2000 : 5000;
     std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank, 50)));
@@ -171,7 +171,8 @@ std::string describe_device(Device device) {
 
 namespace {
 
-// What OMP_NUM_THREADS says of the outermost level, "8,2"; 0 where it says nothing. OpenMP itself warns of nonsense.
+// The value of OMP_NUM_THREADS for the outermost level, "8,2"; 0 where it says nothing. OpenMP itself warns of
+// nonsense.
 int openmp_threads() {
   const char* text = std::getenv("OMP_NUM_THREADS");
   return text ? std::atoi(text) : 0;

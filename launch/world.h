@@ -1,4 +1,4 @@
-// The ranks of this job and their devices. The only place besides test mains that names the world communicator.
+// The ranks of this job and their devices. Only this file and test mains name the world communicator.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +59,7 @@ class World {
   std::unique_ptr<Watchdog> watchdog_;
 };
 
-// The device of this rank: `wish` is auto (a GPU where there is one), cpu or cuda. A rank gets the GPU of its number on
+// The device of this rank: `wish` is auto (a GPU if there is any), cpu or cuda. A rank gets the GPU of its number on
 // its node, in turns where there are fewer. Throws UserError naming `key` when no GPU is to be had.
 Device choose_device(const std::string& wish, const std::string& key = "run.device");
 // "GPU 0, NVIDIA H200" or "CPU, 16 threads".

@@ -90,7 +90,7 @@ Value BranchBuilder::parameter(ParameterDeclaration declaration) {
   for (const LogicalTensor& tensor : declaration.tensors) width += elements_of(tensor.shape);
   const bool replicated = declaration.along(Axis::tensor) != AxisPlacement::split;
   declaration.group.gradient = GradientForm::sum;  // operations add to it
-  // What every tensor rank holds, each has the gradient of its own heads' part of.
+  // Each tensor rank has the gradient of its own heads' part of a parameter that all hold.
   if (declaration.along(Axis::tensor) == AxisPlacement::replicated)
     declaration.place(Axis::tensor, AxisPlacement::replicated_partial);
   branch_.parameters.push_back(std::move(declaration));

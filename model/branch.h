@@ -15,7 +15,7 @@
 
 namespace fulmen {
 
-// What nodes read and write: an index into Branch::values.
+// A value that nodes read and write: an index into Branch::values.
 struct Value {
   int id = -1;
 };
@@ -81,11 +81,12 @@ class BranchBuilder {
   // their input together: all products of the normed tokens are one call. Units of a segment are shared out over the
   // tensor ranks; a weight without units is computed whole on each of them, and its gradient is partial there.
   std::vector<Value> project(Value value, std::vector<ParameterDeclaration> weights);
-  // Vectors and other parameters that operations read themselves; their gradients are formed with those of activations.
+  // Vectors and other parameters that operations read themselves; their gradients are formed together with the
+  // gradients of activations.
   Value parameter(ParameterDeclaration declaration);
   // fp64, an element for each unit (head) that the tensor ranks share out.
   Value constant(std::vector<double> elements);
-  // What a branch before this one handed on; and handing a value on, once for each name.
+  // The value that an earlier branch handed on; and handing a value on, once for each name.
   Value carried(const CarriedPort& port);
   void carry(const CarriedPort& port, Value value);
   // Results of an operation.

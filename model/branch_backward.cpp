@@ -223,7 +223,7 @@ void BranchExecutor::finish_input(Differentiation& pass, TokenGather& d_out, Tok
   d_in.start();
 }
 
-// What a weight's gradient reads of its input.
+// The part of its input that a weight's gradient reads.
 Tensor BranchExecutor::product_input(const Slot& slot, Value value) const {
   return spec(value).keep == Keep::remade ? slot.gradients[index(value)] : tensor_of(slot, value);
 }

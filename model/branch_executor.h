@@ -27,7 +27,7 @@ class BranchExecutor {
   // The tensors of a slot's stash for micro-batches of this shape, the sum first. Valid until the next prepare.
   std::vector<StashTensor> stash(int slot, const BatchShape& shape);
 
-  // residual, branch, branch_out [residual rows, hidden], a row for every token or those of this rank's part of them
+  // residual, branch, branch_out [residual rows, hidden], a row for every token or for this rank's part of them
   // (model/token_split.h); branch may be null (the first branch) and branch_out may alias it.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
                const Tensor& branch_out);
@@ -40,8 +40,8 @@ class BranchExecutor {
   // Makes what Recompute::selective does not keep (Keep::all) from what it keeps.
   void restore(int slot, const MicroBatch& micro_batch);
 
-  // d_out is the gradient of both the branch's sum (past the branch) and its output; d_in that of residual and branch,
-  // which is started once it is written. What backward_weight will need is taken from `kept`; d_out must live until
+  // d_out is the gradient of both the branch's sum (past the branch) and its output; d_in the gradient of residual and
+  // branch, which is started once it is written. backward_weight's inputs are taken from `kept`; d_out must live until
   // then. d_in may not alias d_out. backward_weight only adds matrix products to gradients.
   void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in);
   void backward_weight(int slot);

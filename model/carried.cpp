@@ -1,4 +1,4 @@
-// Tensors that layers hand to later layers besides the residual stream.
+// Tensors other than the residual stream that layers hand to later layers.
 #include "model/carried.h"
 
 #include <algorithm>

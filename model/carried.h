@@ -1,6 +1,6 @@
-// Tensors that layers hand to later layers besides the residual stream: written once, by the branch that carries them,
-// and read by any branch behind it, also on another stage of the pipeline. Their gradients collect what all readers
-// give.
+// Tensors other than the residual stream that layers hand to later layers: written once, by the branch that carries
+// them, and read by any branch behind it, also on another stage of the pipeline. Their gradients collect what all
+// readers give.
 #pragma once
 
 #include <cstdint>

@@ -16,19 +16,19 @@ class CarryCore : public LocalOperation {
   struct SliceTable {
     Tensor states;
     Tensor bounds;  // int64 [slices + 1]
-    int slice = 0;  // the one that asks
+    int slice = 0;  // the slice that asks
   };
 
   virtual Shape state_shape(std::int64_t batch, Widths in) const = 0;
-  // The state after the slice, from zero. What it leaves in `kept` is given to forward_from as `summarised`.
+  // The state after the slice, from zero. Its results in `kept` are given to forward_from as `summarised`.
   virtual void summarise(const Pass& pass, Tensors in, const Tensor& state, Tensors kept) const = 0;
-  // The state in front of the slice from those of the slices before it, or the gradient of the state behind it from
-  // those after it. reach int64 [batch]: how far a row's document goes on to that side.
+  // The state in front of the slice from the states of the slices before it, or the gradient of the state behind it
+  // from those after it. reach int64 [batch]: how far a row's document goes on to that side.
   virtual void combine(const Pass& pass, Tensors in, const SliceTable& table, SliceSide side, const Tensor& reach,
                        const Tensor& out) const = 0;
   virtual void forward_from(const Pass& pass, Tensors in, const Tensor& initial, bool summarised, Tensors out,
                             Tensors kept) const = 0;
-  // What forward_from would have added to the results for a state that arrives later.
+  // Adds to the results what forward_from would have added for a state that arrives later.
   virtual void add_initial_state(const Pass& pass, Tensors in, const Tensor& initial, Tensors out) const = 0;
   // The gradient of the initial state, with nothing coming from behind the slice. `work`: tensors like those kept,
   // which backward_to is given again.
@@ -36,7 +36,7 @@ class CarryCore : public LocalOperation {
                                   const Tensor& d_initial, Tensors work) const = 0;
   virtual void backward_to(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
                            const Tensor& d_final, Tensors work) const = 0;
-  // What backward_to would have added for d_final.
+  // Adds what backward_to would have added for d_final.
   virtual void add_final_state_gradient(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
                                         const Tensor& d_final) const = 0;
 
@@ -69,8 +69,8 @@ class HaloCore : public LocalOperation {
 };
 
 // An operation on a stack of parameters that several ranks own in parts (experts). Each owner runs it for the tokens of
-// all of them and with its own items only; results are sums over the items, so that those of the owners add up. It may
-// look at no other token, and at nothing of the micro-batch.
+// all of them and with its own items only; results are sums over the items, so that the owners' results sum to the
+// whole. It may look at no other token, and at nothing of the micro-batch.
 class OwnedOperation : public LocalOperation {
  public:
   // in, out: [tokens, width] each, parameters with the items `owned` of their stacks. out: written, the sum over these.

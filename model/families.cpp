@@ -1,4 +1,4 @@
-// What follows from the layers of a model.
+// Quantities that follow from the layers of a model.
 #include "model/families.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What follows from the layers that a model's family says it has.
+// Quantities that follow from the layers that a model's family says it has.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// What is kept of a micro-batch, and what is made again.
+// Results of a micro-batch that are kept, and results that are made again.
 #include "model/keep.h"
 
 #include <fmt/format.h>

@@ -1,4 +1,4 @@
-// What a layer keeps of a micro-batch between its forward and its backward pass, and what is made again instead.
+// Results that a layer keeps of a micro-batch between its forward and backward pass, and results that are made again.
 #pragma once
 
 #include <cstdint>

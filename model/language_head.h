@@ -20,7 +20,7 @@ class LanguageHead {
 
   void prepare(const BatchShape& shape, int slots);
   // Adds the sum of the micro-batch's weighted losses, in nats, to loss_sum (fp64 [1]). With `gradient`, also adds to
-  // the projection's gradient and keeps that of residual and branch; without, keeps the normed hidden state.
+  // the projection's gradient and keeps the gradient of residual and branch; without, keeps the normed hidden state.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch, bool gradient,
                const Tensor& loss_sum);
   // [tokens, hidden]: the gradient of residual and branch, after a forward with `gradient`.

@@ -13,7 +13,7 @@
 
 namespace fulmen {
 
-// Columns of an operation's inputs, in their order: those of this rank, or of all tensor ranks together where a whole
+// Columns of an operation's inputs, in their order: of this rank, or of all tensor ranks together where a whole
 // model is counted. A parameter or a constant has its elements per unit of the tensor axis as columns.
 using Widths = std::span<const std::int64_t>;
 using Tensors = std::span<const Tensor>;
@@ -35,13 +35,13 @@ struct KeptTensor {
   Keep keep = Keep::all;
 };
 
-// What one token hands to the next in decoding, for a batch of rows.
+// The state that a token hands to the next token in decoding, for a batch of rows.
 struct StateSpec {
   PortType type = PortType::accumulation;
   Shape shape;
 };
 
-// Of a forward pass, per token. Operations count a multiplication and an addition as two.
+// For a forward pass, per token. Operations count a multiplication and an addition as two.
 struct Costs {
   double operations = 0.0;
   double backward_operations = 0.0;
@@ -62,10 +62,10 @@ struct Pass {
 // The tensors of a backward pass, in the orders of inputs, results and kept tensors.
 struct BackwardTensors {
   Tensors in;   // as forward read them
-  Tensors out;  // as forward wrote them; one that is remade is to be written, where its gradient stands
+  Tensors out;  // as forward wrote them; an output that is remade must be written, where its gradient stands
   Tensors kept;
   Tensors d_out;
-  Tensors d_in;  // written; those of parameters added to. Null where no gradient is wanted.
+  Tensors d_in;  // written; for parameters added to. Null where no gradient is wanted.
 };
 
 class LocalOperation {
@@ -120,7 +120,7 @@ class LossOperation {
   virtual std::int64_t statistics(Widths in) const = 0;
   // sums [batch, statistics], fp64: over this rank's tokens of each sample.
   virtual void summarise(const Pass& pass, Tensors in, const Tensor& sums) const = 0;
-  // Adds scale * sum over the samples of the loss to `loss` (fp64 [1]); sums are those of whole samples.
+  // Adds scale * sum over the samples of the loss to `loss` (fp64 [1]); sums run over whole samples.
   virtual void add_loss(const Pass& pass, const Tensor& sums, double scale, const Tensor& loss) const = 0;
   // d_in: written, the gradient of scale * the loss.
   virtual void backward(const Pass& pass, Tensors in, const Tensor& sums, double scale, Tensors d_in) const = 0;

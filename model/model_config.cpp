@@ -1,4 +1,4 @@
-// What the configurations of all families share: validation, and their identity in checkpoints.
+// Shared by the configurations of all families: validation, and their identity in checkpoints.
 #include "model/model_config.h"
 
 #include "framework/configuration.h"

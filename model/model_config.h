@@ -1,4 +1,4 @@
-// What makes a model this model. A family (model/families/) derives its configuration from ModelConfig and says there
+// The definition of a model. A family (model/families/) derives its configuration from ModelConfig and says there
 // which keys it has, what it refuses and what its layers are made of.
 #pragma once
 
@@ -30,12 +30,12 @@ struct ModelConfig {
   virtual std::string family() const = 0;
   virtual std::unique_ptr<ModelConfig> clone() const = 0;
 
-  // Binds the family's own keys, "model.NAME", to their fields; model/model_section.h binds those of all families.
+  // Binds the family's own keys, "model.NAME", to their fields; model/model_section.h binds the common keys.
   virtual void bind(Schema& schema) = 0;
   // Throws UserError naming the key when sizes are missing or do not fit each other.
   void validate() const;
-  // What a checkpoint must agree on, as keys of the section `model` with their values in YAML: family, layers, hidden,
-  // vocabulary, and what the family adds.
+  // The values that a checkpoint must agree on, as keys of the section `model` with their values in YAML: family,
+  // layers, hidden, vocabulary, and what the family adds.
   std::map<std::string, std::string> identity() const;
   // The reverse. Throws UserError (naming `source`) when a value is missing, malformed or does not fit the others.
   static std::shared_ptr<const ModelConfig> from_identity(const std::map<std::string, std::string>& identity,
@@ -57,7 +57,7 @@ struct ModelConfig {
 
   // Throws UserError naming model.KEY when a size is less than 1.
   static void require_positive(const char* key, std::int64_t value);
-  // What validate() asks of the family, once the sizes above are known to be good.
+  // The family's part of validate(), once the sizes above are known to be good.
   virtual void validate_family() const = 0;
   virtual void add_identity(std::map<std::string, std::string>& identity) const = 0;
 };
@@ -70,7 +70,7 @@ const FamilyConfig& as(const ModelConfig& config) {
   return *own;
 }
 
-// Parameters of the model, tied ones once, as its declarations have them.
+// Parameters of the model, tied parameters once, as its declarations have them.
 std::int64_t parameter_count(const ModelConfig& config);
 
 }  // namespace fulmen

@@ -1,4 +1,4 @@
-// What executors of branches share.
+// The context that executors of branches share.
 #include "model/model_context.h"
 
 #include "kernels/gemm.h"

@@ -1,4 +1,4 @@
-// What the executors of branches stand on at run time: the device, the parameters, and the ranks that share a layer.
+// The context of the executors of branches at run time: the device, the parameters, and the ranks that share a layer.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 namespace fulmen {
 
 // Told what a stage is about to do with a layer's parameters, so that weights can be gathered just before they are used
-// and gradients reduced as soon as they are whole. Null ones are not called. Layers are numbered over the whole model.
+// and gradients reduced as soon as they are whole. Null functions are not called. Layers are numbered over the whole
+// model.
 struct LayerHooks {
   std::function<void(std::int64_t layer)> before_forward;          // reads weights
   std::function<void(std::int64_t layer)> before_backward_input;   // reads weights; also before recomputing the layer
@@ -40,7 +41,7 @@ struct ModelContext {
   SequenceSlices sequence = {};
   LayerHooks hooks = {};
   bool split_tokens = false;              // the residual stream lies in parts on the tensor ranks (model/token_split.h)
-  bool overlap_tensor = false;            // communication over the tensor group goes on beside products
+  bool overlap_tensor = false;            // communication over the tensor group overlaps with products
   int communication_multiprocessors = 0;  // of a GPU, that it has then
   std::function<Communicator*(Axis)> owners_along = {};  // the ranks along an axis inside data
 
@@ -48,7 +49,7 @@ struct ModelContext {
   Communicator* owners(Axis axis) const { return owners_along ? owners_along(axis) : nullptr; }
 
   DType activation_dtype() const { return parameters->precision().parameters; }
-  // For products with communication of the tensor group beside them.
+  // For products that overlap with communication of the tensor group.
   Execution beside_communication() const {
     Execution beside = execution;
     if (overlap_tensor) beside.multiprocessors_left = communication_multiprocessors;

@@ -1,4 +1,4 @@
-// What stands before the first layer of a model and behind its last, as data.
+// The parts before the first layer of a model and behind its last, as data.
 #pragma once
 
 #include <string>
@@ -16,7 +16,7 @@ struct EmbeddingSpec {
 // logits = norm(x) W^T.
 struct HeadSpec {
   Norm norm;
-  std::string projection;  // of W [vocabulary, hidden]; that of the embedding: tied
+  std::string projection;  // of W [vocabulary, hidden]; the embedding's name: tied
 };
 
 }  // namespace fulmen

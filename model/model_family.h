@@ -16,7 +16,7 @@ struct ModelFamily {
   std::string name() const { return defaults->family(); }
 };
 
-// The first is that of configurations which name none.
+// The first family serves configurations that name none.
 const std::vector<ModelFamily>& model_families();
 std::vector<std::string> family_names();
 // Throws UserError naming model.family and the nearest family.

@@ -16,7 +16,7 @@ std::vector<Choice> choices_of(const std::vector<std::string>& names) {
   return choices;
 }
 
-// What the keys begin as.
+// The values that the keys begin with.
 std::unique_ptr<ModelConfig> beginning(const std::string& family, const std::string& preset_name) {
   if (preset_name.empty()) return (family.empty() ? model_families().front() : model_family(family)).defaults->clone();
   const std::shared_ptr<const ModelConfig> config = preset(preset_name);
@@ -43,7 +43,7 @@ void bind_common(Schema& schema, ModelConfig& config, std::string& family) {
   schema.add("model.pad_id", config.pad_id, {0, 1 << 30}, "A token id whose embedding starts as zero; auto: none.");
 }
 
-// Keys that other families have and this one has not.
+// Keys that other families have and this family has not.
 void refuse_others(Schema& schema, const std::string& family) {
   std::set<std::string> own;
   for (const Schema::Key& key : schema.keys()) own.insert(key.name);

@@ -29,7 +29,7 @@ class ModelSection {
   std::string family_;
 };
 
-// The keys of `model`, for the reference: a table of those of all families, then one a family.
+// The keys of `model`, for the reference: a table of the common keys, then a table for each family.
 std::string model_reference();
 
 }  // namespace fulmen

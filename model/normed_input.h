@@ -16,7 +16,7 @@ class NormedInput {
               const Tensor& part, std::int64_t tokens);
 
   bool travels() const { return early_; }
-  // What the backward pass of the norm is to write, if anything.
+  // The output of the backward pass of the norm, if any.
   Tensor to_write() const { return early_ ? Tensor() : gather_.part(); }
   // [tokens, hidden], once it is written.
   const Tensor& whole() { return gather_.whole(); }

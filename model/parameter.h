@@ -30,7 +30,7 @@ enum class GradientForm : std::uint8_t {
   sum,      // sums in backward_input, from zero: gains, biases, decays, angles
 };
 
-// What parameters of one flat buffer have in common.
+// Properties that the parameters of one flat buffer share.
 struct ParameterGroupKey {
   DType narrowest = DType::bf16;  // weights and gradients are this wide or wider, whatever the model's precision
   GradientForm gradient = GradientForm::product;
@@ -46,12 +46,12 @@ struct ParameterGroupKey {
 // an axis own a contiguous part each. A weight that is no stack can be owned, too (a pool of memory values): its
 // segments are then cut over the axis that it is owned along, instead of over tensor.
 struct ParameterDeclaration {
-  std::string name;  // of the fused weight; that of the logical tensor when there is just one
+  std::string name;  // of the fused weight; the logical tensor's name when there is just one
   std::vector<LogicalTensor> tensors;
   std::int64_t items = 0;         // of a stack, whose logical tensors are [items, rows, columns]; 0: a single matrix
   int dimension = 0;              // that the segments run along: 0 rows, 1 columns, of each item
   std::vector<Segment> segments;  // of each item; a stack has no more than one along columns
-  bool padded = false;            // split into equal parts, the last ones padded with zeros that never learn
+  bool padded = false;            // split into equal parts, the last parts padded with zeros that never learn
   std::array<AxisPlacement, mesh_axes> placement{};  // by Axis
   std::vector<int> shared_stages;  // pipeline coordinates that hold a copy, when placed as shared; the first owns it
   ParameterGroupKey group;
@@ -62,7 +62,7 @@ struct ParameterDeclaration {
   // The axes inside data that it is owned along. Its replicas, over which gradients are summed and ZeRO shards, are the
   // ranks along data and sequence with the same place along them.
   std::vector<Axis> owned_along() const;
-  // The axis that the segments are cut over, if any: tensor, or that of an owned weight which is no stack.
+  // The axis that the segments are cut over, if any: tensor, or the owner axis of an owned weight which is no stack.
   std::optional<Axis> cut_along() const;
   const LogicalTensor& tensor(const std::string& tensor_name) const;
 };
@@ -77,8 +77,8 @@ ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initia
 // A weight whose logical tensor stacks `parts` matrices [rows, columns], each split over the tensor ranks in `units`.
 ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, std::int64_t rows, std::int64_t columns,
                                    std::int64_t units, const Initializer& initializer);
-// Two weights that read the same input, as one: two logical tensors [rows, columns], each split by rows. Named after
-// both: a.x.weight and a.y.weight are a.x_y.
+// Two weights that read the same input, as a single weight: two logical tensors [rows, columns], each split by rows.
+// Named after both: a.x.weight and a.y.weight are a.x_y.
 ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
                                   const Initializer& initializer);
 // Experts: a stack [items, rows, columns] that the ranks along `owner` own. Each item is split as declare_weight says.
@@ -94,13 +94,13 @@ std::array<AxisPlacement, mesh_axes> weight_placement(AxisPlacement tensor);
 // Normal(0, std), each element from the logical tensor's own random stream.
 Initializer normal_initializer(double std);
 
-// What one rank holds of a declared weight.
+// The part of a declared weight that one rank holds.
 struct LocalSegment {
   std::size_t segment = 0;       // in the declaration
   IndexRange indices;            // of the segment, along the split dimension, in rows or columns
   std::int64_t local_begin = 0;  // where it starts in the local matrix, or in each item
   std::vector<int> holders;      // coordinates along tensor that hold copies of it; one: no other rank has it
-  bool first_copy = true;        // the one that counts in sums over ranks and is written to checkpoints
+  bool first_copy = true;        // the copy that counts in sums over ranks and is written to checkpoints
 };
 struct LocalLayout {
   IndexRange items{0, 1};  // of a stack
@@ -113,7 +113,7 @@ struct LocalLayout {
 };
 // Throws UserError where the ranks of an axis do not divide what they own, or the heads that they hold copies of.
 LocalLayout local_layout(const ParameterDeclaration& declaration, const Mesh& mesh);
-// Of another rank of the mesh.
+// For another rank of the mesh.
 LocalLayout local_layout(const ParameterDeclaration& declaration, const Mesh& mesh, int rank);
 
 }  // namespace fulmen

@@ -87,7 +87,7 @@ void initialize(const Execution& execution, const LogicalTensor& tensor, std::ui
   }
 }
 
-// The pieces of a run of a matrix, or of one item of a stack as if it were one.
+// The pieces of a run of a matrix, or of one item of a stack as if it were a matrix.
 std::vector<ParameterPiece> matrix_pieces(const ParameterDeclaration& declaration, const LocalLayout& layout,
                                           IndexRange range, const Tensor& memory) {
   std::vector<ParameterPiece> pieces;

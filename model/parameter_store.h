@@ -17,12 +17,12 @@ namespace fulmen {
 struct Precision {
   DType parameters = DType::fp32;  // weights and activations
   DType gradients = DType::fp32;
-  // What the optimiser updates: the weights themselves, or an fp32 copy of narrower ones.
+  // The values that the optimiser updates: the weights themselves, or an fp32 copy of narrower weights.
   DType master() const { return accumulation_dtype(parameters); }
 };
 
-// What of the parameters is sharded over the replicas (Rajbhandari et al., ZeRO, arXiv 1910.02054): at stage 1 the
-// optimiser's state, at 2 also the gradients, at 3 also the weights.
+// Which data of the parameters is sharded over the replicas (Rajbhandari et al., ZeRO, arXiv 1910.02054): at stage 1
+// the optimiser's state, at 2 also the gradients, at 3 also the weights.
 struct Sharding {
   int stage = 0;
   int shards = 1;                          // ranks along data and sequence that hold a shard each; 1 at stage 0
@@ -77,7 +77,7 @@ class ParameterStore {
   Tensor gradient(ParameterId id) const;
 
   const std::vector<ParameterGroup>& groups() const { return groups_; }
-  // First that of parameters which no axis inside data owns, whether there are any or not.
+  // First the group of parameters which no axis inside data owns, whether there are any or not.
   const std::vector<Replication>& replications() const { return replications_; }
   const Replication& replication_of(std::size_t bucket) const {
     return replications_[groups_[group_of(bucket)].replication];
@@ -86,8 +86,8 @@ class ParameterStore {
   // Whole buckets [elements], in their own memory or in the slot that they are bound to.
   Tensor bucket_weights(std::size_t bucket) const;
   Tensor bucket_gradients(std::size_t bucket) const;
-  // Whether the whole bucket exists in a slot only: that of a layer, unless its key says otherwise. A parameter that no
-  // single layer uses (the embedding, used at both ends of a micro-batch) always exists whole.
+  // Whether the whole bucket exists in a slot only: true for a layer's bucket, unless its key says otherwise. A
+  // parameter that no single layer uses (the embedding, used at both ends of a micro-batch) always exists whole.
   bool weights_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_weights; }
   bool gradients_in_slots(std::size_t bucket) const { return !storage_[bucket].whole_gradients; }
   // Gives a slot of the bucket's group to it; the slot's former bucket is then in none.
@@ -102,7 +102,7 @@ class ParameterStore {
   // Gradients count as zero from here on. Sums are set to zero. Products are not written: what comes first, as
   // first_accumulation says, must overwrite what is left of the step before. A step forms every gradient of that form.
   void zero_gradients(const Execution& execution);
-  // The same for a bucket in a slot, which may hold what is left of another one.
+  // The same for a bucket in a slot, which may hold what is left of another bucket.
   void zero_slot(std::size_t bucket, const Execution& execution);
   // Whether nothing was added to this gradient, a product, since it counted as zero. True once.
   bool first_accumulation(ParameterId id) { return std::exchange(unwritten_[id], false); }

@@ -15,7 +15,7 @@ namespace fulmen {
 class Crossing {
  public:
   virtual ~Crossing() = default;
-  // What it keeps of a micro-batch, besides what the operation keeps.
+  // Results that it keeps of a micro-batch, in addition to the operation's.
   virtual std::vector<KeptTensor> kept(const BatchShape& shape, Widths in) const = 0;
   // Whether what the operation keeps is good for the backward pass of a slice.
   virtual bool keeps_own() const = 0;

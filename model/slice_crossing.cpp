@@ -1,4 +1,4 @@
-// What crosses the borders between slices of a sequence, over the ranks that hold them.
+// Data that crosses the borders between slices of a sequence, over the ranks that hold them.
 #include "model/rank_crossing.h"
 
 #include <algorithm>
@@ -115,7 +115,7 @@ class CarryCrossing final : public Crossing {
   }
 
  private:
-  // Memory like that which the operation keeps.
+  // Memory like the operation's kept tensors.
   std::vector<Tensor> take_work(const Pass& pass, Tensors in) const {
     std::vector<std::int64_t> widths;
     for (const Tensor& input : in) widths.push_back(input.size(-1));
@@ -131,7 +131,7 @@ class CarryCrossing final : public Crossing {
   const CarryCore& core_;
 };
 
-// Rows [begin, end) of a sample that one slice has and another one wants.
+// Rows [begin, end) of a sample that one slice has and another slice wants.
 struct Rows {
   int peer;
   IndexRange rows;

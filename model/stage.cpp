@@ -135,7 +135,7 @@ void Stage::prepare_layer(int slot, std::size_t layer) {
       *list[t].view = stash_.back();
     }
   }
-  // The sums first, so that they lie at one place for all layers: the next layer reads the last one's.
+  // The sums first, so that they lie at one place for all layers: the next layer reads the sums of the last layer.
   sums.insert(sums.end(), others.begin(), others.end());
   dropped_[static_cast<std::size_t>(slot)][layer] = std::move(sums);
 }

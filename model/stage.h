@@ -24,8 +24,8 @@ struct StageRange {
 // All of a model on one stage.
 StageRange whole_model(const ModelConfig& config);
 
-// The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (it must add up to the layers), else
-// as even as can be, the earlier ones larger. Throws UserError naming parallel.stages or parallel.pipeline.
+// The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (its sum must be the layers), else
+// as even as can be, the earlier stages larger. Throws UserError naming parallel.stages or parallel.pipeline.
 std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                      const std::optional<std::vector<std::int64_t>>& layers_per_stage);
 
@@ -40,15 +40,15 @@ class Stage {
   // Allocates for up to `slots` micro-batches of this shape in flight.
   void prepare(const BatchShape& shape, int slots);
 
-  // What crosses a border of stages is the residual stream [rows(), hidden], and after it the carried tensors that
-  // cross there (model/carried.h), end to end: entering_elements() in front of the stage, leaving_elements() behind it.
-  // input: null where the embedding is; output alike, written for the next stage, null where the head is. With
-  // `gradient` a backward pass will follow.
+  // The data that crosses a border of stages is the residual stream [rows(), hidden], and after it the carried tensors
+  // that cross there (model/carried.h), end to end: entering_elements() in front of the stage, leaving_elements()
+  // behind it. input: null where the embedding is; output alike, written for the next stage, null where the head is.
+  // With `gradient` a backward pass will follow.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient);
 
   // d_output: the gradient of output, null where the head is; it must live until the slot's backward_weight. d_input
-  // alike, written for the stage before, null where the embedding is. What the forward pass did not keep is made again
-  // layer by layer.
+  // alike, written for the stage before, null where the embedding is. Results that the forward pass did not keep are
+  // made again layer by layer.
   void backward_input(int slot, const MicroBatch& micro_batch, const Tensor& d_output, const Tensor& d_input);
   void backward_weight(int slot);
   // Both halves, branch by branch, in less memory.

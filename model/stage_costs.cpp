@@ -22,7 +22,7 @@ void add_layer(const ModelConfig& config, std::int64_t layer, std::int64_t lengt
     if (recompute == Recompute::full) costs.backward_input += own.products + own.operations;
     last_product = own.last_product;
   }
-  if (recompute == Recompute::full) costs.backward_input -= last_product;  // nobody needs a layer's output again
+  if (recompute == Recompute::full) costs.backward_input -= last_product;  // no pass needs a layer's output again
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ IndexRange rows_of(const Tensor& part, std::int64_t tokens, int owner) {
   return {begin, std::min(begin + part.size(0), tokens)};
 }
 
-// Sends to the next rank in the ring and receives from the one before, beside what follows.
+// Sends to the next rank in the ring and receives from the previous rank, overlapped with what follows.
 Pending pass_on(const ModelContext& context, const Tensor& sent, const Tensor& received) {
   Communicator& ranks = *context.tensor;
   const std::array<Transfer, 2> transfers = {{

@@ -28,7 +28,7 @@ class TokenGather {
   TokenGather(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena);
   // Takes memory from `arena` for the part, too, in its place in the whole.
   TokenGather(const ModelContext& context, DType dtype, std::int64_t width, std::int64_t tokens, Arena& arena);
-  // Of which no one will ask for more than the part.
+  // Nobody will ask for more than the part.
   explicit TokenGather(const Tensor& part) : part_(part) {}
 
   const Tensor& part() const { return part_; }
@@ -63,8 +63,8 @@ class TokenSum {
       : context_(context), part_(part), tokens_(tokens), arena_(arena) {}
 
   // Calls product(execution, rows, values) for runs of rows that make up all tokens, each of which is to write this
-  // rank's share of the sum to values [rows, width], and adds up. With overlap, the sum of a whole stream goes on
-  // behind what follows. `beside`: other communication of the group is under way.
+  // rank's share of the sum to values [rows, width], and sums over the ranks. With overlap, the sum of a whole stream
+  // goes on behind what follows. `beside`: other communication of the group overlaps.
   void add_up(const RowsOfProduct& product, bool beside = false);
   // The same for a share that is written at once, to partial(), and in any order.
   const Tensor& partial();

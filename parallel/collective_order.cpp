@@ -79,7 +79,7 @@ Reports collect(const std::vector<std::string>& texts) {
 
 bool agree(const std::vector<Report>& reports) {
   const Report& first = reports.front();
-  // A communicator that some have not made yet, and no one has used, is no difference.
+  // A communicator that some have not made yet, and nobody has used, is no difference.
   const bool complete =
       reports.size() == first.parties || std::ranges::all_of(reports, [](const Report& r) { return r.count == 0; });
   return complete &&

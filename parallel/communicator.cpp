@@ -1,4 +1,4 @@
-// What every communicator shares: the life of a pending operation and the collectives on host values.
+// Shared by all communicators: the life of a pending operation and the collectives on host values.
 #include "parallel/communicator.h"
 
 #include <exception>

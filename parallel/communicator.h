@@ -17,10 +17,10 @@ class Profiler;
 
 enum class ReduceOp : std::uint8_t { sum, max, min };
 
-// What a group is to be connected for; each includes those before it.
+// The operations that a group is connected for; each includes the previous entries.
 enum class Connections : std::uint8_t {
   plain,      // plain collectives
-  started,    // started ones, which go on beside the caller's kernels
+  started,    // started operations, which overlap with the caller's kernels
   exchanges,  // exchanges with the ranks before and after
 };
 
@@ -81,8 +81,8 @@ class Communicator {
   [[nodiscard]] virtual Pending start_exchange(std::span<const Transfer> transfers, Stream stream) = 0;
   virtual void barrier() = 0;
 
-  // A communicator of some of this one's ranks, in the order given (its rank i is ranks[i]). Collective over those
-  // ranks only; the caller is one of them.
+  // A communicator of some ranks of this communicator, in the order given (its rank i is ranks[i]). Collective over
+  // these ranks only, the caller among them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
   // Makes the connections that operations on device tensors need. Collective. Without it they are made by the first
@@ -90,15 +90,15 @@ class Communicator {
   // under way: not when those may wait for other ranks.
   virtual void connect(Connections connections) { (void)connections; }
 
-  // How many multiprocessors of a GPU its operations may take from the kernels beside them, before the first of them
+  // How many multiprocessors of a GPU its operations may take from concurrent kernels, before the first of them
   // and before connect(); 0, as without: as many as the transport finds best.
   virtual void limit_multiprocessors(int count) { (void)count; }
 
-  // What the flight recorder and the profiler call it: "tensor", "data x sequence".
+  // Its name in the flight recorder and the profiler: "tensor", "data x sequence".
   virtual void set_name(const std::string&) {}
 
-  // Enters started operations that run on a stream of their own into a profiler, those of all subgroups too; null ends
-  // it. Of a transport that has no such streams nothing is entered: its time is the caller's.
+  // Enters started operations that run on a stream of their own into a profiler, with all subgroups; null ends
+  // it. A transport without such streams enters nothing: its time is the caller's.
   virtual void report_to(Profiler*) {}
 
   // Ends the kernels that wait on a GPU for other ranks, so that this process can end; nothing works on this

@@ -20,7 +20,7 @@ using Json = nlohmann::ordered_json;
 
 double microseconds(double seconds) { return std::round(seconds * 1e6) * 1e-6; }
 
-// What the ranks of an operation must agree on.
+// The properties that the ranks of an operation must agree on.
 std::string agreed_part(const FlightEntry& entry) {
   std::string text = fmt::format("{} of {} bytes", name_of(entry.operation), entry.bytes);
   if (entry.operation != FlightOperation::barrier) text += fmt::format(", {}", name_of(entry.dtype));

@@ -98,13 +98,13 @@ class FlightRing {
     std::string name;
     std::vector<int> ranks;
     std::uint64_t operations = 0, collectives = 0;
-    std::map<int, std::uint64_t> sent, received;  // transfers so far by peer, begun ones too
+    std::map<int, std::uint64_t> sent, received;  // transfers so far by peer, also unfinished
     std::vector<FlightEntry> entries;             // oldest first
   };
   // Looks which operations on GPUs are over by now.
   Snapshot snapshot();
-  // When an operation that keeps something waiting began to do so, the earliest of them, and when the last one was
-  // completed.
+  // When an operation that keeps something waiting began to do so, the earliest of them, and when the last operation
+  // was completed.
   struct Progress {
     std::optional<double> blocked_since;
     double last_completed = 0.0;
@@ -134,7 +134,7 @@ class FlightRing {
   const bool check_order_;
   std::vector<Slot> slots_;  // by sequence modulo the capacity
   std::uint64_t operations_ = 0, collectives_ = 0;
-  std::uint64_t first_open_ = 1;  // no operation before this one is enqueued
+  std::uint64_t first_open_ = 1;  // no earlier operation is enqueued
   std::map<int, std::uint64_t> sent_, received_;
   double last_completed_ = 0.0;
   CollectiveOrder order_;

@@ -44,7 +44,7 @@ struct Entry {
   bool open() const { return state == "waiting" || state == "enqueued"; }
 };
 
-// A communicator as one of its ranks saw it.
+// A communicator as a rank of it saw it.
 struct View {
   std::string name;
   std::vector<int> ranks;
@@ -53,7 +53,7 @@ struct View {
   std::vector<Entry> entries;
 };
 
-// Name, ranks, and which one of those that are alike.
+// Name, ranks, and the number among equal communicators.
 using Key = std::tuple<std::string, std::vector<int>, int>;
 
 struct Record {
@@ -125,7 +125,7 @@ Record parse_record(const Json& json) {
   return record;
 }
 
-// What cannot be read is as good as missing.
+// A record that cannot be read counts as missing.
 std::optional<Json> read_json(const fs::path& path) {
   try {
     return parse_json_object(read_document(path), path.string());
@@ -257,7 +257,7 @@ class Analysis {
           if (!entry.open()) continue;
           inside_.insert(rank);
           std::set<int> missing = absent(key, view, entry, rank);
-          // Behind another operation in a stream it may just not have begun: the first one tells.
+          // Behind another operation in a stream it may just not have begun: the first operation tells.
           waits_.push_back({rank, fmt::format("{} on \"{}\"", entry.text, view.name), std::move(missing),
                             hosts_of(view, entry, rank)});
           break;
@@ -285,7 +285,7 @@ class Analysis {
   // Why the others cannot go on because of this rank, which is there; empty when it is not to blame.
   std::string lags(int rank) const {
     if (!waited_for(rank) || waits(rank)) return {};
-    if (!inside_.contains(rank)) return "lags behind: it is in no operation, or does not get to the next one";
+    if (!inside_.contains(rank)) return "lags behind: it is in no operation, or does not get to the next operation";
     const std::string cut = cut_link(rank);
     return fmt::format("lags behind, inside an operation that all have come to{}{}", cut.empty() ? "" : ": ", cut);
   }
@@ -383,7 +383,7 @@ class Analysis {
     const bool blocked = std::ranges::any_of(waits_, [](const Wait& wait) { return !wait.for_ranks.empty(); });
     const std::string cut = blocked ? std::string() : cut_link(-1);
     text = blocked ? "the ranks wait for each other: the order of their operations differs"
-                   : fmt::format("no rank waits for one that has not come to the same operation{}{}",
+                   : fmt::format("no rank waits for a rank that has not come to the same operation{}{}",
                                  cut.empty() ? "" : ", but ", cut);
     return text + list_waits([](const Wait&) { return true; });
   }

@@ -1,4 +1,4 @@
-// What the flight records of a job say together: which ranks the others wait for, and what those did last.
+// The joint meaning of a job's flight records: which ranks the others wait for, and what those did last.
 #pragma once
 
 #include <filesystem>

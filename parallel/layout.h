@@ -34,7 +34,7 @@ struct LayoutConfig {
   bool overlaps(std::string_view what) const;
 };
 
-// What is wrong with a value of parallel.overlap (auto, none, or words as overlaps() knows them, separated by commas),
+// The problem with a value of parallel.overlap (auto, none, or words as overlaps() knows them, separated by commas),
 // or "".
 std::string overlap_problem(const std::string& overlap);
 

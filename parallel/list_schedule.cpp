@@ -95,7 +95,7 @@ class ListScheduler {
     std::deque<Pass> owed;         // weight gradients, in the order in which they fell due
     int ahead = 0;                 // forward passes whose backward_input is still to come
     int weights = 0;               // backward_weight passes done
-    Pass pass{};                   // under way, or the last one
+    Pass pass{};                   // under way, or the last pass
     Ticks end = never;             // of `pass`; never: the rank stands still
     std::vector<Ticks> transfers;  // when those at the list's end were
   };
@@ -121,7 +121,7 @@ class ListScheduler {
     return pass;
   }
 
-  // Of the first group of micro-batches first, and of the last chunk.
+  // The first group of micro-batches first, and the last chunk.
   std::optional<Pass> ready_backward(int rank) const {
     std::optional<Pass> best;
     for (int c = chunks_ - 1; c >= 0; --c) {
@@ -237,7 +237,7 @@ class ListScheduler {
   }
 
   // A rank's transfers between two passes proceed together, except for receives that were over while the first of these
-  // passes was still making what is sent now: those can go on beside it.
+  // passes was still making what is sent now: these can overlap with it.
   void add_transfer(int rank, const Instruction& instruction) {
     InstructionList& list = lists_[at(rank)];
     std::vector<Ticks>& times = states_[at(rank)].transfers;

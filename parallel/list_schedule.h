@@ -11,7 +11,7 @@ struct PipelineShape {
   int ranks, micro_batches, chunks;
 };
 
-// What a rank takes first, and what it may have in hand.
+// The passes that a rank takes first, and the number that it may have in hand.
 struct ListScheduleRules {
   bool weights_wait = false;  // backward_weight comes when nothing else is ready; otherwise right after backward_input
   bool joined = false;        // but right after it where nothing is sent between them: the two then run as one
@@ -25,8 +25,8 @@ struct ListScheduleRules {
 int most_stashes(const PipelineShape& shape);
 
 // Passes last what their stage's costs say, transfers no time. Forward passes come in groups of as many micro-batches
-// as there are ranks, chunk after chunk. What a pass makes is transferred at its end: the lists of all ranks are parts
-// of this one order of events, so that they cannot wait for each other in a circle, whatever passes really last.
+// as there are ranks, chunk after chunk. The result of a pass is transferred at its end: the lists of all ranks are
+// parts of this one order of events, so that they cannot wait for each other in a circle, whatever passes really last.
 // `rules` by rank.
 std::vector<InstructionList> make_list_schedule(const std::vector<ListScheduleRules>& rules, const PipelineShape& shape,
                                                 const std::vector<PassCosts>& stages);

@@ -156,8 +156,8 @@ std::vector<int> Mesh::members(const std::vector<Axis>& axes, const std::vector<
   return ranks;
 }
 
-// Axes of one rank add nothing, and one that spans another whole has its name, so that a group has the same name
-// whichever axes it is asked for by.
+// Axes of one rank add nothing, and an axis that spans a whole other axis has its name, so that a group has the same
+// name whichever axes it is asked for by.
 std::string Mesh::name_along(const std::vector<Axis>& axes, const std::vector<Axis>& equal) const {
   std::string name;
   const auto add = [&](std::string_view axis) { name += fmt::format("{}{}", name.empty() ? "" : " x ", axis); };

@@ -1,4 +1,4 @@
-// The mesh of ranks: a list of named axes, and a communicator for any subset of them, or for a part of one.
+// The mesh of ranks: a list of named axes, and a communicator for any subset of them, or for a part of an axis.
 #pragma once
 
 #include <map>
@@ -27,7 +27,7 @@ struct MeshShape {
   int memory = 1;
 
   int size(Axis axis) const;
-  int ranks() const;             // those of an axis inside another one are its ranks
+  int ranks() const;             // for an axis inside another axis: of the outer axis
   std::string describe() const;  // "data 2 x sequence 1 x tensor 2 x pipeline 2", or "..., expert 2 inside data"
   friend bool operator==(const MeshShape&, const MeshShape&) = default;
 };
@@ -42,7 +42,7 @@ class Mesh {
   int rank() const { return world_.rank(); }
   int coordinate(Axis axis) const;  // of this rank
   int coordinate_of(int rank, Axis axis) const;
-  // The rank that differs from this one only in having `coordinate` along `axis`.
+  // The rank that differs from this rank only in having `coordinate` along `axis`.
   int rank_at(Axis axis, int coordinate) const;
   // Ranks that share this rank's coordinates on every axis but `axes`, and those on the axes `equal`, in rank order:
   // members({data}, {expert}) are the ranks along data with this rank's place along expert. Several axes inside one
@@ -54,7 +54,7 @@ class Mesh {
   Communicator& along(Axis axis) { return along(std::vector<Axis>{axis}); }
   // The communicator of those ranks along `axis` whose coordinate is listed (this rank's is); in the order listed.
   Communicator& among(Axis axis, const std::vector<int>& coordinates);
-  // The communicator of these ranks of the world, this one among them, in the order listed; `name` is for messages.
+  // The communicator of these ranks of the world, this rank among them, in the order listed; `name` is for messages.
   Communicator& among(const std::vector<int>& ranks, const std::string& name) { return subgroup(ranks, name); }
   Communicator& world() { return world_; }
 

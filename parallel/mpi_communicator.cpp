@@ -351,14 +351,14 @@ MpiSession::MpiSession() {
   FULMEN_CHECK(!initialized, "MPI was initialised before");
   int provided = MPI_THREAD_SINGLE;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
-  FULMEN_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI does not allow other threads beside the one that calls it");
+  FULMEN_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI does not allow threads other than the caller's");
   check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check_mpi(MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 
 MpiSession::~MpiSession() {
   if (std::uncaught_exceptions() > 0) {
-    // Finalising would wait for ranks that know nothing of this one's failure.
+    // Finalising would wait for ranks that know nothing of this rank's failure.
     std::fprintf(stderr, "an error left the MPI session; ending all ranks\n");
     std::fflush(nullptr);
     MPI_Abort(MPI_COMM_WORLD, EXIT_FAILURE);

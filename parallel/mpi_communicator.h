@@ -23,7 +23,7 @@ class MpiSession {
   // `largest_count` are cut into pieces; by default an fp64 piece has fewer than 2^31 bytes. Collective.
   std::unique_ptr<Communicator> world(std::int64_t largest_count = (std::int64_t{1} << 28) - 1);
 
-  // Whether a launcher (mpirun, srun) started this process as one of several ranks or at least offers MPI.
+  // Whether a launcher (mpirun, srun) started this process among several ranks or at least offers MPI.
   static bool launched();
   // This process's rank, rank count, ranks on its host and number among those, as the launcher's environment tells
   // them, before MPI starts; 0, 1, 1, 0 without a launcher. Throw UserError when a variable is not a number.

@@ -1,4 +1,4 @@
-// What a launcher's environment tells about this process, before MPI starts.
+// Facts about this process from a launcher's environment, before MPI starts.
 #include <charconv>
 #include <cstdlib>
 #include <limits>
@@ -43,7 +43,7 @@ std::optional<int> first_of(std::initializer_list<const char*> names) {
 }
 
 // Whether srun started this process. In a batch script and in salloc's shell Slurm sets SLURM_PROCID as well, but gives
-// no step number, or one of the reserved ones from 0xfffffffa on.
+// no step number, or a reserved number from 0xfffffffa on.
 bool in_slurm_step() {
   constexpr std::int64_t first_reserved_step = 0xfffffff0;
   if (!variable("SLURM_PROCID")) return false;

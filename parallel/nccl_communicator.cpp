@@ -23,7 +23,7 @@
 namespace fulmen {
 namespace {
 
-// `comm` may be null: then the words are those of the last failure anywhere in this process.
+// `comm` may be null: then the words describe the last failure anywhere in this process.
 void check_nccl(ncclResult_t status, const char* call, ncclComm_t comm = nullptr) {
   if (status == ncclSuccess) [[likely]]
     return;
@@ -328,7 +328,7 @@ class NcclCommunicator final : public Communicator {
     return copies_->start_exchange(transfers, stream, *profiler_, all_gather_name_.c_str());
   }
 
-  // Where the copy engines do not serve: makes the connections to the ranks before and after this one, both ways. NCCL
+  // Where the copy engines do not serve: makes the connections to the previous and the next rank, both ways. NCCL
   // makes one when it is first used, and on a GPU that waits for the kernels under way: where one side's first group
   // sends and receives and the other's only receives, those kernels may be waiting for that very connection.
   void connect_neighbours() {
@@ -415,7 +415,7 @@ class NcclCommunicator final : public Communicator {
   std::atomic<ncclComm_t> comm_ = nullptr;  // null until the first operation on device tensors
   std::atomic<bool> cancelled_ = false;
   bool copies_asked_for_ = false, exchanges_prepared_ = false;
-  bool collectives_by_copies_ = false;  // large started ones, once connect() has said so on all ranks
+  bool collectives_by_copies_ = false;  // large started collectives, once connect() has said so on all ranks
   std::unique_ptr<PeerCopies> copies_;  // null: exchanges are NCCL's, too
   int multiprocessors_ = 0;
   Stream own_stream_;                    // of started operations; null until the first

@@ -27,7 +27,8 @@ namespace {
 
 constexpr int most_ranks = most_parts;
 constexpr std::uint32_t pieces_held = 4;
-// Of a GPU, for streams: where two share one, what waits for another rank keeps what that rank waits for.
+// Hardware queues of a GPU. Where two streams share a queue, a wait for another rank blocks the work that this rank
+// waits for.
 constexpr int queues_needed = 32;
 constexpr std::size_t counter_stride = 128;  // bytes: a line of its own for each
 
@@ -61,7 +62,7 @@ void report(cudaError_t status, const char* what) {
   if (status != cudaSuccess) log_warning("{} failed: {}", what, cudaGetErrorString(status));
 }
 
-// What a rank tells the others of itself.
+// The data about itself that a rank sends to the others.
 struct Introduction {
   char host[64];
   cudaIpcMemHandle_t memory;
@@ -120,7 +121,7 @@ class Copies final : public Pending::Operation {
 
 class IpcPeerCopies final : public PeerCopies {
  public:
-  // `opened[r]`: rank r's memory, one's own included.
+  // `opened[r]`: rank r's memory, this rank's own included.
   IpcPeerCopies(Communicator& host, std::vector<Inboxes> opened, Device device, std::size_t piece_bytes)
       : host_(host),
         rank_(host.rank()),
@@ -194,7 +195,7 @@ class IpcPeerCopies final : public PeerCopies {
     std::uint32_t pieces = 0;  // that took it, modulo 2^32
   };
 
-  // Of sums: adds zeros to the inbox in each way. A kernel that is loaded when it is first launched may keep the host
+  // For sums: adds zeros to the inbox in each way. A kernel that is loaded when it is first launched may keep the host
   // until all streams are done, here those that wait for other ranks, whose hosts would be kept by theirs.
   void load_kernels() const {
     for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16})
@@ -237,13 +238,13 @@ class IpcPeerCopies final : public PeerCopies {
   static void wait_for(Stream stream, CUdeviceptr counter, std::uint32_t value) {
     check_driver(words().wait(handle_of(stream), counter, value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
   }
-  // What the stream did before is to be seen by who sees the value.
+  // Whoever sees the value must see the stream's earlier work.
   static void count(Stream stream, CUdeviceptr counter, std::uint32_t value) {
     check_driver(words().write(handle_of(stream), counter, value, CU_STREAM_WRITE_VALUE_DEFAULT),
                  "cuStreamWriteValue32");
   }
 
-  // Within a GPU a plain copy would be a kernel, which had to wait for the one that fills the GPU.
+  // Within a GPU a plain copy would be a kernel, which had to wait for a kernel that fills the GPU.
   static void copy_by_engine(const Line& line, void* to, const void* from, std::size_t bytes) {
 #if CUDART_VERSION >= 13000
     cudaMemcpyAttributes attributes{};
@@ -257,7 +258,7 @@ class IpcPeerCopies final : public PeerCopies {
 #endif
   }
 
-  // What one call moves over a line, in pieces.
+  // The data that a call moves over a line, in pieces.
   struct Way {
     Line* line;
     int peer;
@@ -331,7 +332,7 @@ class IpcPeerCopies final : public PeerCopies {
     for (const Way& way : ways) done.push_back(mark(way.line->stream));
   }
 
-  // parts[r]: of all ranks' sums that of rank r, where this rank's share of it lies. The own one goes to `output`.
+  // parts[r]: this rank's share of the sum of rank r. The own share goes to `output`.
   void start_sums(std::span<const Tensor> parts, const Tensor& output, Stream stream, Profiler* profiler,
                   const char* name, std::vector<gpu::Event>& done) {
     std::vector<Transfer> transfers;
@@ -389,7 +390,7 @@ Introduction introduce(std::byte* memory) {
   Introduction own{};
   if (gethostname(own.host, sizeof own.host - 1) != 0) throw_system_error("cannot tell this host's name");
   own.usable = memory != nullptr && cudaIpcGetMemHandle(&own.memory, memory) == cudaSuccess;
-  // What framework/gpu has asked for, or the user before it.
+  // The number that framework/gpu has asked for, or the user before it.
   const char* const queues = std::getenv("CUDA_DEVICE_MAX_CONNECTIONS");
   own.queues = queues != nullptr ? std::atoi(queues) : 0;
   return own;
@@ -436,7 +437,7 @@ std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device, 
     if (other != rank && opened[static_cast<std::size_t>(other)].memory() != nullptr)
       report(cudaIpcCloseMemHandle(opened[static_cast<std::size_t>(other)].memory()),
              "closing the memory of another rank");
-  host.barrier();  // no one has the memory open that is given back
+  host.barrier();  // nobody has the memory open that is given back
   if (memory != nullptr) gpu::release(device.index, memory);
   if (!one_host) return refuse("they are on several hosts");
   if (!queues)

@@ -1,8 +1,8 @@
 // Transfers between GPUs of one host by their copy engines, over NVLink or PCIe, each GPU writing into memory of the
 // other's process (CUDA IPC), and sums of what arrives so. Unlike NCCL's kernels, copies take no multiprocessor from
-// the arithmetic beside them, neither while they move bytes nor, above all, while they wait for the other side: a
-// matrix product that fills the GPU would keep NCCL's kernel out until its end, and one that finds it waiting would run
-// in two waves. A sum takes some microseconds of them for each piece, when that has arrived.
+// concurrent arithmetic, neither while they move bytes nor, above all, while they wait for the other side: a
+// matrix product that fills the GPU would keep NCCL's kernel out until its end, and a product that finds it waiting
+// would run in two waves. A sum takes some microseconds of them for each piece, when that has arrived.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +16,9 @@ namespace fulmen {
 
 class PeerCopies {
  public:
-  // Collective: no one's memory goes while another may still write to it.
+  // Collective: no memory goes while another rank may still write to it.
   virtual ~PeerCopies() = default;
-  // The other ranks may never come: the destructor gives nothing back and waits for no one. The process is about to
+  // The other ranks may never come: the destructor gives nothing back and does not wait. The process is about to
   // end.
   virtual void abandon() = 0;
 
@@ -29,8 +29,8 @@ class PeerCopies {
                                                const char* name) = 0;
 
   // As Communicator's of these names, of sums, fp64, fp32 or bf16: added in the order of the ranks, bf16 in fp32. In
-  // one order with the exchanges for every pair of ranks. What arrives is added where it lies, by a short kernel for
-  // each piece.
+  // one order with the exchanges for every pair of ranks. Arriving parts are added where they lie, by a short kernel
+  // for each piece.
   [[nodiscard]] virtual Pending start_reduce_scatter(const Tensor& input, const Tensor& output, Stream stream,
                                                      Profiler* profiler, const char* name) = 0;
   [[nodiscard]] virtual Pending start_all_reduce(const Tensor& tensor, Stream stream, Profiler* profiler,
@@ -38,7 +38,7 @@ class PeerCopies {
 };
 
 // Collective over `host`, which outlives it and whose ranks have a GPU each (or share one). Null on all ranks, with the
-// reason in the log of the first, where one of them cannot reach another's memory. What is moved is cut into pieces of
+// reason in the log of the first, where a GPU cannot reach another's memory. Data is moved in pieces of
 // piece_bytes, a multiple of 256 and the same on all ranks.
 inline constexpr std::size_t usual_piece_bytes = std::size_t{16} << 20;
 std::unique_ptr<PeerCopies> open_peer_copies(Communicator& host, Device device,

@@ -29,7 +29,7 @@ struct Instruction {
   int micro_batch = -1;    // -1 where it has no meaning
   int chunk = 0;           // model chunk on this pipeline rank
   int peer = -1;           // pipeline coordinate of the other side, for transfers
-  bool with_next = false;  // a transfer that proceeds together with the next one, as one grouped exchange
+  bool with_next = false;  // a transfer that proceeds together with the next transfer, as one grouped exchange
   friend bool operator==(const Instruction&, const Instruction&) = default;
 };
 std::string to_string(const Instruction& instruction);  // "send_forward m3 c0 -> 1"
@@ -46,7 +46,7 @@ struct PassCosts {
 struct ScheduleCosts {
   std::vector<PassCosts> stages;  // by stage of the whole model; empty: all alike
   double transfer = 0.0;
-  bool overlap = false;  // transfers go on beside passes: a rank waits only for what it is about to use
+  bool overlap = false;  // transfers overlap with passes: a rank waits only for data that it is about to use
 };
 
 }  // namespace fulmen

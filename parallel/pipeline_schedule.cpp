@@ -159,7 +159,7 @@ std::vector<InstructionList> make_schedule(ScheduleKind kind, int ranks, int mic
   std::vector<std::vector<InstructionList>> known;
   if (chunks == 1) known.push_back(written_out(ScheduleKind::one_forward_one_backward, ranks, micro_batches));
   if (kind == ScheduleKind::interleaved) return find_list_schedule(false, shape, costs, std::move(known));
-  // What needs no idle time is never slower for having some.
+  // A schedule that needs no idle time is never slower for having some.
   if (chunks > 1) known.push_back(find_list_schedule(false, shape, costs, {}));
   return find_list_schedule(true, shape, costs, std::move(known));
 }

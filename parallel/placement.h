@@ -11,7 +11,7 @@
 
 namespace fulmen {
 
-// What happens to a parameter along one axis of the mesh. Along an axis inside data it is replicated, which data's own
+// The placement of a parameter along one axis of the mesh. Along an axis inside data it is replicated, which data's own
 // placement then governs, or owned.
 enum class AxisPlacement : std::uint8_t {
   split,               // each rank holds its part
@@ -21,7 +21,7 @@ enum class AxisPlacement : std::uint8_t {
                        // (parallel.tensor_sequence_split), and then partial (a norm's gain)
   owned,   // each rank holds something of its own (layers along pipeline; experts along expert, a pool's columns
            // along memory) and sums nothing with the others
-  shared,  // equal copies on some ranks along the axis, each one's gradient a part of the sum (tied embedding)
+  shared,  // equal copies on some ranks along the axis, each copy's gradient a part of the sum (tied embedding)
 };
 
 // A half-open range of indices.
@@ -42,15 +42,16 @@ struct Segment {
   std::int64_t tensor_offset = 0;  // first index of the segment in the logical tensor, along the split dimension
   std::int64_t extent = 0;         // global extent along the split dimension
   std::int64_t units = 1;          // heads, or single rows: a unit is never cut
-  // Of heads that may be fewer than the ranks (keys and values of grouped queries): each rank then holds a copy of its
-  // unit, neighbours the same one. One number divides the other. Along rows only.
+  // For heads that may be fewer than the ranks (keys and values of grouped queries): each rank then holds a copy of its
+  // unit, neighbours the same unit. One number divides the other. Along rows only.
   bool copies = false;
 };
 
 // The units of a segment that a rank holds.
 struct HeldUnits {
   IndexRange units;
-  std::vector<int> holders;  // ranks with a copy of them, this one among them; just this one where there are no copies
+  std::vector<int>
+      holders;  // ranks with a copy of them, this rank among them; just this rank where there are no copies
 };
 // Throws UserError when the segment has copies and neither its units nor the ranks divide the other.
 HeldUnits held_units(const Segment& segment, int ranks, int rank);

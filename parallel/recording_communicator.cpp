@@ -126,7 +126,7 @@ class RecordingCommunicator final : public Communicator {
   void abort(int exit_code) override { inner_->abort(exit_code); }
 
  private:
-  // The stream that an operation on this tensor is in; that of the CPU when it is over as its call returns.
+  // The stream that an operation on this tensor is in; the CPU's when it is over as its call returns.
   static Stream where(const Tensor& tensor, Stream stream) {
     return tensor.device().kind == DeviceKind::cpu ? Stream{} : stream;
   }

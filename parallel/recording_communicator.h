@@ -1,4 +1,4 @@
-// A communicator that enters every operation of another one into the flight recorder.
+// A communicator that enters every operation of another communicator into the flight recorder.
 #pragma once
 
 #include <memory>

@@ -13,7 +13,7 @@ namespace fulmen {
 namespace {
 
 constexpr std::size_t operations = static_cast<std::size_t>(Operation::optimizer_step) + 1;
-// What happens to one micro-batch on one chunk, exactly once each where the stage needs it.
+// The events of one micro-batch on one chunk, exactly once each where the stage needs it.
 constexpr std::array micro_batch_operations = {
     Operation::receive_forward, Operation::forward,       Operation::send_forward,   Operation::receive_backward,
     Operation::backward_input,  Operation::send_backward, Operation::backward_weight};
@@ -96,7 +96,7 @@ class ListChecker {
     }
   }
 
-  // What must have happened to the same micro-batch on the same chunk before.
+  // Earlier events that the same micro-batch needs on the same chunk.
   static std::vector<Operation> prerequisites(Operation operation) {
     switch (operation) {
       case Operation::forward: return {Operation::receive_forward};
@@ -178,7 +178,7 @@ class ListChecker {
     if (shared_reduced_) refuse("is repeated");
     const std::string due = still_due(Operation::backward_weight);
     if (!due.empty()) refuse(fmt::format("comes before {}: the gradients are not complete", due));
-    // A stage that waits in this sum cannot serve the transfer that lets another one come to it.
+    // A stage that waits in this sum cannot serve the transfer that lets another stage come to it.
     for (const Operation operation : micro_batch_operations)
       if (const std::string left = still_due(operation); !left.empty()) refuse(fmt::format("comes before {}", left));
     shared_reduced_ = true;
@@ -235,7 +235,7 @@ double pass_cost(const ScheduleCosts& costs, int stage, Operation operation) {
 }
 
 // Lets all ranks run until each has ended its list. A rank that reaches a group of transfers posts all of them and
-// stays until every one has met its counterpart: the first unmet one, in order, between the same two ranks.
+// stays until every transfer has met its counterpart: the first unmet transfer, in order, between the same two ranks.
 class Simulation {
  public:
   Simulation(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs)
@@ -367,7 +367,7 @@ class Simulation {
   std::deque<int> ready_;
 };
 
-// The same when transfers go on beside passes: a list that passed the simulation above is walked with the times at
+// The same when transfers overlap with passes: a list that passed the simulation above is walked with the times at
 // which what it uses has arrived.
 class OverlappedTiming {
  public:

@@ -1,5 +1,5 @@
 // Who shares shards with whom: a parameter's replicas (the ranks along data and sequence that hold equal copies of it)
-// in groups of neighbours that hold a shard each, and across the groups the ranks that hold the same one.
+// in groups of neighbours that hold a shard each, and across the groups the ranks that hold the same shard.
 #pragma once
 
 #include "parallel/layout.h"
@@ -14,10 +14,10 @@ int shard_count(const LayoutConfig& layout, Mesh& mesh);
 // many of those as hold equal copies, so that the shards stay among the same neighbours.
 int shard_count(const Mesh& mesh, int shards, const std::vector<Axis>& owned_along);
 
-// What is wrong with a value of parallel.zero_group (all, node or a number), or "".
+// The problem with a value of parallel.zero_group (all, node or a number), or "".
 std::string zero_group_problem(const std::string& zero_group);
 
-// Of the parameters that are owned along the same axes inside data (none: those that every rank along data holds).
+// For the parameters that are owned along the same axes inside data (none: every rank along data holds them).
 class ShardGroups {
  public:
   // `shards` divides the replicas.

@@ -18,8 +18,8 @@ std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1)
 
 std::int64_t aligned(std::int64_t n) { return round_up(n, parameter_alignment); }
 
-// The parameters of one group as buckets that have no place yet: layers from the last to the first, then those of no
-// layer.
+// The parameters of one group as buckets that have no place yet: layers from the last to the first, then parameters of
+// no layer.
 std::vector<ShardMap::Bucket> fill_buckets(const std::vector<MappedParameter>& parameters, std::size_t group,
                                            std::int64_t smallest) {
   std::map<std::int64_t, std::vector<std::size_t>, std::greater<>> by_layer;

@@ -21,7 +21,7 @@ struct MappedParameter {
   std::int64_t layer = -1;    // that alone uses it; -1: several places of a stage do
   std::int64_t elements = 0;  // on this rank
   int order = 0;              // in a bucket parameters lie by order, then from the last layer to the first
-  // What it counts for where buckets are cut, so that ranks with unequal parts cut alike; -1: its elements.
+  // Its weight where buckets are cut, so that ranks with unequal parts cut alike; -1: its elements.
   std::int64_t weight = -1;
 };
 

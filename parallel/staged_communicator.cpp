@@ -71,7 +71,7 @@ class Staging {
   }
   void take() { base_ = memory_.take(std::max<std::size_t>(bytes_, 1)); }
 
-  // What the host operation works on: fp32 where the image is widened.
+  // The dtype of the host operation: fp32 where the image is widened.
   Tensor image(std::size_t index) const {
     const Image& image = images_[index];
     if (image.widened) return Tensor(base_ + image.wide_offset, DType::fp32, image.tensor.shape());

@@ -1,4 +1,4 @@
-// What every communicator demands of its arguments, and the transfers of a rank to itself. Internal to parallel/.
+// Checks of the arguments of every communicator, and the transfers of a rank to itself. Internal to parallel/.
 #pragma once
 
 #include <span>

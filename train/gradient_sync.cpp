@@ -142,7 +142,7 @@ ProfileScope GradientSync::communication() const {
 void GradientSync::start(std::size_t b) {
   Bucket& bucket = buckets_[b];
   Communicator& shards = groups_of(b).shards();
-  // The sum across copies of an earlier bucket then goes on behind this one's scatter.
+  // The sum across copies of an earlier bucket then overlaps with this bucket's scatter.
   if (groups_of(b).copies().size() > 1 && shards.size() > 1)
     for (std::size_t other = 0; other < buckets_.size(); ++other) finish_scatter(other);
   for (const TensorSum& sum : bucket.tensor_sums) {

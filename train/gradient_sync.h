@@ -28,7 +28,7 @@ class GradientSync {
 
   // Sets gradients to zero; every layer will be done `micro_batches` times.
   void begin_step(int micro_batches);
-  // The hooks of a layer. Its backward_input is over when another one begins, or the schedule has ended.
+  // The hooks of a layer. Its backward_input is over when another layer's begins, or the schedule has ended.
   void before_backward_input(std::int64_t layer);
   void before_backward_weight(std::int64_t layer);
   void after_backward_weight(std::int64_t layer);
@@ -48,7 +48,7 @@ class GradientSync {
     std::int64_t begin, end;
     Communicator* ranks;
   };
-  // What of a bucket's reduction is under way.
+  // The part of a bucket's reduction that is under way.
   enum class Progress : std::uint8_t { none, scattering, summing };
   struct Bucket {
     int passes = 0;  // of its layers, until its gradients are whole

@@ -78,7 +78,7 @@ bool MetricsWriter::in_place() const {
          named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
 }
 
-// What was written of a line that did not fit is cut off before anything follows it.
+// The written part of a line that did not fit is cut off before anything follows it.
 int MetricsWriter::append() {
   if (file_ < 0) return EBADF;
   if (torn_at_ && ::ftruncate(file_, *torn_at_) != 0) return errno;

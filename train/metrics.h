@@ -15,7 +15,7 @@ struct StepMetrics {
   std::int64_t step = 0;    // updates done, so the first is 1
   std::int64_t tokens = 0;  // consumed since the run's beginning
   double loss_nats = 0.0;   // the global mean before the update
-  // What layers add to what is trained on, the mean over samples; loss_nats is without it.
+  // The layers' own losses, the mean over samples; loss_nats is without them.
   std::optional<double> layer_loss;
   double gradient_norm = 0.0;  // before clipping
   double learning_rate = 0.0;
@@ -28,7 +28,7 @@ struct StepMetrics {
   std::uint64_t memory_peak_bytes = 0;             // the largest of any rank
 };
 
-// Appends to a file, each line whole or not at all. Only rank 0 makes one.
+// Appends to a file, each line whole or not at all. Only rank 0 has a writer.
 class MetricsWriter {
  public:
   // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not
@@ -39,12 +39,12 @@ class MetricsWriter {
   MetricsWriter& operator=(const MetricsWriter&) = delete;
 
   // Never ends a run: lines that the disk does not take wait in memory, the first 8 MiB of them, and are written before
-  // the next one. A file that somebody removed or replaced is begun again. Both are said once.
+  // the next call. A file that somebody removed or replaced is begun again. Both are said once.
   void write(const StepMetrics& metrics);
 
  private:
   bool open();            // for appending; errno says why not
-  bool in_place() const;  // whether the open file is the one of that name
+  bool in_place() const;  // whether the open file still has that name
   int append();           // the waiting lines; 0, or the error's number
   void give_notice(int error);
 
@@ -57,7 +57,7 @@ class MetricsWriter {
 };
 
 // Arithmetic of training per token: 6 x parameters (a tied matrix counts once, as the output projection) plus what
-// the branches do beside products (model/stage_costs.h): linear attention's state takes 12 x layers x hidden x head
+// the branches do outside products (model/stage_costs.h): linear attention's state takes 12 x layers x hidden x head
 // width (update and read-out, 2 x 2 operations an element of the state, times 3 for the backward pass).
 double training_flops_per_token(const ModelConfig& config, std::int64_t length);
 

@@ -9,8 +9,8 @@ namespace fulmen {
 
 namespace {
 
-// Calls f(values, view, shape) for each array of a batch: the list that placing and copying share. The last one, whose
-// length differs from batch to batch, is copied as far as it goes.
+// Calls f(values, view, shape) for each array of a batch: the list that placing and copying share. The last array,
+// whose length differs from batch to batch, is copied as far as it goes.
 template <class F>
 void for_each_array(const Batch& batch, MicroBatch& view, const F& f) {
   const std::int64_t tokens = view.shape.tokens(), rows = view.shape.batch;

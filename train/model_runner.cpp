@@ -66,7 +66,7 @@ std::vector<StageRange> stages_of(const ModelConfig& config, const ModelRunnerOp
   return split_stages_by_cost(config, stages, options.micro_batch.length, parse_recompute(options.layout.recompute));
 }
 
-// What this rank holds of a list by stage of the whole model: chunk c is stage c * ranks + rank.
+// This rank's part of a list by stage of the whole model: chunk c is stage c * ranks + rank.
 template <class T>
 std::vector<T> of_this_rank(const std::vector<T>& stages, const Mesh& mesh) {
   std::vector<T> mine;
@@ -138,7 +138,7 @@ ModelRunner::ModelRunner(const ModelConfig& config, const ModelRunnerOptions& op
       loss_scale_(execution.device, DType::fp64, {1}, MemoryKind::activations, *execution.ledger),
       reduce_timer_(execution.stream),
       update_timer_(execution.stream) {
-  // Now, while no one waits for another on a GPU, and in one order on all ranks.
+  // Now, while no rank waits for another on a GPU, and in one order on all ranks.
   if (context_.overlap_tensor) context_.tensor->limit_multiprocessors(context_.communication_multiprocessors);
   context_.tensor->connect(context_.overlap_tensor && context_.split_tokens ? Connections::exchanges
                                                                             : Connections::plain);
@@ -226,7 +226,7 @@ IdealStep ModelRunner::ideal_step() {
   for (std::size_t stage = 0; stage < ranges_.size(); ++stage)
     costs.stages.push_back({seconds[3 * stage], seconds[3 * stage + 1], seconds[3 * stage + 2]});
   const ScheduleReport report = check_schedule(schedule_, options_.micro_batches, chunks_of(options_), costs);
-  // Of a reduction between stages: who came first also waited for the others.
+  // In a reduction between stages: who came first also waited for the others.
   const double after =
       pipeline.all_reduce(reduce_seconds(), ReduceOp::min) + pipeline.all_reduce(update_seconds(), ReduceOp::max);
   return {report.makespan + after, report.bubble};

@@ -78,7 +78,7 @@ class ModelRunner {
   double reduce_seconds() { return reduce_timer_.seconds(); }
   double update_seconds() { return update_timer_.seconds(); }
 
-  // Of the last accumulate(), its passes being timed (executor().time_passes()). Collective.
+  // For the last accumulate(), its passes being timed (executor().time_passes()). Collective.
   IdealStep ideal_step();
 
  private:

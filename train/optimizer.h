@@ -24,11 +24,12 @@ class Optimizer {
   void step(double learning_rate, std::int64_t updates_before);
   // The global norm of the gradient, collectively, without an update.
   double compute_gradient_norm();
-  // Of the last step: of the whole gradient, or of one clip group, 0 where no parameter is in it. Waits for the device.
+  // The norm at the last step: of the whole gradient, or of one clip group, 0 where no parameter is in it. Waits for
+  // the device.
   double gradient_norm() const;
   double gradient_norm(const std::string& clip_group) const;
 
-  // What is updated, and saved.
+  // The values that are updated, and saved.
   MasterWeights& master() { return master_; }
   const MasterWeights& master() const { return master_; }
   // First and second moments of this rank's parts.

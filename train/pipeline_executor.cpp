@@ -169,7 +169,7 @@ void PipelineExecutor::start(std::span<const Instruction> group) {
   in_flight_.push_back(std::move(started));
 }
 
-// What was sent lies in buffers that are free now.
+// The buffers of what was sent are free now.
 void PipelineExecutor::complete(Started& started) {
   if (!started.pending.complete()) {
     waiting_.start();

@@ -14,10 +14,10 @@
 
 namespace fulmen {
 
-// What a list's instructions mean beyond the stages themselves.
+// The meaning of a list's instructions beyond the stages themselves.
 struct StepHandlers {
   std::function<void()> reduce_shared;
-  std::function<void()> reduce_gradients;  // of all chunks: called at the last one's instruction
+  std::function<void()> reduce_gradients;  // of all chunks: called at the last chunk's instruction
   std::function<void()> optimizer_step;
 };
 
@@ -26,7 +26,7 @@ struct PipelineOptions {
   DType activation = DType::fp32;
   double sample_scale = 0.0;  // 1 / samples of the global batch
   std::vector<int> slots;     // micro-batches in flight, by chunk
-  bool overlap = false;       // transfers go on beside passes
+  bool overlap = false;       // transfers overlap with passes
 };
 
 class PipelineExecutor {
@@ -130,7 +130,7 @@ struct TimedPasses {
   double seconds = 0.0;
   double mean() const { return count > 0 ? seconds / count : 0.0; }
 };
-// Means by pass, which add up to all that was timed. Where both backward passes of a micro-batch ran joined, as one,
+// Means by pass; their sum is all that was timed. Where both backward passes of a micro-batch ran joined,
 // what that takes beyond a backward_input alone counts as the weight gradient's; all of it as backward_input's where
 // none ran alone.
 PassCosts mean_costs(const TimedPasses& forward, const TimedPasses& backward_input, const TimedPasses& backward_weight,

@@ -1,4 +1,4 @@
-// What a run trains with: the keys under `data`, `train`, `checkpoint` and `run` of a configuration.
+// The settings of a run: the keys under `data`, `train`, `checkpoint` and `run` of a configuration.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ struct TrainConfig {
 
 struct CheckpointConfig {
   std::int64_t every = 500;  // steps; 0: only at the end
-  std::int64_t keep = 3;     // newest ones; 0: all
+  std::int64_t keep = 3;     // newest checkpoints; 0: all
   bool async = false;
 };
 

@@ -1,4 +1,4 @@
-// What a checkpoint of a training run holds beyond its parameters, and saving and restoring all of it.
+// The state in a checkpoint of a training run beyond its parameters, and saving and restoring all of it.
 #pragma once
 
 #include <filesystem>

@@ -23,7 +23,7 @@ class WeightGather {
   void weights_changed();
   // Before a pass through the stage: what no single layer uses (the embedding) is there.
   void begin_pass();
-  // What was started is there.
+  // Waits for the gathers that were started.
   void wait();
   // The hooks of a layer: its weights are there; the next layer's are under way.
   void before_forward(std::int64_t layer) { use(layer, layer + 1); }

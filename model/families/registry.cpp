@@ -1,4 +1,4 @@
-// The list of families: a new one is entered here.
+// The list of families: a new family is entered here.
 #include "framework/text.h"
 #include "model/families/transnormer/config.h"
 #include "model/model_family.h"

@@ -45,7 +45,7 @@ void TransnormerConfig::validate_family() const {
                     "choose a number of heads that divides the hidden width");
   for (const std::int64_t layer : lrpe_layers.value_or(std::vector<std::int64_t>{}))
     if (layer < 0 || layer >= layers)
-      throw UserError("model.lrpe_layers", fmt::format("{} is not one of the layers 0 to {}", layer, layers - 1));
+      throw UserError("model.lrpe_layers", fmt::format("{} is none of the layers 0 to {}", layer, layers - 1));
 }
 
 void TransnormerConfig::add_identity(std::map<std::string, std::string>& identity) const {

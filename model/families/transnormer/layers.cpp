@@ -1,4 +1,4 @@
-// What the layers of TransNormerLLM are made of.
+// The layers of TransNormerLLM.
 #include <cmath>
 
 #include "model/branch.h"
