@@ -20,7 +20,7 @@ number() { sed -n "s/.*\"$2\": *\([-0-9.e+]*\).*/\1/p" <<<"$1"; }
 [ -e "$corpus/manifest.yaml" ] || fulmen prepare --input "$text" --output "$corpus" --vocabulary 8000 --holdout 0.005 >"$output/prepare.txt" 2>&1
 rm -rf "$run"
 
-# As many steps as fit the time at the measured rate; those of the last few that the stop leaves are for the CPU.
+# As many steps as fit the time at the measured rate; the CPU takes the last few steps, which the stop leaves.
 step=$(number "$(fulmen bench step --config "$configuration" --device cuda --steps 20 --json 2>>"$output/log.txt")" step_seconds)
 steps=$(awk -v s="$seconds" -v t="$step" 'BEGIN {print int(0.93 * s / t)}')
 started=$SECONDS

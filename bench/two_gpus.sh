@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A training step on two GPUs of one host in every way of the README's tables, beside each of them alone, all with its timeline.
+# A training step on two GPUs of one host in every way of the README's tables, and on each GPU alone, all with its timeline.
 #
 #   bench/two_gpus.sh OUTPUT_DIR [NAME...]     all of them, or those whose names begin so; a quarter to a whole minute each
 #
 # Takes `fulmen` from PATH, else from build/cuda/bin. OUTPUT_DIR gets NAME.txt and NAME.json.gz; what failed is said and does not
-# stop the rest. The 7B and the 385M's long sequences need cards of 141 GB. Of pipelines, layers a stage are those that balance
+# stop the rest. The 7B and the 385M's long sequences need cards of 141 GB. In pipelines the layers of a stage are chosen to balance
 # the head on the last.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,8p' "$0" >&2; exit 2; }

@@ -47,7 +47,7 @@ endfunction()
 add_library(fulmen_options INTERFACE)
 target_compile_options(fulmen_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wno-unknown-pragmas>)
-# What keeps loops with square roots and comparisons from vectorising; neither changes a result. Of all targets: headers that
+# These keep loops with square roots and comparisons from vectorising; neither changes a result. For all targets: headers that
 # are compiled once are good only for those that are compiled alike.
 target_compile_options(fulmen_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno -fno-trapping-math>)
 # nvcc's front end cannot check fmt's format strings while it compiles.

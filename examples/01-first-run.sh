@@ -8,7 +8,7 @@ make_corpus
 make_configuration train.yaml 60
 fulmen train train.yaml
 
-# The loss beside those of a uniform and of a unigram model. Lower is better.
+# The loss, compared with a uniform and a unigram model. Lower is better.
 fulmen eval --checkpoint run/checkpoints --data corpus/holdout --baseline corpus
 fulmen generate --checkpoint run/checkpoints --tokenizer bytes --prompt 'The ' --tokens 60
 fulmen inspect run

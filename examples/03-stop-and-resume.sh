@@ -24,6 +24,6 @@ wait "$job" || code=$?
 [ "$code" = 75 ] || { echo "the stopped run ended with $code, not 75" >&2; exit 1; }
 fulmen inspect run
 
-# The same command goes on from the newest checkpoint. The layout may be another one.
+# The same command goes on from the newest checkpoint. The layout may differ.
 train --set parallel.pipeline=2
 expect_close "$(last_loss run)" "$(last_loss whole)" 1e-9 "loss of step 100, resumed and uninterrupted"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A scaling table: tokens per second of one model on 1, 2 and 4 data-parallel ranks, with the same work for each rank.
-# Efficiency is the rate over that of one rank times the ranks. Ranks that share a core share its rate.
+# Efficiency is the rate divided by the rate of one rank times the ranks. Ranks that share a core share its rate.
 #
 #   examples/06-scaling-table.sh [FOLDER]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,11 +1,11 @@
-# What the examples share: the program, a folder of their own, ranks, a corpus and a configuration. Each sources this.
+# Shared by the examples: the program, a folder of their own, ranks, a corpus and a configuration. Each sources this.
 set -euo pipefail
 export LC_ALL=C OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source_tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=${FULMEN:-$source_tree/build/cpu/bin/fulmen}
 [ -x "$program" ] || { echo "$program is missing: build it (cmake --preset cpu && cmake --build --preset cpu)" >&2; exit 2; }
 
-# A folder of the example's own, emptied: build/examples/NAME, or the one that is given.
+# A folder of the example's own, emptied: build/examples/NAME, or the given folder.
 folder=${1:-$source_tree/build/examples/$(basename "$0" .sh)}
 rm -rf "$folder"
 mkdir -p "$folder"

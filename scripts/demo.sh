@@ -54,7 +54,7 @@ echo "stopped with exit code 75: a checkpoint is there, start me again"
 say "resuming as tensor 2 x data 2"
 "${ranks[@]}" 4 "$fulmen" train configs/demo.yaml --set parallel.pipeline=1 --set parallel.tensor=2
 
-say "held-out loss, beside what a uniform and a unigram model reach"
+say "held-out loss, compared with a uniform and a unigram model"
 "${ranks[@]}" 2 "$fulmen" eval --checkpoint "$run/checkpoints" --data "$corpus/holdout" --baseline "$corpus"
 
 say "generating"

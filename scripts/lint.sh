@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case ${1:-} in -?*) [ "$1" = --all ] || { sed -n '2,8p' "$0" >&2; exit 2; } ;; esac
-program=clang-tidy-16  # an older one cannot read the standard library's views
+program=clang-tidy-16  # older versions cannot read the standard library's views
 command -v "$program" >/dev/null || { echo "lint: $program is missing; scripts/setup.sh installs it" >&2; exit 2; }
 commands=build/${PRESET:-cpu}/compile_commands.json
 [ -e "$commands" ] || { echo "lint: $commands is missing; run cmake --preset ${PRESET:-cpu}" >&2; exit 2; }

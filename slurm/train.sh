@@ -15,7 +15,7 @@
 #   FULMEN_ROOT     this source tree, or PREFIX/share/fulmen; default: where the script that sbatch was given lies, else the folder of sbatch
 #   RANKS_PER_NODE  default: sbatch's tasks, else one rank per GPU that the job has on a node, else one per node
 #   CPUS_PER_RANK   cores, and so threads, of a rank; default: --cpus-per-task, else the node's share. OMP_NUM_THREADS wins.
-#   MPI_LAUNCH      auto, or one of srun's --mpi types (pmix, pmi2, none, ...), or mpirun
+#   MPI_LAUNCH      auto, or a type of srun's --mpi (pmix, pmi2, none, ...), or mpirun
 #
 # How a run ends, and what happens then (fulmen's exit code is also in verdict.yaml in the run folder, which is what counts:
 # srun's own code is the largest of all tasks', so that a killed rank's 137 hides a 75):
@@ -45,7 +45,7 @@ refuse() {
   exit 2
 }
 
-# A task of a job array is named by its place in it: its number may be that of the whole array.
+# A task of a job array is named by its place in it: its number may belong to the whole array.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-${SLURM_JOB_ID:-}}
 attempt=${SLURM_RESTART_COUNT:-0}
@@ -166,13 +166,13 @@ find_ranks() {
   fi
 }
 
-# Debian's Open MPI, for one, has no PMI-2: its ranks would each run alone. Other MPI libraries have it.
+# Debian's Open MPI, for example, has no PMI-2: its ranks would each run alone. Other MPI libraries have it.
 speaks_pmi2() {
   ldd "$program" 2>/dev/null | grep -q libopen-pal || return 0
   ompi_info --parsable 2>/dev/null | grep -q '^mca:pmix:s2:'
 }
 
-# What starts the ranks and lets them find each other; `launcher` is the command and `launch` its name for the log.
+# The launcher starts the ranks and lets them find each other; `launcher` is the command and `launch` its name for the log.
 find_launcher() {
   local offered
   launch=${MPI_LAUNCH:-auto}
@@ -205,7 +205,7 @@ secret_name() {
   return 1
 }
 
-# Whether a text holds a secret: the value of a variable that is named like one, a password in an address, or what looks like
+# Whether a text holds a secret: the value of a variable that is named like a secret, a password in an address, or what looks like
 # a key that a service gave out.
 secrets=()
 for name in $(compgen -e); do
@@ -243,7 +243,7 @@ words() {
   done
 }
 
-# What this attempt runs, where and with what: one file for each attempt.
+# Records what this attempt runs, where and with what: one file for each attempt.
 record_environment() {
   local part
   echo "resumes_from: $checkpoint_before"

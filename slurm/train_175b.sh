@@ -5,7 +5,7 @@
 #   sbatch slurm/train_175b.sh [fulmen train flags...]
 #
 # With --nodes=22, 33, ... the further ranks are data-parallel.
-# Each rank holds 2.0 B parameters: 32 GB at 16 bytes each, beside its activations. A checkpoint is 2.1 TB, and the signal
+# Each rank holds 2.0 B parameters: 32 GB at 16 bytes each, plus its activations. A checkpoint is 2.1 TB, and the signal
 # leaves twenty minutes for a step and that. FULMEN_CONFIG names another configuration. On nodes with GPUs, one rank for
 # each: sbatch --gpus-per-node=8 slurm/train_175b.sh
 #

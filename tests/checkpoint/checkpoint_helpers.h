@@ -94,7 +94,7 @@ class OwnedPiece {
           seed);
   }
 
-  // The cells that differ from what they should hold, NaN included, plus those written beside the piece.
+  // The cells that differ from what they should hold, NaN included, plus cells written outside the piece.
   std::int64_t wrong(std::uint64_t seed) {
     std::int64_t count = 0;
     visit([&](double expected, auto& cell) { count += !(static_cast<double>(cell) == expected); }, seed);

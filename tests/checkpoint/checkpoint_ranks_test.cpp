@@ -141,7 +141,7 @@ TEST(CheckpointRanks, ADiskFullOnOneRankFailsAllAndLeavesTheOlderValid) {
   save_split(root.path(), 1, world, 11);
   for (int failing = 0; failing < world.size(); ++failing) {
     for (const rlim_t bytes : {rlim_t{0}, rlim_t{100}, rlim_t{3000}}) {
-      for (const std::int64_t step : {1, 2}) {  // over the valid one, and beside it
+      for (const std::int64_t step : {1, 2}) {  // over the valid checkpoint, and next to it
         std::unique_ptr<FileSizeLimit> limit;
         if (world.rank() == failing) limit = std::make_unique<FileSizeLimit>(bytes);
         const std::string message = shared_message<UserError>(world, [&] { save_split(root.path(), step, world, 12); });

@@ -1,4 +1,4 @@
-// What a manifest holds comes back; each way in which one can be wrong has its message.
+// The content of a manifest comes back; each way in which a manifest can be wrong has its message.
 #include "checkpoint/manifest.h"
 
 #include <yaml-cpp/yaml.h>

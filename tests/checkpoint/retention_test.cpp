@@ -1,5 +1,5 @@
-// The newest valid checkpoint is found past broken ones; pruning takes old ones and leftovers, never links or
-// strangers.
+// The newest valid checkpoint is found past broken checkpoints; pruning takes old checkpoints and leftovers, never
+// links or strangers.
 #include "checkpoint/manifest.h"
 #include "framework/files.h"
 #include "tests/checkpoint/checkpoint_helpers.h"

@@ -176,7 +176,7 @@ TEST_F(Reader, FlippedBit) {
   verify_corpus(folder_.path());
   const fs::path shard = folder_ / "shard-00000.h5";
   std::string bytes = read_text(shard);
-  // The tokens as they are stored, found by their first ones.
+  // The tokens as they are stored, found by their first tokens.
   std::vector<std::int32_t> head(8);
   CorpusReader(folder_.path()).read(0, head);
   std::string stored;

@@ -47,7 +47,7 @@ struct Configuration {
     s.add("train.optimizer.eps", eps, {std::numeric_limits<double>::min()}, "Added to the root | of the variance.");
     s.add("train.schedule.kind", schedule, {{"constant"}, {"cosine"}, {"wsd"}, {"rsqrt", "nobody asked for it"}},
           "How the learning rate goes.");
-    s.add("checkpoint.async", async, "Write checkpoints beside the training.");
+    s.add("checkpoint.async", async, "Write checkpoints while training goes on.");
     s.add("run.threads", threads, {1, 4096}, "Threads of each rank.");
     s.add_path("run.directory", directory, "Where everything goes.");
     s.require("data.path");
@@ -71,7 +71,7 @@ void expect_refused(const std::string& text, const std::vector<std::string>& wor
   expect_user_error([&] { schema.parse(text, "a.yaml", overrides); }, words);
 }
 
-// What `schema` makes of the least configuration with one override.
+// The result of `schema` for the least configuration with one override.
 Configuration with(const std::string& setting) {
   Configuration configuration;
   configuration.schema().parse(least, "a.yaml", {setting});

@@ -27,7 +27,7 @@ std::string repeated(const std::string& text, std::size_t times) {
   return all;
 }
 
-// Of the processor, which other programs do not lengthen.
+// Seconds of the processor, which other programs do not lengthen.
 double seconds_of(const std::function<void()>& work) {
   const std::clock_t start = std::clock();
   work();

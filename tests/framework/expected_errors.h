@@ -1,4 +1,4 @@
-// What a test says of an error that it expects.
+// A test's description of an error that it expects.
 #pragma once
 
 #include <exception>

@@ -65,7 +65,7 @@ TEST(OutsideFiles, NamesThatAFileFromOutsideMayGive) {
   EXPECT_NE(file_name_problem(std::string_view("a\0b", 3)), "");
 }
 
-// A FIFO that nobody writes to, a socket and a device are refused at once, by whoever is to read them as a file.
+// A FIFO without a writer, a socket and a device are refused at once, by whoever is to read them as a file.
 TEST(OutsideFiles, OnlyOrdinaryFilesAreRead) {
   const TemporaryFolder folder;
   ASSERT_EQ(mkfifo((folder / "fifo").c_str(), 0600), 0);

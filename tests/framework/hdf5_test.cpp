@@ -288,7 +288,7 @@ TEST_F(Hdf5, VirtualDatasetsSurviveRenamingAndShowMissingPiecesAsNan) {
   expect_user_error([&] { file.dataset("/parameters/w"); }, {"/parameters/w", "virtual"});
 }
 
-// What names other files is refused, and nothing that it names is opened: a FIFO would be waited for.
+// A dataset that names other files is refused, and nothing that it names is opened: opening a FIFO would wait.
 TEST_F(Hdf5, NothingLeadsOutOfAFile) {
   const fs::path path = folder_ / "x.h5", other = folder_ / "other.h5";
   std::vector<double> values = random_values(4);
@@ -431,7 +431,8 @@ TEST_F(Hdf5, AFullDiskIsReported) {
               "full.h5: x: cannot be written .HDF5: File too large.");
 }
 
-// Many small datasets, one that grows, and disks of every size: what is not reported as unwritten reads back as it was.
+// Many small datasets, a growing dataset, and disks of every size: all data that is not reported as unwritten reads
+// back.
 [[noreturn]] void fill_disks_of_every_size(const fs::path& folder) {
   std::signal(SIGXFSZ, SIG_IGN);
   constexpr int datasets = 12;

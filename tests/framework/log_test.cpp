@@ -1,4 +1,4 @@
-// What log lines and progress look like, off a terminal and on one.
+// The form of log lines and progress, with a terminal and without.
 #include "framework/log.h"
 
 #include <pty.h>
@@ -15,7 +15,7 @@
 namespace fulmen {
 namespace {
 
-// What `action` writes to standard error.
+// The text that `action` writes to standard error.
 template <class F>
 std::string standard_error_of(F&& action) {
   ::testing::internal::CaptureStderr();

@@ -136,7 +136,7 @@ TEST(Arena, HoldsTheMostThatWasOutAtOnce) {
   step();
   EXPECT_EQ(arena.blocks(), 1u);
   EXPECT_EQ(ledger.current_total(), 35u * mebibyte);
-  // 30, and a least block beside it: what is too small is given back before what replaces it is made.
+  // 30, and a least block: a block that is too small is given back before its successor is made.
   EXPECT_EQ(ledger.peak_total(), 38u * mebibyte);
 }
 

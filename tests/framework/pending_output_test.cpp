@@ -99,7 +99,7 @@ TEST_F(Pending, ReplacesOnlyWhenAskedTo) {
   EXPECT_EQ(read_text(folder_ / "folder/part"), "second");
   EXPECT_EQ(entries(), (std::vector<std::string>{"file", "folder"}));
 
-  // What is no result of the kind stays, whatever is permitted.
+  // A folder that is no result of the kind stays, whatever is permitted.
   write_text_atomically(folder_ / "folder/thesis.txt", "words");
   for (const bool overwrite : {false, true})
     expect_user_error([&] { write_folder(folder_ / "folder", overwrite, "third"); }, {"folder"});

@@ -69,7 +69,7 @@ TEST_F(StandardStreams, TheLimitOfAFileIsAnErrorOfItsWrite) {
   EXPECT_EXIT(write_beyond_the_limit(folder / "f"), ::testing::ExitedWithCode(0), "");
 }
 
-// What finish_standard_output says of `printed` on a disk that is full: at its end, or at a flush before.
+// The verdict of finish_standard_output on `printed` with a full disk: at its end, or at a flush before.
 [[noreturn]] void finish_on_full_disk(bool flushed_before) {
   if (std::freopen("/dev/full", "w", stdout) == nullptr) std::exit(4);
   std::printf("a result");

@@ -1,4 +1,4 @@
-// Views: every element that a slice, select or split reaches is the one that index arithmetic says.
+// Views: every element that a slice, select or split reaches is the element that index arithmetic says.
 #include "framework/tensor.h"
 
 #include <numeric>

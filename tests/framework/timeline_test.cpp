@@ -1,4 +1,4 @@
-// What a step's intervals add up to, and the trace that is drawn from them.
+// Sums over a step's intervals, and the trace that is drawn from them.
 #include "framework/timeline.h"
 
 #include <thread>

@@ -1,4 +1,4 @@
-// A dataset as any HDF5 program reads it, through the C library alone: virtual ones, too, which fulmen::hdf5 never
+// A dataset as any HDF5 program reads it, through the C library alone: virtual datasets, too, which fulmen::hdf5 never
 // follows.
 #pragma once
 

@@ -74,7 +74,7 @@ TEST(Adamw, RefusesUnequalLengths) {
   EXPECT_THROW(adamw_update(host.execution, four, four, four, three, scalars, {}), InternalError);
 }
 
-// Slices that begin anywhere, longer than one block of a GPU, and every copy that it rounds; nothing beside them
+// Slices that begin anywhere, longer than one block of a GPU, and every copy that it rounds; nothing next to them
 // changes.
 TEST(Adamw, SlicesOfAnyAlignment) {
   struct DTypes {

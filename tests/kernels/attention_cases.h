@@ -87,7 +87,7 @@ struct Triple {
   Tensor query, key, value;
 };
 
-// Elements of a row besides those of the tensors, and where the first tensor begins.
+// Elements of a row other than the tensors', and where the first tensor begins.
 inline std::int64_t row_padding(Layout layout) {
   return layout == Layout::aligned ? 8 : layout == Layout::ragged ? 5 : 0;
 }

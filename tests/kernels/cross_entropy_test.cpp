@@ -47,7 +47,7 @@ Result whole_cross_entropy(const Problem& p, DType dtype, std::int64_t padding, 
   return {testing::read(losses), testing::read(d_logits.slice(1, 0, p.vocabulary))};
 }
 
-// The vocabulary cut over `ranks`, each holding `local` columns, some of the last ones padding.
+// The vocabulary cut over `ranks`, each holding `local` columns, some of the last columns padding.
 Result split_cross_entropy(const Problem& p, DType dtype, int ranks, std::int64_t padding, double scale,
                            bool in_place) {
   Host host;
@@ -250,7 +250,7 @@ void check_wide(DType dtype, std::int64_t tokens, std::int64_t vocabulary, std::
   const testing::Sliced& target = in_place ? logits : own;
   cross_entropy_backward(host.execution, logits, targets, weights, 0, vocabulary, maximum, exp_sum,
                          host.tensor(DType::fp64, {1}, {scale}), target);
-  // The logits are what the dtype holds, so the sums are as good as those of fp32.
+  // The logits are exact in the dtype, so the sums are as good as in fp32.
   testing::expect_close(loss, losses, testing::tolerance_of(sums_dtype), "losses");
   testing::expect_close(target, d_logits, testing::tolerance_of(dtype), "d_logits");
   const auto expect_zeros_and_margins = [&](const testing::Sliced& written) {

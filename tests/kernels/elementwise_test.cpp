@@ -75,7 +75,7 @@ TEST(Elementwise, AddToKeepsStrides) {
   }
 }
 
-// Of every number of parts, in their order, to the bit; out is poisoned memory, or the part in the middle.
+// For every number of parts, in their order, to the bit; out is poisoned memory, or the part in the middle.
 template <class Sum>
 void expect_sum_of_parts(std::int64_t size, DType dtype, int count, std::uint64_t stream) {
   Random random(stream);
@@ -209,7 +209,7 @@ Values pattern(std::int64_t count, DType dtype) {
   return testing::rounded(values, dtype);
 }
 
-// Slices of a vector that begin anywhere, and one that more than fills every thread of a GPU.
+// Slices of a vector that begin anywhere, and a slice that more than fills every thread of a GPU.
 TEST(Elementwise, SlicesOfAnyAlignment) {
   for (const DType dtype : testing::test_dtypes()) {
     for (const std::int64_t offset : {0, 1, 3, 8}) {

@@ -1,4 +1,4 @@
-// What the kernel tests share: tensors filled from double-precision values, outputs poisoned with NaN, comparisons that
+// Shared by the kernel tests: tensors filled from double-precision values, outputs poisoned with NaN, comparisons that
 // NaN never passes, finite differences. With FULMEN_TEST_DEVICE=cuda the tests run on GPU 0, or are all skipped where
 // there is none.
 #pragma once
@@ -24,7 +24,7 @@ namespace fulmen::testing {
 
 using Values = std::vector<double>;
 
-// Fresh inputs in every run. FULMEN_TEST_SEED repeats one; a failure prints it.
+// Fresh inputs in every run. FULMEN_TEST_SEED repeats a run; a failure prints it.
 inline std::uint64_t run_seed() {
   static const std::uint64_t seed = [] {
     const char* const given = std::getenv("FULMEN_TEST_SEED");
@@ -165,7 +165,7 @@ inline void copy_bytes_to(const Tensor& x, const void* host, std::size_t bytes) 
 
 }  // namespace detail
 
-// Rounds to the tensor's dtype. What lies between the elements of a strided tensor stays.
+// Rounds to the tensor's dtype. Memory between the elements of a strided tensor stays.
 inline void write(const Tensor& x, const Values& values) {
   ASSERT_EQ(static_cast<std::size_t>(x.elements()), values.size());
   if (x.elements() == 0) return;

@@ -29,8 +29,8 @@ std::vector<AttentionCase> sliced_cases() {
                        .documents = variant >= 1,
                        .layout = static_cast<Layout>(i % 3),
                        .value_activation = i % 5 == 0 ? Activation::silu : Activation::none});
-  // What the fast path takes, with slices that it cuts into pieces, and decays that keep all of a slice in sight or
-  // little.
+  // Cases that the fast path takes, with slices that it cuts into pieces, and decays that keep all of a slice in sight
+  // or little.
   if (testing::on_gpu())
     for (const std::int64_t width : {64, 128})
       for (int variant = 0; variant < 4; ++variant)
@@ -161,7 +161,7 @@ TEST(LinearAttentionStates, SlicesMakeTheWholeForward) {
   }
 }
 
-// What the backward pass of slices starts from, by slice.
+// The start of the backward pass of slices, by slice.
 struct SliceStates {
   std::vector<Tensor> before;                         // the state before the slice
   std::vector<Tensor> piece_states, piece_gradients;  // of the pieces that a GPU cuts it into
@@ -180,7 +180,7 @@ SliceStates pass_states(Slices& slices, const AttentionCase& c, DType dtype, con
     linear_attention_initial_state_gradient(host.execution, slices.inputs(s), slices.part(upstream, s),
                                             slices.states.select(0, s), kept);
   }
-  // What the pieces make of zero becomes what they begin with.
+  // The states that the pieces make of zero become their initial states.
   for (std::int64_t s = 0; s < slices.count(); ++s) {
     LinearAttentionInputs inputs = slices.inputs(s);
     inputs.initial_state = result.before[static_cast<std::size_t>(s)];

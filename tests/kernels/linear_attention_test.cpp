@@ -63,7 +63,7 @@ Recurrent run_recurrent_form(Host& host, const reference::LinearAttentionProblem
   return result;
 }
 
-// The state that a row starts from: the initial one, or zeros.
+// The state that a row starts from: the initial state, or zeros.
 Tensor make_state(Host& host, const reference::LinearAttentionProblem& p, DType dtype) {
   const Shape shape = testing::state_shape(p);
   return host.tensor(accumulation_dtype(dtype), shape,

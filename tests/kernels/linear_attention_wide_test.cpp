@@ -282,7 +282,8 @@ TEST(LinearAttentionWide, FullPrecision) {
                      {DType::fp64}, 44000);
 }
 
-// Of forward and backward in a run of their own. With kept states between pieces: whether there were any goes to `cut`.
+// Results of forward and backward in a run of their own. With kept states between pieces: whether there were any goes
+// to `cut`.
 Values all_results(const AttentionCase& c, const reference::LinearAttentionProblem& problem, DType dtype,
                    const Upstream& upstream, bool* cut = nullptr) {
   Host host;

@@ -7,11 +7,11 @@
 namespace fulmen::testing {
 
 inline constexpr std::int64_t wide_widths[] = {1, 7, 8, 64, 100, 1024, 2048, 4096, 5632, 10000};
-// Columns before a slice: none, an odd one, a whole number of vectors. 0 is the whole matrix, contiguous.
+// Columns before a slice: none, an odd number, a whole number of vectors. 0 is the whole matrix, contiguous.
 inline constexpr std::int64_t slice_offsets[] = {0, 1, 8};
 inline constexpr std::int64_t many_rows = 70000;
 
-// A matrix as part of one that is wider by 16 columns of NaN, or the whole when offset is 0.
+// A matrix as part of a matrix that is wider by 16 columns of NaN, or the whole when offset is 0.
 struct Sliced {
   Tensor whole, part;
 
@@ -24,7 +24,7 @@ struct Sliced {
   }
   operator const Tensor&() const { return part; }  // NOLINT: it stands for its part
 
-  // Nothing was written beside the part, whose own values are all numbers.
+  // Nothing was written outside the part, whose own values are all numbers.
   void expect_margins_untouched() const {
     std::int64_t poisoned = 0;
     for (const double value : read(whole)) poisoned += std::isnan(value);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wrong checkpoints, and resuming what must not be mixed: one clear message, exit code 2, nobody left over.
+# Wrong checkpoints, and resuming what must not be mixed: one clear message, exit code 2, no process left over.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 make_byte_corpus corpus 400
@@ -66,7 +66,7 @@ check 'nothing else is' grep -q '"unprotected":\[\]' out
 cp -r $checkpoint step-00000009
 refuse 1 step-00000009 'step 4' -- eval --checkpoint step-00000009 --data corpus
 
-# Of another model.
+# A checkpoint of another model.
 for other in model.layers=3 model.hidden=64 model.heads=2 model.glu=96 model.vocabulary=300 'model.lrpe_layers=[0, 1]'; do
   key=${other%%=*}
   refuse 1 "$checkpoint" 'another model' "${key#model.}" -- train good.yaml --resume "$checkpoint" --set "$other" --set run.directory=other

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wrong commands, flags and configurations: one clear message, exit code 2, nobody left over.
+# Wrong commands, flags and configurations: one clear message, exit code 2, no process left over.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 make_byte_corpus corpus 400
@@ -127,7 +127,7 @@ check 'nothing was trained' test ! -e run/metrics.jsonl
 
 OMP_NUM_THREADS= refuse 1 run.threads 'core' -- train good.yaml --set run.threads=65536
 
-# What a batch script asks for comes from the program, however the file writes it, and nothing is trained.
+# The values that a batch script asks for come from the program, however the file writes it, and nothing is trained.
 sed '/^run:/d' good.yaml >odd.yaml
 cat >>odd.yaml <<'END'
 run:

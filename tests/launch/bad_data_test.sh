@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wrong texts and corpora: one clear message that names the shard, exit code 2, nobody left over.
+# Wrong texts and corpora: one clear message that names the shard, exit code 2, no process left over.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 make_byte_corpus corpus 800 --shard-tokens 12000
@@ -56,14 +56,14 @@ printf 'caf\xe9 and more text, again and again and again\n' >latin1.txt
 cat corpus.txt >>latin1.txt
 succeed 1 prepare --input latin1.txt --output latin1 --vocabulary 300
 check 'text that is not UTF-8 is told of' grep -q 'not UTF-8' err
-# Of two that start at once one makes the corpus.
+# Two commands start at once; one makes the corpus.
 for writer in 1 2; do "$FULMEN_HERE" prepare --input corpus.txt --output both --tokenizer bytes >/dev/null 2>both$writer.err & done
 wait
 check 'one of two writers goes on' test "$(cat both?.err | grep -c '^fulmen: error')" -le 1
 check 'its corpus is whole' "$FULMEN_HERE" inspect both
 check 'nothing else is left' test ! -e both.partial
 
-# Another corpus in the place of the one that was trained on; the same elsewhere; another tokeniser; a baseline that is larger.
+# Another corpus in the place of the trained corpus; the same elsewhere; another tokeniser; a baseline that is larger.
 cp -r corpus elsewhere
 succeed 1 train good.yaml --set train.steps=2 --set data.path=elsewhere --allow-change train.steps
 make_byte_corpus other 500
@@ -92,7 +92,7 @@ for name in ../evil.sh "$FOLDER/evil.sh" ..; do
   edit_manifest damaged/manifest.yaml "s|file: shard-00001.h5|file: $name|"
   refuse_corpus damaged damaged/manifest.yaml 'shards\[1\]' "$name"
 done
-# A tokeniser that bears the name of one of the run's own files.
+# A tokeniser that bears the name of a file of the run.
 rm -rf damaged && cp -r latin1 damaged && mv damaged/tokenizer.model damaged/STOP
 edit_manifest damaged/manifest.yaml 's|file: tokenizer.model|file: STOP|'
 succeed 1 train good.yaml --set train.steps=2 --set data.path=damaged --set model.vocabulary=300 --set run.directory=named
@@ -100,7 +100,7 @@ check 'it stops nothing' grep -q '^exit_code: 0' named/verdict.yaml
 check 'in the run it has the name of a tokeniser' cmp named/tokenizer.model latin1/tokenizer.model
 check 'in checkpoints, too' cmp named/checkpoints/step-00000002/tokenizer.model latin1/tokenizer.model
 
-# What is no ordinary file would be waited for.
+# The program would wait for a file that is not ordinary.
 rm -rf damaged && cp -r corpus damaged && rm damaged/shard-00001.h5 && mkfifo damaged/shard-00001.h5
 refuse_corpus damaged damaged/shard-00001.h5 'a FIFO'
 rm -rf damaged && mkdir damaged && mkfifo damaged/manifest.yaml
@@ -109,7 +109,7 @@ refuse 1 damaged/manifest.yaml 'a FIFO' -- inspect damaged
 mkfifo waiting.yaml
 refuse 1 waiting.yaml 'a FIFO' -- train waiting.yaml
 
-# Shards. The one in the middle is damaged, which on four ranks only one of them sees.
+# Shards. The middle shard is damaged, which on four ranks only one rank sees.
 damage() {
   rm -rf damaged
   cp -r corpus damaged
@@ -142,7 +142,7 @@ rm -rf damaged && "$HELPERS/make_corpus" damaged 257 --move-end corpus
 refuse_corpus damaged damaged/shard-00000.h5 checksum 'document ends'
 succeed 1 inspect corpus --json
 check 'nothing of it is unprotected' grep -q '"unprotected":\[\]' out
-# Of version 1, or without checksums, it still opens, and is not called verified.
+# In version 1, or without checksums, it still opens, and is not called verified.
 damage && edit_manifest damaged/manifest.yaml 's/, document_ends_xxh3: "[0-9a-f]*"//'
 succeed 1 inspect damaged --json
 check 'what is unprotected is said' grep -q '"unprotected":\["the manifest itself","the document ends of' out

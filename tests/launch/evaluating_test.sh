@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is no result of an evaluation is not given as one; and targets that do not count.
+# An evaluation gives no result that is none; and targets that do not count.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 make_byte_corpus corpus 60
@@ -34,7 +34,7 @@ process=$!
 for attempt in {1..300}; do [[ -e run/checkpoints/step-00000003 ]] && break; sleep 0.1; done
 for attempt in 1 2 3 4 5 6; do
   checks=$((checks + 1))
-  timeout 60 "$FULMEN_HERE" eval --checkpoint run/checkpoints --data corpus --json >out 2>err || fail 'eval beside a run' err
+  timeout 60 "$FULMEN_HERE" eval --checkpoint run/checkpoints --data corpus --json >out 2>err || fail 'eval during a run' err
 done
 touch run/STOP
 wait $process

@@ -45,7 +45,7 @@ evaluate() {
   succeed 1 eval --checkpoint imported --data corpus --sequence-length "$length" --json
   expect_loss "$1: the loss in fp32" "$loss" 1e-6
   succeed 1 gradients golden.yaml --checkpoint imported --output gradients.h5 --json
-  expect_loss "$1: the loss beside the gradients" "$loss" 1e-12
+  expect_loss "$1: the loss with the gradients" "$loss" 1e-12
   check "$1: all gradients" "$HELPERS/compare_tensors" gradients.h5 /grads "$file" /grads 1e-6
   rm gradients.h5
 }

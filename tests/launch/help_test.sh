@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the program says about itself, and docs/configuration.md.
+# The program's texts about itself, and docs/configuration.md.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 succeed 1 --version

@@ -45,7 +45,7 @@ await_end() {
   code=$?
 }
 
-# The state of a finished run: losses and norms by step, and the checksums of the last checkpoint's files. Not the one of
+# The state of a finished run: losses and norms by step, and the checksums of the last checkpoint's files. Not the checksum of
 # its manifest, which has the name of the run folder.
 state_of() {
   paste -d' ' <(json "$1/metrics.jsonl" step) <(json "$1/metrics.jsonl" loss_nats) <(json "$1/metrics.jsonl" grad_norm)

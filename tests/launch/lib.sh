@@ -1,4 +1,4 @@
-# What the scripts here share: a temporary folder, tiny corpora and configurations, running the program alone and under
+# Shared by the scripts here: a temporary folder, tiny corpora and configurations, running the program alone and under
 # mpirun, and assertions. A script sources this, makes its assertions, and ends with `finish`.
 #
 # From CTest: FULMEN (the program), HELPERS (folder of make_corpus and the like), GOLDEN (tests/data/golden), MPIEXEC, SOURCE.

@@ -1,4 +1,4 @@
-# What the scripts share that take a rank away from a job in the middle. Sourced after lib.sh, with `count`, the number of ranks,
+# Shared by the scripts that take a rank away from a job in the middle. Sourced after lib.sh, with `count`, the number of ranks,
 # and `timeout_seconds` set, good.yaml made, and in `device` the settings of where to run.
 
 # start LAYOUT...: `count` ranks that train without an end, until they have done some steps. Sets `process` and `ranks`, the

@@ -1,5 +1,5 @@
 // make_corpus FOLDER VOCABULARY --golden FILE.h5           the tokens of a golden file's /stream, one document
-// make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one of them changed, in
+// make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one token changed, in
 // shards that
 //                                                            are whole HDF5 files, under that corpus's manifest
 // make_corpus FOLDER VOCABULARY --move-end CORPUS            another corpus with the end of its first document moved,
@@ -56,7 +56,7 @@ std::vector<std::int32_t> stream_of(const std::string& golden) {
   return tokens;
 }
 
-// The manifest stays, so that its counts and checksums are the old ones.
+// The manifest stays, so that its counts and checksums are the old values.
 // A negative index changes no token, but moves the end of each shard's first document, where it is not the last, by
 // one.
 void copy_with_change(const std::filesystem::path& folder, const std::filesystem::path& source, std::int64_t index,

@@ -15,7 +15,7 @@ check 'it is told by whom' grep -q "run.directory: .*is in use by process $proce
 check 'one message' test "$(grep -c '^fulmen: error' err)" = 1
 check 'the lock stays' test -e run/run.lock
 
-# A killed run leaves its lock behind; the next one takes it over.
+# A killed run leaves its lock behind; the next run takes it over.
 kill -9 $process
 wait $process 2>/dev/null
 check 'a killed run leaves its lock' test -e run/run.lock
@@ -23,13 +23,13 @@ succeed 2 "${train[@]}" --set train.steps=3
 check 'the lock is taken over' grep -q "taking over .*run.lock of process $process" err
 check 'the lock is given back' test ! -e run/run.lock
 
-# A process of the same number that is another one; a lock that was cut short.
+# Another process of the same number; a lock that was cut short.
 here="$(cat /proc/sys/kernel/random/boot_id) $(readlink /proc/self/ns/pid)"
 printf 'host: %s\nmachine: %s\npid: %s\nstarted: 1\njob: ""\nsince: "then"\n' "$(hostname)" "$here" $$ >run/run.lock
 succeed 1 "${train[@]}" --set train.steps=4
 : >run/run.lock
 succeed 1 "${train[@]}" --set train.steps=5
-# Of another host, and not renewed: an earlier start of the same Slurm job at once.
+# A lock of another host that is not renewed: an earlier start of the same Slurm job at once.
 printf 'host: elsewhere\npid: 1\nstarted: 1\njob: "77"\nsince: "then"\n' >run/run.lock
 SLURM_JOB_ID=77 succeed 1 "${train[@]}" --set train.steps=6
 
@@ -43,7 +43,7 @@ kill $renewal
 wait $renewal 2>/dev/null
 rm run/run.lock
 
-# A lock that somebody removed is made again; one that another run has by now ends this one, which writes nothing more.
+# A lock that somebody removed is made again; a lock that another run has by now ends this run, which writes nothing more.
 for run in removed taken; do
   "$FULMEN_HERE" "${train[@]}" --set train.steps=1000000 --set run.directory=$run >$run.out 2>$run.err &
   declare $run=$!

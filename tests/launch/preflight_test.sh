@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What can be known before the first step is said there: the place of checkpoints and its room. And a save that fails
+# A run checks before its first step all that it can: the place of checkpoints and its room. And a save that fails
 # in the middle of a run does not end it.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

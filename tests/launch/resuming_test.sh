@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stopping and resuming changes nothing: bit for bit on the same layout, to rounding on another one.
+# Stopping and resuming changes nothing: bit for bit on the same layout, to rounding on another layout.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 make_byte_corpus corpus 400
@@ -38,13 +38,13 @@ check 'from a checkpoint of another run' "$HELPERS/compare_tensors" whole/checkp
   branch/checkpoints/step-00000012/parameters.h5 '' 0
 
 succeed 1 train good.yaml --set run.directory=copy --resume whole/checkpoints/step-00000012
-check 'a finished run of another folder is kept in this one' test -f copy/checkpoints/step-00000012/manifest.yaml
+check 'a finished run of another folder is kept in this folder' test -f copy/checkpoints/step-00000012/manifest.yaml
 
-# Back to an earlier step: the later ones are of a branch that is left, neither pruned nor resumed.
+# Back to an earlier step: later checkpoints belong to a branch that is left, neither pruned nor resumed.
 cp -r whole back
 succeed 1 train good.yaml --set run.directory=back --rewind back/checkpoints/step-00000005 --set train.steps=7 --set checkpoint.keep=1 --allow-change train.steps
 check 'the new branch is kept' test "$(ls back/checkpoints | tr '\n' ' ')" = 'set-aside step-00000007 '
-check 'the old one is set aside' test "$(ls back/checkpoints/set-aside | tr '\n' ' ')" = 'metrics.jsonl step-00000010 step-00000012 '
+check 'the old branch is set aside' test "$(ls back/checkpoints/set-aside | tr '\n' ' ')" = 'metrics.jsonl step-00000010 step-00000012 '
 check 'with what was logged of it' diff <(json back/checkpoints/set-aside/metrics.jsonl step) <(seq 12)
 succeed 1 train good.yaml --set run.directory=back --set train.steps=8 --allow-change train.steps
 check 'the new branch goes on' diff <(json back/metrics.jsonl step) <(seq 8)
@@ -69,7 +69,7 @@ in_pieces 1 tuned 1 --resume tuned/checkpoints/step-00000008
 succeed 1 train good.yaml --set run.directory=tuned --resume tuned
 check 'from a step of its own, there or pruned' diff <(json tuned/metrics.jsonl step) <(seq 6 12)
 refuse 1 step-00000099 'no such folder' -- train good.yaml --set run.directory=tuned --resume tuned/checkpoints/step-00000099
-refuse 1 'is not what the checkpoints in tuned/checkpoints descend from' --rewind -- \
+refuse 1 'is no ancestor of the checkpoints in tuned/checkpoints' --rewind -- \
   train good.yaml --set run.directory=tuned --resume whole/checkpoints/step-00000010
 refuse 1 'both given' -- train good.yaml --set run.directory=tuned --resume $five --rewind $five
 # Going back is another wish, each time it is said.

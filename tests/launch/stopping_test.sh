@@ -97,7 +97,7 @@ check 'every step once, to the end' diff <(json run/metrics.jsonl step) <(seq $l
 succeed 2 train good.yaml --set train.schedule.kind=constant --set train.steps=$last
 check 'a finished run does nothing more' diff <(json run/metrics.jsonl step) <(seq $last)
 
-# A crash between checkpoints: the steps after the last one are done again.
+# A crash between checkpoints: the steps after the last checkpoint are done again.
 start 4 --set checkpoint.every=3
 kill -9 "$(leftover_processes | head -n 1)"
 for attempt in {1..150}; do kill -0 $process 2>/dev/null || break; sleep 0.1; done
@@ -108,7 +108,7 @@ last=$(($(lines) + 5))
 succeed 4 train good.yaml --set train.schedule.kind=constant --set train.steps=$last
 check 'every step once after a crash' diff <(json run/metrics.jsonl step) <(seq $last)
 
-# mpirun does not give the ranks time on SIGTERM; what is there stays valid, and nobody is left.
+# mpirun does not give the ranks time on SIGTERM; existing checkpoints stay valid, and no process is left.
 start 4
 kill -TERM $process
 for attempt in {1..150}; do kill -0 $process 2>/dev/null || break; sleep 0.1; done
@@ -118,7 +118,7 @@ no_one_left 'SIGTERM to mpirun'
 check 'the checkpoint before it is valid' "$FULMEN_HERE" inspect run/checkpoints --json
 
 # Ctrl-C reaches all of mpirun's group; mpirun gives the ranks a second. Who has saved by then ends without an error, and
-# nobody points at flight records that are not there.
+# no message points at flight records that are not there.
 # On a busy machine the second may end between the verdict and a rank's own end: three tries.
 for try in 1 2 3; do
   rm -rf run
@@ -152,7 +152,7 @@ expect_code 3 1 train good.yaml --set train.optimizer.lr=1e3 --set train.optimiz
   --allow-change train.optimizer.lr --allow-change train.optimizer.weight_decay --allow-change train.steps
 check 'right after a resume not the same checkpoint' grep -q -- '-> diverged/checkpoints/step-00000002 leads there: go back to an older' err
 
-# What is taken out of the run folder in the middle, and the folder itself, come back: nothing that is still to be made is lost.
+# Files taken out of the run folder in the middle, and the folder itself, come back: nothing that is still to be made is lost.
 start 1
 rm run/metrics.jsonl run/configuration.yaml
 for attempt in {1..100}; do [[ -e run/metrics.jsonl && -e run/configuration.yaml ]] && break; sleep 0.1; done

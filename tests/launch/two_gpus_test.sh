@@ -75,7 +75,7 @@ make_configuration narrow.yaml corpus
 [[ ${ONLY:-} == bf16 ]] || compare narrow.yaml fp32 1e-5
 [[ ${ONLY:-} == fp32 ]] && finish
 
-# Heads as wide as those of the released models, which take the fast path in bf16.
+# Heads as wide as in the released models, which take the fast path in bf16.
 make_chain chain.txt 350
 succeed 1 prepare --input chain.txt --output chain --tokenizer bytes
 cat >wide.yaml <<END

@@ -20,7 +20,7 @@ run: {directory: run}
 END
 succeed 4 train model.yaml --set parallel.tensor=2 --set parallel.pipeline=2
 
-# Evaluation beside the baselines.
+# Evaluation, compared with the baselines.
 succeed 1 eval --checkpoint run/checkpoints --data corpus/holdout --baseline corpus --json
 check 'the result on one line' test "$(wc -l <out)" = 1
 check 'better than the unigram model, and it better than nothing' awk -v loss="$(json out loss_nats)" \
@@ -41,7 +41,7 @@ text() { generate --tokens 60 "$@" 2>/dev/null | tokens_of; }
 check 'the same seed, the same text' test "$(text --seed 5)" = "$(text --seed 5)"
 check 'another seed, another text' test "$(text --seed 5)" != "$(text --seed 6)"
 check 'temperature 0 needs no seed' test "$(text --temperature 0 --seed 5)" = "$(text --temperature 0 --seed 6)"
-check 'the one likeliest is temperature 0' test "$(text --top-k 1 --seed 5)" = "$(text --temperature 0)"
+check 'the likeliest token is temperature 0' test "$(text --top-k 1 --seed 5)" = "$(text --temperature 0)"
 check 'a tiny top-p, too' test "$(text --top-p 1e-6 --seed 5)" = "$(text --temperature 0)"
 check 'fp64 says the same for a while' test "$(generate --tokens 10 --temperature 0 --precision fp64 2>/dev/null | tokens_of)" = \
   "$(generate --tokens 10 --temperature 0 2>/dev/null | tokens_of)"
@@ -98,7 +98,7 @@ rm "$strange/manifest.yaml"
 refuse 1 'import\\x1b\[2J' -- eval --checkpoint "$strange" --data letters
 check 'in messages, too' test "$(cat out err | tr -d '\n\t' | grep -ac '[[:cntrl:]]')" = 0
 
-# What stands under the name of a result stays, unless it is to be overwritten; a result is whole or not there.
+# An existing file under the name of a result stays, unless it is to be overwritten; a result is whole or not there.
 trained=run/checkpoints/step-00000060
 sums() { find "$@" -type f -exec md5sum {} + | sort; }
 kept() { check "$1 is left as it was" diff <(sums "$1") "$FOLDER/sums"; }

@@ -36,7 +36,7 @@ double finite_difference(const Tensor& element, const std::function<double()>& l
   return difference;
 }
 
-// Compares sampled elements of a gradient, relative to its largest; `all` compares every one. With few repetitions:
+// Compares sampled elements of a gradient, relative to its largest; `all` compares every element. With few repetitions:
 // one.
 void expect_gradient(const Tensor& value, const Tensor& gradient, const std::string& name, bool all,
                      testing::Random& random, const std::function<double()>& loss) {

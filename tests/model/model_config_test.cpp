@@ -1,4 +1,4 @@
-// What a model configuration refuses, and its identity in checkpoints.
+// Values that a model configuration refuses, and its identity in checkpoints.
 #include "model/families/transnormer/config.h"
 
 #include <gtest/gtest.h>

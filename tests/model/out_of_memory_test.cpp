@@ -8,7 +8,8 @@
 namespace fulmen {
 namespace {
 
-// What no machine has. A GPU refuses what exceeds it; the CPU's kernel might promise any memory that it can address.
+// More memory than any machine has. A GPU refuses what exceeds it; the CPU's kernel might promise any memory that it
+// can address.
 std::size_t too_much() { return testing::on_gpu() ? std::size_t{10} << 40 : std::size_t{1} << 60; }
 
 TEST(OutOfMemory, IsAnsweredWithTheBreakdownAndTheRemedy) {

@@ -31,7 +31,7 @@ inline ParameterDeclaration declare_projection(const std::string& prefix) {
   return qkv;
 }
 
-// A short convolution over the heads' channels and those of one group, which all ranks hold.
+// A short convolution over the heads' channels and the channels of one group, which all ranks hold.
 inline ParameterDeclaration declare_convolution(const std::string& prefix) {
   ParameterDeclaration convolution = declare_vector(prefix + "convolution", {16, 1, 4}, initial_value, 8);
   convolution.tensors = {{prefix + "convolution.x", {16, 1, 4}, initial_value},
@@ -65,7 +65,7 @@ inline std::vector<ParameterDeclaration> declare_layer(std::int64_t layer) {
   return list;
 }
 
-// Of a pipeline of one or two stages, of which each has as many layers.
+// For a pipeline of one or two stages with as many layers each.
 inline std::vector<ParameterDeclaration> declare_family(int stages, int stage) {
   std::vector<ParameterDeclaration> list;
   list.push_back(declare_weight("embedding", {37, 12}, initial_value, 0, 37));

@@ -1,5 +1,5 @@
-// A model split over tensor ranks against the same model on one: loss, gradients, norm, logits and several updates,
-// with a vocabulary and an inner width that the ranks do not divide.
+// A model split over tensor ranks against the same model on one rank: loss, gradients, norm, logits and several
+// updates, with a vocabulary and an inner width that the ranks do not divide.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// What the model tests share: small models with random weights on any place of a mesh, batches with documents and
+// Shared by the model tests: small models with random weights on any place of a mesh, batches with documents and
 // masked targets, and the passes over them.
 #pragma once
 
@@ -60,8 +60,8 @@ class PlaceOnly final : public Communicator {
   int rank_, size_;
 };
 
-// What a model runs on, on the device of the tests: on the GPU the one stream that testing::read and testing::write
-// work in.
+// The surroundings of a model, on the device of the tests: on the GPU the single stream that testing::read and
+// testing::write work in.
 class TestExecution {
  public:
   TestExecution() {
@@ -127,14 +127,14 @@ class RunningModel {
     stage.forward(0, batch, {}, {}, false);
     return scaled_loss(batch);
   }
-  // The same with gradients, added to those of before.
+  // The same with gradients, added to earlier gradients.
   double loss_and_gradients(const MicroBatch& batch) {
     fill_zero(execution(), stage.loss_sum());
     stage.forward(0, batch, {}, {}, true);
     stage.backward(0, batch, {}, {});
     return scaled_loss(batch);
   }
-  // Of the last forward.
+  // Results of the last forward.
   double scaled_loss(const MicroBatch& batch) const {
     return testing::read(stage.loss_sum())[0] * testing::read(batch.loss_scale)[0];
   }

@@ -23,7 +23,7 @@ T combine(T a, T b, ReduceOp op) {
   return a;
 }
 
-// What rank `rank` contributes in the round named by `seed`.
+// The contribution of rank `rank` in the round named by `seed`.
 template <class T>
 std::vector<Number<T>> contribution(std::int64_t count, unsigned seed, int rank) {
   return random_values<Number<T>>(count, 1000 * seed + static_cast<unsigned>(rank));

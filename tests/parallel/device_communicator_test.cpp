@@ -1,4 +1,4 @@
-// What only communicators of GPU tensors promise: the order of streams, and what they refuse. Skipped on the CPU.
+// Promises of communicators of GPU tensors alone: the order of streams, and refusals. Skipped on the CPU.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -58,7 +58,7 @@ class OnDevice : public testing::TestWithParam<std::int64_t> {
 
  private:
   static constexpr std::size_t delay_bytes = std::size_t{64} << 20;
-  Stream side_;  // beside the one of the tests
+  Stream side_;  // next to the stream of the tests
   void* delay_from_ = nullptr;
   Buffer delay_to_;
 };
@@ -195,7 +195,7 @@ TEST_P(OnDevice, WaitingWithoutAStreamHoldsUpTheCaller) {
   }
 }
 
-// Smaller and larger ones in turn, on two streams: none gets another's memory while that is under way.
+// Smaller and larger operations in turn, on two streams: none gets another's memory while that is under way.
 TEST_P(OnDevice, OperationsFollowEachOtherWithoutWaiting) {
   std::vector<Values<float>> values;
   std::vector<std::vector<float>> expected;
@@ -235,7 +235,7 @@ TEST_P(OnDevice, TensorsOfOneCallLieTogether) {
   world().exchange({}, test_stream());
 }
 
-// Ranks of a subgroup in another order, started from a group that has spoken before, and from one that has not.
+// Ranks of a subgroup in another order, started from a group that has communicated before, and from a fresh group.
 TEST_P(OnDevice, SubgroupsMoveDeviceTensorsToo) {
   std::vector<int> reversed = first_ranks(world().size());
   std::reverse(reversed.begin(), reversed.end());

@@ -79,7 +79,7 @@ TEST(Exchange, OfAllPairsAtOnce) {
 TEST(Exchange, KeepsTheOrderOfEachPair) {
   on_first_ranks(test_communicator(), std::min(2, test_communicator().size()), [](Communicator& group) {
     const int peer = group.size() - 1 - group.rank();
-    // Sizes on both sides of the eager limit, so that a short message could overtake a long one.
+    // Sizes on both sides of the eager limit, so that a short message could overtake a long message.
     const std::vector<std::int64_t> counts = {300'000, 3, 20'000, 0, 1, 300'000};
     std::vector<Values<double>> outgoing, incoming;
     for (std::size_t i = 0; i < counts.size(); ++i) {

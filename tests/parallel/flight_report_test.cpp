@@ -1,4 +1,4 @@
-// What the report says of records of ranks that are missing, that died, that lag behind, and that wait for each other.
+// The report on records of ranks that are missing, that died, that lag behind, and that wait for each other.
 #include "parallel/flight_report.h"
 
 #include <algorithm>

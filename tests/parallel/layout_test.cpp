@@ -1,4 +1,4 @@
-// What the keys under `parallel` mean.
+// The meaning of the keys under `parallel`.
 #include "parallel/layout.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-// What each rule of list scheduling does, and that the search finds what no rule by itself is needed for.
+// The effect of each rule of list scheduling, and lists that the search finds without any single rule.
 #include "parallel/list_schedule.h"
 
 #include <gtest/gtest.h>
@@ -95,7 +95,7 @@ class UnequalCosts {
   std::uniform_real_distribution<double> share_{0.0, 1.0};
 };
 
-// All that is promised, for unequal stages: the checker passes, no rank keeps more stashes than the first one in 1F1B,
+// All promises, for unequal stages: the checker passes, no rank keeps more stashes than the first rank in 1F1B,
 // and zero-bubble is never slower than what it improves on, nor than with equal passes in mind.
 TEST(ListSchedule, UnequalStagesKeepThePromises) {
   UnequalCosts unequal;

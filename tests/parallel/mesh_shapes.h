@@ -18,7 +18,7 @@ inline std::vector<MeshShape> mesh_shapes(int most) {
   return shapes;
 }
 
-// All subsets of the axes, the empty one first.
+// All subsets of the axes, the empty set first.
 inline std::vector<std::vector<Axis>> axis_subsets() {
   std::vector<std::vector<Axis>> subsets;
   for (int bits = 0; bits < 1 << mesh_axes; ++bits) {

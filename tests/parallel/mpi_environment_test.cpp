@@ -1,4 +1,4 @@
-// What the environments of mpirun, Hydra and srun tell a process before MPI starts.
+// Facts from the environments of mpirun, Hydra and srun before MPI starts.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

@@ -57,7 +57,7 @@ TEST_F(OnDevicePeerCopies, ArriveInOrderWhole) {
     for (int round = 0; round < rounds; ++round) {
       SCOPED_TRACE(round);
       const Round& got = all[static_cast<std::size_t>(round)];
-      // Of two ranks each is the other's neighbour on both sides: what was sent first is received first.
+      // With two ranks each is the other's neighbour on both sides: the first message sent is received first.
       EXPECT_TRUE(got.from_previous.read() == numbers_of(previous, rank, round, count));
       EXPECT_TRUE(got.from_next.read() == numbers_of(next, rank, round + 50, count));
     }

@@ -16,7 +16,7 @@
 namespace fulmen {
 namespace {
 
-// What a variable of the environment asks for, one of two; the first where it is not set.
+// The choice of two that a variable of the environment makes; the first where it is not set.
 std::string chosen(const char* variable, const char* usual, const char* other) {
   const char* const given = std::getenv(variable);
   const std::string name = given != nullptr ? given : usual;
@@ -38,7 +38,7 @@ std::unique_ptr<Communicator> on_transport(std::unique_ptr<Communicator> host) {
   return nullptr;
 }
 
-// What of the device lasts as long as the tests.
+// The objects of the device that last as long as the tests.
 struct DeviceResources {
   explicit DeviceResources(Device device) : execution(device) {}
   ExecutionResources execution;

@@ -1,6 +1,6 @@
-// What the tests of communicators run over: MPI and host memory, or with FULMEN_TEST_DEVICE=cuda tensors on a GPU that
-// all ranks share (FULMEN_TEST_TRANSPORT=host, the default) or on a GPU for each rank (nccl). Where GPUs are missing,
-// all tests are skipped.
+// The transports of the tests of communicators: MPI and host memory, or with FULMEN_TEST_DEVICE=cuda tensors on a GPU
+// that all ranks share (FULMEN_TEST_TRANSPORT=host, the default) or on a GPU for each rank (nccl). Where GPUs are
+// missing, all tests are skipped.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ bool test_reduces(DType dtype);
 Buffer take_test_memory(std::size_t bytes);
 void give_back_test_memory(Buffer memory);
 
-// What a test computes with: the element type itself, float in place of bf16.
+// The type that a test computes with: the element type itself, float in place of bf16.
 template <class T>
 using Number = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 

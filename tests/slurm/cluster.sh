@@ -1,11 +1,11 @@
-# A real Slurm of virtual nodes on this one machine, for tests: every node is a slurmd with its own host name and /dev/shm,
+# A real Slurm of virtual nodes on a single machine, for tests: every node is a slurmd with its own host name and /dev/shm,
 # so that MPI sees as many hosts. It has its own configuration, ports and munge, and so leaves another Slurm here alone.
 #
 # Run it where root and mounts are the caller's own (slurm_test.sh gives it fresh namespaces): what was started dies with them.
 #
 # shellcheck shell=bash
 
-# The programs that a cluster needs; prints the first one missing.
+# The programs that a cluster needs; prints the first missing program.
 cluster_missing() {
   local program
   for program in munged slurmctld slurmd sbatch srun scontrol scancel unshare mount; do
@@ -13,7 +13,7 @@ cluster_missing() {
   done
 }
 
-# cluster_free_ports COUNT: that many TCP ports nobody listens on, below the range that outgoing connections take.
+# cluster_free_ports COUNT: that many free TCP ports, below the range that outgoing connections take.
 cluster_free_ports() {
   local taken port found=0
   taken=$(awk 'FNR > 1 { sub(".*:", "", $2); print $2 }' /proc/net/tcp /proc/net/tcp6 2>/dev/null)

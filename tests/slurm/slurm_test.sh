@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The scripts of slurm/, as they are, on a real Slurm of two virtual nodes with two cores each: a run through a time limit
-# and a requeue has the losses of one that was left alone, and so has one whose node failed or whose ranks did not start at
+# and a requeue has the losses of a run that was left alone, and so has a run whose node failed or whose ranks did not start at
 # first; mistakes and runs without progress are not repeated.
 #
 # FULMEN (the program) and SOURCE (the source tree) are given by CTest. Ends with 77 where such a cluster cannot be had.

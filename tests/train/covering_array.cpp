@@ -1,4 +1,5 @@
-// Greedy covering arrays: of some random completions of a pair that has not met, the one in which most others meet.
+// Greedy covering arrays: of some random completions of a pair that has not met, the completion in which most others
+// meet.
 #include "tests/train/covering_array.h"
 
 #include <algorithm>
@@ -26,7 +27,7 @@ std::string CombinationSpace::forbidden_by(const Combination& combination) const
   return {};
 }
 
-// Whether the constraints that look at this feature, and at chosen ones only, hold.
+// Whether the constraints that look at this feature, and at chosen features only, hold.
 bool CombinationSpace::allows(const Combination& combination, int feature) const {
   return std::ranges::all_of(constraints_, [&](const Constraint& constraint) {
     if (std::ranges::find(constraint.features, feature) == constraint.features.end()) return true;
@@ -84,7 +85,7 @@ std::optional<Combination> CombinationSpace::complete(const Combination& partial
 
 std::vector<std::uint64_t> tuples_of(const CombinationSpace& space, const Combination& combination, int size) {
   std::vector<std::uint64_t> tuples = {0};
-  std::vector<int> first = {0};  // the features after those of a tuple so far
+  std::vector<int> first = {0};  // the features after the tuple so far
   for (int chosen = 0; chosen < size; ++chosen) {
     std::vector<std::uint64_t> longer;
     std::vector<int> after;

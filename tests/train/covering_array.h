@@ -1,5 +1,5 @@
-// Combinations of features' values such that every possible pair of values of two features meets in one of them. Which
-// pairs are possible is what named constraints leave.
+// Combinations of features' values such that every possible pair of values of two features meets in a combination.
+// Which pairs are possible is what named constraints leave.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ class CombinationSpace {
   std::string forbidden_by(const Combination& combination) const;
   // Every allowed combination, in lexical order.
   void for_each(const std::function<void(const Combination&)>& f) const;
-  // An allowed combination with these values (-1: any), one that `seed` picks; nothing if there is none.
+  // An allowed combination with these values (-1: any), which `seed` picks; nothing if there is none.
   std::optional<Combination> complete(const Combination& partial, std::uint64_t seed) const;
 
  private:

@@ -1,4 +1,4 @@
-// What can be combined with what.
+// The features of layouts and their constraints.
 #include "tests/train/layout_matrix.h"
 
 #include <fmt/format.h>

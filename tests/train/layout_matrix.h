@@ -42,7 +42,7 @@ LayoutCase layout_of(const Combination& combination);
 // At least 200 layouts of up to 8 ranks in which every possible pair of values meets, some of which have three axes.
 std::vector<Combination> layout_combinations();
 std::vector<LayoutCase> layout_matrix();
-// Of all layouts of up to 8 ranks, counted from 0, those whose number leaves `shard` when divided by `shards`.
+// The layouts of up to 8 ranks, counted from 0, whose number leaves `shard` when divided by `shards`.
 std::vector<LayoutCase> layout_shard(std::int64_t shard, std::int64_t shards);
 
 // At most `count` layouts of exactly that many ranks, from all over the whole product.

@@ -47,7 +47,7 @@ TEST(LayoutMatrix, HoldsWhatItPromises) {
   const std::vector<Combination> combinations = layout_combinations();
   EXPECT_GE(combinations.size(), 200u);
   EXPECT_EQ(std::set<Combination>(combinations.begin(), combinations.end()).size(), combinations.size())
-      << "distinct ones";
+      << "distinct layouts";
   for (const Combination& combination : combinations) EXPECT_EQ(layout_space().forbidden_by(combination), "");
   const std::vector<LayoutCase> cases = layout_matrix();
   const auto count = [&](auto&& condition) { return std::ranges::count_if(cases, condition); };

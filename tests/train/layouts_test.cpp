@@ -105,7 +105,7 @@ std::vector<LayoutCase> cases_to_run() {
   return without_toy(std::move(chosen));
 }
 
-// Uneven stages: one layer each, and what is left on one of them.
+// Uneven stages: one layer each, and the rest on one stage.
 std::vector<std::int64_t> uneven_stages(const LayoutCase& layout) {
   const std::size_t parts = static_cast<std::size_t>(layout.shape.pipeline) * static_cast<std::size_t>(layout.chunks);
   std::vector<std::int64_t> stages(parts, 1);
@@ -275,7 +275,7 @@ void write_corpus(const std::filesystem::path& folder) {
   writer.finish({});
 }
 
-// What the cases share: a corpus, one rank's results, and the checkpoint that the case before left.
+// Shared by the cases: a corpus, one rank's results, and the checkpoint of the previous case.
 class Layouts : public ::testing::TestWithParam<LayoutCase> {
  public:
   static void SetUpTestSuite() {
@@ -320,7 +320,7 @@ TEST_P(Layouts, GradientsStepsAndResumeEqualOneRanks) {
   if (world.rank() < layout.shape.ranks()) {
     std::vector<int> members(static_cast<std::size_t>(layout.shape.ranks()));
     std::iota(members.begin(), members.end(), 0);
-    // What these small models reduce and gather would all go by NCCL's kernels: in every second case it goes by copy
+    // The small operations of these models would all use NCCL's kernels: in every second case they use copy
     // engines.
     Training training(options_of(layout, folder_ / "corpus"), world.subgroup(members),
                       number_ % 2 == 0 ? 1 : usual_least_bytes_to_copy);

@@ -1,4 +1,4 @@
-// What layers see of a batch, field by field, and batch after batch at the same addresses.
+// A batch as layers see it, field by field, and batch after batch at the same addresses.
 #include "train/micro_batch_buffers.h"
 
 #include <gtest/gtest.h>

@@ -26,7 +26,7 @@ using namespace placement_family;
 constexpr int micro_batches = 2, steps = 4, saved_after = 2;
 constexpr double tolerance = 1e-10;
 
-// What a rank adds of the whole: the shares of `count` ranks are unequal and sum to 1.
+// A rank's share of the whole: the shares of `count` ranks are unequal and sum to 1.
 double share(int index, int count) { return (index + 1.0) / (count * (count + 1) / 2.0); }
 
 double gradient_value(const std::string& tensor, std::int64_t index, int step) {

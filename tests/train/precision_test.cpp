@@ -1,5 +1,6 @@
-// Training in the device's own precision follows training in a wider one: bf16 on the GPU against fp32 on the CPU, from
-// the same initial weights on the same text, and checkpoints pass between the two. On the CPU: fp32 against fp64.
+// Training in the device's own precision follows training in a wider precision: bf16 on the GPU against fp32 on the
+// CPU, from the same initial weights on the same text, and checkpoints pass between the two. On the CPU: fp32 against
+// fp64.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -23,7 +24,7 @@ namespace fulmen {
 namespace {
 
 constexpr std::int64_t vocabulary = 256;
-// Of a step. The CPU's own comparison is a short one.
+// The setting of a step. The CPU's own comparison is short.
 const std::int64_t rows = testing::on_gpu() ? 8 : 4, length = testing::on_gpu() ? 256 : 128;
 const std::int64_t steps = testing::on_gpu() ? 300 : 40;
 
@@ -33,7 +34,7 @@ Precision wide_precision() {
   return {dtype, dtype};
 }
 
-// Heads as wide as those of the released models.
+// Heads as wide as in the released models.
 TransnormerConfig model_config() {
   TransnormerConfig config;
   config.layers = 2;

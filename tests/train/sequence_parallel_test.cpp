@@ -1,4 +1,4 @@
-// What sequence parallelism sends: states, whose bytes do not depend on the length; and what it refuses.
+// Traffic of sequence parallelism: states, whose bytes do not depend on the length; and refusals.
 #include <gtest/gtest.h>
 
 #include "tests/framework/expect_error.h"
@@ -11,7 +11,7 @@
 namespace fulmen {
 namespace {
 
-// What this rank gives to its operations in one step on tensor 2 x sequence 2.
+// The bytes of this rank's operations in one step on tensor 2 x sequence 2.
 CountedBytes bytes_of_a_step(std::int64_t sample_length, const std::string& overlap) {
   CountedBytes bytes;
   CountingCommunicator ranks(test_world().subgroup(first_ranks(4)), first_ranks(4), bytes);

@@ -1,5 +1,5 @@
-// What ZeRO shards: bytes on each rank as theory says, sums at their owners, whole weights where they are used, and
-// nothing allocated in a step. On four ranks.
+// The data that ZeRO shards: bytes on each rank as theory says, sums at their owners, whole weights where they are
+// used, and nothing allocated in a step. On four ranks.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -232,7 +232,7 @@ TEST_P(SummedByHand, OwnersHoldTheSumOverRanksAndMicroBatches) {
   }
 }
 
-// From stage 2 and 3 on the gradients and the weights of vectors are in parts like those of matrices.
+// From stage 2 and 3 on the gradients and the weights of vectors are in parts like the matrices'.
 TEST_P(SummedByHand, VectorsAreShardedLikeMatrices) {
   const auto bucket = [&](const char* name) { return store_->shard_map().place(store_->id(name)).bucket; };
   for (const char* name : {"1.a", "1.gain", "1.bias"}) {

@@ -1,4 +1,4 @@
-// What the passes of stages cost: all together what a step's operations come to, and what recomputation adds.
+// Costs of the passes of stages: their sum is a step's operations, and recomputation adds its part.
 #include "model/stage_costs.h"
 
 #include <gtest/gtest.h>

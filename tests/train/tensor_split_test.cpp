@@ -1,4 +1,4 @@
-// What it brings to split the residual stream over tensor ranks, and that sums which travel behind products are the
+// The effect of splitting the residual stream over tensor ranks, and that sums which travel behind products are the
 // same.
 #include <algorithm>
 #include <cmath>
