@@ -4,8 +4,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "kernels/cpu/rotation.h"
-#include "kernels/cuda/rotation.h"
 #include "kernels/dispatch.h"
 
 namespace fulmen {
@@ -24,9 +22,7 @@ void rotate(const Execution& execution, const Rotation& rotation, const Tensor& 
     check_shape(positions, {x.size(0)}, "positions");
   }
   if (x.elements() == 0 || (rotation.frequencies.is_null() && rotation.scale == 1.0)) return;
-  run_on_device(
-      execution, {"rotation", 0.0, traffic({x, x})}, [&] { cpu::rotate(execution, rotation, positions, inverse, x); },
-      [&] { cuda::rotate(execution, rotation, positions, inverse, x); });
+  run_on_device(execution, {"rotation", 0.0, traffic({x, x})}, backends::rotate, rotation, positions, inverse, x);
 }
 
 namespace {

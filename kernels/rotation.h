@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "framework/execution.h"
+#include "kernels/backends.h"
 
 namespace fulmen {
 
@@ -28,6 +29,7 @@ struct Rotation {
 // 2^32. Angles are formed in fp64 and reduced modulo 2 pi there. `inverse`: the transposed map, for gradients.
 void rotate(const Execution& execution, const Rotation& rotation, const Tensor& positions, bool inverse,
             const Tensor& x);
+FULMEN_BACKENDS(rotate);
 
 // Frequencies, [rotated / 2], for Rotation::frequencies. `rotated` is even and positive, theta above 1 (UserError
 // otherwise comes from the configuration; here it is a check).

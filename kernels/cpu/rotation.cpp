@@ -1,5 +1,5 @@
 // Rotary position embedding on the CPU: a token's cosines and sines are formed once for all its heads.
-#include "kernels/cpu/rotation.h"
+#include "kernels/rotation.h"
 
 #include "kernels/cpu/linear_attention_chunk.h"
 #include "kernels/cpu/parallel.h"

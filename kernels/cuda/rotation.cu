@@ -1,5 +1,5 @@
 // Rotary position embedding on a GPU: a block forms the cosines and sines of some tokens, then turns all their heads.
-#include "kernels/cuda/rotation.h"
+#include "kernels/rotation.h"
 
 #include "kernels/cuda/device_angle.cuh"
 #include "kernels/cuda/device_pass.cuh"
