@@ -1,4 +1,4 @@
-// How large a YAML or JSON document from outside may be. What lies within is read in seconds and a gigabyte of memory;
+// How large a YAML or JSON document from outside may be. A document within is read in seconds and a gigabyte of memory;
 // nothing that this program or its peers write comes near.
 #pragma once
 

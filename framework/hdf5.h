@@ -45,8 +45,8 @@ class Dataset {
   std::vector<std::int64_t> read_attribute(const std::string& name) const;
   void write_attribute(const std::string& name, const std::vector<std::int64_t>& values);
   void write_attribute(const std::string& name, const std::string& value);
-  // Closes with a check, after which it cannot be used; the destructor closes without one. What the library still holds
-  // of a dataset that can be appended to is written here.
+  // Closes with a check, after which it cannot be used; the destructor closes unchecked. Data that the library still
+  // holds of a dataset that can be appended to is written here.
   void close();
 
  private:
@@ -66,7 +66,7 @@ struct VirtualSource {
   std::vector<std::int64_t> offset;
 };
 
-// What a virtual dataset says of itself.
+// The description of a virtual dataset.
 struct VirtualMap {
   DType dtype = DType::fp32;
   Shape shape;
@@ -106,7 +106,7 @@ class File {
   void write_number_attribute(const std::string& name, double value);
 
   void flush();
-  // Closes with a check; the destructor closes without one.
+  // Closes with a check; the destructor closes unchecked.
   void close();
   const std::filesystem::path& path() const { return path_; }
 

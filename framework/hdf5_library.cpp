@@ -20,7 +20,7 @@ std::string library_message() {
     return 0;
   };
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_innermost, &message);
-  // Of a failed system call only the reason is worth telling.
+  // Only the reason of a failed system call is worth telling.
   constexpr std::string_view label = "error message = '";
   if (const std::size_t begin = message.find(label); begin != std::string::npos) {
     message.erase(0, begin + label.size());

@@ -15,7 +15,7 @@ namespace {
 
 Handle virtual_access(const std::string& where) {
   Handle access = property_list(H5P_DATASET_ACCESS);
-  // Sources are looked for beside the virtual file, wherever it has been moved.
+  // Sources are looked for in the virtual file's folder, wherever it has been moved.
   checked_call(H5Pset_virtual_prefix(access.id(), "${ORIGIN}"), where, "no property");
   return access;
 }

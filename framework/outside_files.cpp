@@ -40,7 +40,7 @@ void require_regular(const fs::path& path, const struct stat& status) {
                   "check the path and its permissions");
 }
 
-// What version control leaves in place of a large file's content must not be taken for damage.
+// Version control's placeholder for a large file must not be taken for damage.
 void refuse_pointer(const fs::path& path, std::string_view head) {
   if (head.starts_with("version https://git-lfs.github.com/spec/")) {
     throw UserError(path.string(), "is a Git LFS pointer, not the file that it stands for",

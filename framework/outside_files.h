@@ -10,7 +10,7 @@
 
 namespace fulmen {
 
-// What is wrong with a file name that a manifest or an index gives for a file beside it; "" when nothing is. It must be
+// The problem with a file name that a manifest or an index gives for a file in its folder, or "". It must be
 // a plain name: no folder in it, neither "." nor "..", no control character, at most 255 bytes.
 std::string file_name_problem(std::string_view name);
 

@@ -8,9 +8,10 @@
 
 namespace fulmen {
 
-// Of steps, samples, tokens, documents and bytes that a manifest counts: far more than any run, and few enough to add.
+// The most steps, samples, tokens, documents and bytes that a manifest counts: far more than any run, and few enough to
+// add.
 inline constexpr std::int64_t most_counted = std::int64_t{1} << 60;
-// Of the elements of one tensor.
+// The most elements of one tensor.
 inline constexpr std::int64_t most_elements = std::int64_t{1} << 58;
 
 // Whether a shape from outside can be counted with: no extent is negative, and their product, zeros left out, is at

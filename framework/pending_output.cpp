@@ -71,7 +71,7 @@ PendingOutput::PendingOutput(const fs::path& path, Kind kind, bool overwrite,
 }
 
 PendingOutput::~PendingOutput() {
-  std::error_code error;  // the first error is the one to be shown
+  std::error_code error;  // the first error is shown
   if (claimed_) fs::remove_all(partial_, error);
 }
 
@@ -115,7 +115,7 @@ void PendingOutput::claim() {
   }
 }
 
-// Removes NAME.partial when nobody is writing there, or throws.
+// Removes NAME.partial when no process writes there, or throws.
 void PendingOutput::take_leftover() {
   const Descriptor mark(::open((partial_ / mark_name).c_str(), O_RDWR | O_CLOEXEC));
   const bool ours = mark.get() >= 0;

@@ -19,7 +19,7 @@ class PendingOutput {
   // Claims the name. Throws UserError: something stands there and is not to be overwritten, or is of another kind; a
   // folder holds an entry that `is_part` does not know (what is replaced goes as a whole); another program is writing
   // there; NAME.partial is not of our making and is not to be overwritten; the place cannot be written. An empty folder
-  // stands in no folder's way. What a killed writer left is removed.
+  // stands in no folder's way. A killed writer's leftovers are removed.
   PendingOutput(const std::filesystem::path& path, Kind kind, bool overwrite,
                 const std::function<bool(const std::string& name)>& is_part = {});
   ~PendingOutput();  // without complete(): removes what was written

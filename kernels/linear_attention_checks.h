@@ -10,7 +10,7 @@ namespace fulmen {
 void check_attention_heads(const Tensor& x, DType dtype, const Shape& shape, const char* name);
 // [batch, heads, state key width, value width], contiguous, accumulation dtype.
 void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs, const char* name);
-// Of linear_attention_piece_elements, or null.
+// A tensor of linear_attention_piece_elements elements, or null.
 void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x,
                         const char* name);
 void check_attention_inputs(const LinearAttentionInputs& inputs);

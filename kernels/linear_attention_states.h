@@ -1,4 +1,4 @@
-// What linear attention passes between the slices of a sequence that several ranks share. A slice needs of those in
+// The states that linear attention passes between the slices of a sequence on several ranks. A slice needs of slices in
 // front of it nothing but their final states, and of those behind it nothing but the gradients of their initial states,
 // so that what travels does not grow with the length (LASP, arXiv 2404.02882; gathered once as in LASP-2, arXiv
 // 2502.07563).
@@ -22,12 +22,12 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
                                              const Tensor& piece_gradients = {});
 FULMEN_BACKENDS(linear_attention_initial_state_gradient);
 
-// Where a slice lies among those of its sequence, and what they hold.
+// A slice's place among the slices of its sequence, and their states.
 struct SliceStates {
   Tensor states;  // [slices, batch, heads, state key width, value width]: each slice's own
   Tensor slope;   // fp64 [heads]
   Tensor bounds;  // int64 [slices + 1]: slice i holds tokens [bounds[i], bounds[i + 1]) of every sample
-  int slice = 0;  // the one that asks
+  int slice = 0;  // the slice that asks
 };
 enum class SliceSide : std::uint8_t { before, after };
 
@@ -35,21 +35,21 @@ enum class SliceSide : std::uint8_t { before, after };
 // from the gradients of initial states of those after it:
 //   out = sum over the slices on that side, those that begin less than reach tokens away, of decay^distance * their
 //   state
-// where the distance is that of the facing ends. reach, int64 [batch]: how far the row's document goes on to that side
-// of the slice. out [batch, heads, state key width, value width], as the states in the accumulation dtype; contiguous.
-// Powers of the decay are formed in fp64.
+// where the distance runs between the facing ends. reach, int64 [batch]: how far the row's document goes on to that
+// side of the slice. out [batch, heads, state key width, value width], as the states in the accumulation dtype;
+// contiguous. Powers of the decay are formed in fp64.
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,
                           const Tensor& out);
 FULMEN_BACKENDS(combine_slice_states);
 
-// What linear_attention_forward would have added to outputs.output for inputs.initial_state, had it been given one;
+// Adds to outputs.output what linear_attention_forward would have added for inputs.initial_state;
 // squares are summed again where they change. For a state that arrives after the forward pass has run without it.
 void linear_attention_add_initial_state(const Execution& execution, const LinearAttentionInputs& inputs,
                                         const LinearAttentionOutputs& outputs);
 FULMEN_BACKENDS(linear_attention_add_initial_state);
 
-// What linear_attention_backward would have added to d_key, d_value and d_theta for gradients.d_final_state, had it
-// been given one. Reads none of the other gradients; key and value of the inputs only.
+// Adds to d_key, d_value and d_theta what linear_attention_backward would have added for gradients.d_final_state.
+// Reads none of the other gradients; key and value of the inputs only.
 void linear_attention_add_final_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
                                                const LinearAttentionGradients& gradients);
 FULMEN_BACKENDS(linear_attention_add_final_state_gradient);

@@ -11,7 +11,7 @@
 
 namespace fulmen {
 
-// Which columns make a pair. r is the number of columns that are rotated.
+// The columns of a pair. r is the number of columns that are rotated.
 enum class RotationPairs : std::uint8_t {
   halves,      // (x_j, x_(j + r/2))     LLaMA as transformers has it
   neighbours,  // (x_2j, x_(2j+1))       torchscale
@@ -44,7 +44,7 @@ std::vector<double> rotary_frequencies_with_end(double theta, std::int64_t rotat
 struct FrequencyScaling {
   double factor = 1.0;
   double low_frequency_factor = 1.0;
-  double high_frequency_factor = 4.0;  // above the low one
+  double high_frequency_factor = 4.0;  // above the low factor
   double original_length = 8192.0;     // tokens
 };
 std::vector<double> scale_frequencies(std::vector<double> frequencies, const FrequencyScaling& scaling);

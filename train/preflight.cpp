@@ -11,7 +11,7 @@ namespace fulmen {
 
 double checkpoint_bytes(const ModelConfig& model, const Precision& precision) {
   double bytes = 0.0;
-  for (const ParameterDeclaration& declaration : declare_stage(model, {0, model.layers, true, true}, 1)) {
+  for (const ParameterDeclaration& declaration : declare_stage(model, whole_model(model), 1)) {
     const std::size_t master = std::max(size_of(precision.master()), size_of(declaration.group.narrowest));
     for (const LogicalTensor& tensor : declaration.tensors)
       bytes += 3.0 * static_cast<double>(master) * static_cast<double>(elements_of(tensor.shape));  // and two moments

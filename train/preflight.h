@@ -1,4 +1,4 @@
-// What a run finds out before its first step, rather than at its first save.
+// Checks of a run before its first step, rather than at its first save.
 #pragma once
 
 #include "train/trainer.h"

@@ -107,7 +107,7 @@ bool Trainer::resumes_own_checkpoint() {
   return mesh_.world().all_reduce(static_cast<std::int64_t>(own), ReduceOp::max) != 0;
 }
 
-// What saving needs of it, so that later saves do not depend on its being there.
+// The data of it that saving needs, so that later saves do not depend on the file.
 void Trainer::remember_corpus() {
   const CorpusManifest corpus = read_corpus_manifest(options_.data.path);
   corpus_ = {corpus_identity(corpus), {std::string(name_of(corpus.tokenizer)), corpus.end_of_document}};
@@ -323,7 +323,7 @@ void Trainer::save(bool last) {
   }
 }
 
-// Of a step, for the progress bar.
+// A step's line for the progress bar.
 std::string Trainer::describe(const StepMetrics& metrics) const {
   const std::string loss = std::isfinite(metrics.loss_nats) ? fmt::format("loss {:.4f}", metrics.loss_nats) : "no loss";
   return fmt::format(

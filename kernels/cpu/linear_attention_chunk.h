@@ -1,4 +1,4 @@
-// What the forward and the backward pass of chunked linear attention share: the chunks of a row, tables of decay
+// Shared by the forward and the backward pass of chunked linear attention: the chunks of a row, tables of decay
 // powers, and the loading of strided rows with activation and LRPE.
 #pragma once
 
@@ -94,7 +94,7 @@ void lrpe_backward(T* d, std::int64_t d_stride, const T* x, const T* cosines, co
 // d_theta [heads, key_width] += the rows' shares, in the order of the rows.
 void add_theta_gradients(const AttentionShape& shape, const double* shares, double* d_theta);
 
-// Scratch of one chunk's LRPE: what turns a query or key of width w into one of width 2 w.
+// Scratch of one chunk's LRPE, which turns a query or key of width w into width 2 w.
 template <class T>
 struct LrpeScratch {
   double* angles = nullptr;

@@ -1,5 +1,5 @@
-// What the plain path of linear attention and its decoding step do to single elements: activations, LRPE's rotation,
-// powers of the decay.
+// Arithmetic on single elements in the plain path of linear attention and its decoding step: activations, LRPE's
+// rotation, powers of the decay.
 #pragma once
 
 #include "kernels/cuda/device_activation.cuh"
@@ -23,7 +23,7 @@ struct HeadsView {
   std::int64_t row_stride = 0, token_stride = 0, head_stride = 0;
 };
 
-// What turns queries and keys: angle = position * theta. Null theta for none.
+// The rotation of queries and keys: angle = position * theta. Null theta for none.
 struct Rotation {
   Rotation(const Tensor& theta, const Tensor& positions) {
     if (!theta) return;

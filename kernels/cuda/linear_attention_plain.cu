@@ -39,7 +39,7 @@ __global__ void mask_scores_kernel(AttentionTiles tiles, A* scores) {
   }
 }
 
-// What each tile adds to the state becomes the state that it starts from; backwards, what it adds to the state's
+// Each tile's sum for the state becomes the state that it starts from; backwards, what it adds to the state's
 // adjoint becomes the adjoint after it. states [tiles, elements] in place; from, to [batch * heads, elements], or null.
 template <class A>
 __global__ void scan_states_kernel(AttentionTiles tiles, std::int64_t elements, unsigned blocks_per_sequence,
@@ -105,7 +105,7 @@ AttentionTiles describe_tiles(const LinearAttentionInputs& inputs) {
 template <class A>
 class Matrices {
  public:
-  // Elements per tile; the order is that of the pointers taken.
+  // Elements per tile, in the order of the pointers taken.
   Matrices(const Execution& execution, std::int64_t tiles, std::int64_t elements_per_tile)
       : next_(execution.scratch->take(dtype_of<A>, {tiles * elements_per_tile}).template as<A>()), tiles_(tiles) {}
 

@@ -32,7 +32,7 @@ __device__ inline std::int64_t document_begin(const AttentionTiles& tiles, const
 }
 
 // Whether the state before the tile reaches the token: its document began before. The state before a row's first tile
-// is the initial one, which the first document takes up.
+// is the initial state, which the first document takes up.
 __device__ inline bool reached_by_state(const AttentionTiles& tiles, const TilePlace& place, int token) {
   const std::int64_t begin = document_begin(tiles, place, token);
   return begin == 0 || begin < place.first;

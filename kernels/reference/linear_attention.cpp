@@ -58,7 +58,7 @@ class Problem {
     return result;
   }
 
-  // What a gradient of the features means for x and theta.
+  // The gradients of x and theta from a gradient of the features.
   void features_backward(const std::vector<double>& x, const Matrix& d_features, std::int64_t row, std::int64_t head,
                          std::vector<double>& d_x, std::vector<double>& d_theta) const {
     for (std::int64_t t = 0; t < p_.length; ++t) {

@@ -17,7 +17,7 @@ __device__ __forceinline__ void barrier_init(Barrier* barrier, std::uint32_t arr
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-// After the initialisations, before any copy completes on one of them.
+// After the initialisations, before any copy completes on a barrier.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }

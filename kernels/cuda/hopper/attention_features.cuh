@@ -1,4 +1,4 @@
-// What products take for the raw queries and keys in a tile, made in passing: x, silu(x), or one half of LRPE's
+// Features for products from the raw queries and keys in a tile, made in passing: x, silu(x), or one half of LRPE's
 // features, act(x) cos(position theta) or act(x) sin(position theta) (arXiv 2307.14995, section 3.1.1); and the way
 // back.
 #pragma once
@@ -36,7 +36,7 @@ __device__ __forceinline__ std::uint64_t turns_of(double theta) {
 }
 
 // sigmoid of two numbers with three special-function operations. Far below zero the exponential is held at a size whose
-// products stay finite; the result, 1e-25, is zero beside anything.
+// products stay finite; the result, 1e-25, is zero next to anything.
 __device__ __forceinline__ void sigmoids(float a, float b, float& sigmoid_a, float& sigmoid_b) {
   constexpr float minus_log2_e = -1.4426950408889634f, most = 57.0f;
   float exp_a, exp_b, inverse;
@@ -47,7 +47,7 @@ __device__ __forceinline__ void sigmoids(float a, float b, float& sigmoid_a, flo
   sigmoid_a = inverse * exp_b, sigmoid_b = inverse * exp_a;
 }
 
-// Of silu(x) with its value and sigmoid(x).
+// The derivative of silu(x), with its value and sigmoid(x).
 __device__ __forceinline__ float silu_derivative(float silu, float sigmoid) {
   return sigmoid + silu * (1.0f - sigmoid);
 }
@@ -102,7 +102,7 @@ class FeatureMap {
 
   __device__ __forceinline__ std::uint64_t turns(int column) const { return turns_[column]; }
   __device__ __forceinline__ ColumnTurns turns_at(int column) const { return ColumnTurns(turns_, column); }
-  // Of a token of the row; tokens past the last have its position, for they must have one.
+  // The position of a token of the row; tokens past the last get its position.
   __device__ __forceinline__ std::uint32_t position(int token) const {
     return static_cast<std::uint32_t>(__ldg(positions_ + min(token, last_token_) * token_stride_));
   }
@@ -224,7 +224,7 @@ class KeptDerivatives {
   std::uint32_t kept_[D / 16][4];
 };
 
-// What a warp sums up of d_theta: sixteen tokens at a time in fp32, these sums in fp64.
+// A warp's sums of d_theta: sixteen tokens at a time in fp32, these sums in fp64.
 template <int D>
 class ThetaSums {
  public:
@@ -256,7 +256,7 @@ class ThetaSums {
   double sums_[D / 32] = {};
 };
 
-// From the gradients of the features of a tile of raw inputs those of the inputs, in place, and what they add to
+// From the gradients of the features of a tile of raw inputs to the inputs' gradients, in place, and what they add to
 // d_theta.
 template <int D, Feature feature>
 __device__ __forceinline__ void differentiate_rotation(std::uint32_t tile, const ThreadPlace& at,

@@ -1,11 +1,11 @@
-// What the sweeps of linear attention over a sequence share. A block takes one head of one row (or a piece of it) chunk
+// Shared by the sweeps of linear attention over a sequence. A block takes one head of one row (or a piece of it) chunk
 // by chunk; its warpgroups have roles:
-//   copies    one warp loads tiles ahead of their use, another stores finished ones;
+//   copies    one warp loads tiles ahead of their use, another stores finished tiles;
 //   states    hold the state S [D, D] in registers, fp32, 64 of its rows each; publish it to shared memory in bf16
 //   before
 //             each chunk, and update it: S = carry * S + (factor * phi(A))^T B, with A and B two tiles of the chunk;
 //   outputs   one warpgroup that turns tiles and the published state into the chunk's results.
-// Forward sweeps have A = key, B = value; reverse ones A = query, B = d_output.
+// Forward sweeps have A = key, B = value; reverse sweeps A = query, B = d_output.
 #pragma once
 
 #include "framework/device.h"
@@ -194,7 +194,7 @@ __device__ __forceinline__ char* aligned_shared_memory() {
   return raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
 }
 
-// What all roles of a block share.
+// Shared by all roles of a block.
 template <class Shared, int D, Feature feature, class Decay>
 struct Block {
   static constexpr int tiles = Shared::tiles, stages = Shared::stages;

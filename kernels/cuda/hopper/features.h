@@ -1,4 +1,4 @@
-// The passes beside the sweeps of linear attention: values through an activation, and what warps summed up of d_theta.
+// The passes around the sweeps of linear attention: values through an activation, and the warps' sums of d_theta.
 // Queries and keys become features in the sweeps themselves.
 #pragma once
 

@@ -84,7 +84,7 @@ struct KeptStates {
   } hold = Hold::nothing;
 };
 
-// What the sweeps of one call share.
+// Shared by the sweeps of one call.
 class Setup {
  public:
   Setup(const Execution& execution, const LinearAttentionInputs& inputs)
@@ -174,8 +174,8 @@ class Setup {
     return sweep;
   }
 
-  // What a and b alone make of a zero state: to `last`, past the rows (before them, in reverse). What the pieces make
-  // of it is left in `kept`.
+  // The state that a and b alone make of zero: to `last`, past the rows (before them, in reverse). The states that the
+  // pieces make of it is left in `kept`.
   void make_states(int part, const Tensor& a, const Tensor& b, bool reverse, const Tensor& last,
                    const Tensor& kept) const {
     Sweep sweep = sweep_of(part);
@@ -210,7 +210,7 @@ class Setup {
     if (kept.states.is_null()) return execution_.scratch->take(DType::fp32, {elements}).as<float>();
     return kept.states.as<float>() + part * elements;
   }
-  // What the first `count` pieces (the last, in reverse) make of a zero state.
+  // The states that the first `count` pieces (the last, in reverse) make of zero.
   void make_piece_states(const Sweep& sweep, const Tensor& a, const Tensor& b, bool reverse, int count,
                          float* states) const {
     StatesArguments arguments{map_heads(a), map_heads(b), sweep};
@@ -242,7 +242,7 @@ class Setup {
   Feature feature_;
 };
 
-// What every warp of every sweep leaves of d_theta; nothing without LRPE.
+// The sums of d_theta from every warp of every sweep; nothing without LRPE.
 class ThetaShares {
  public:
   ThetaShares(const Execution& execution, const LinearAttentionInputs& inputs, int pieces, int sweeps)

@@ -18,8 +18,8 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
                                const LinearAttentionGradients& gradients);
 
-// What slices of a sequence pass on, as kernels/linear_attention_states.h has it, without what else forward and
-// backward do. They take what `takes` takes; of query and key only the one that is read counts.
+// The states that slices of a sequence pass on, as kernels/linear_attention_states.h has them, without what else
+// forward and backward do. They take what `takes` takes; of query and key only the tensor that is read counts.
 bool takes_states(const LinearAttentionInputs& inputs);
 bool takes_initial_state(const LinearAttentionInputs& inputs);
 bool takes_state_gradients(const LinearAttentionInputs& inputs, const Tensor& d_output);
@@ -28,7 +28,7 @@ void linear_attention_final_state(const Execution& execution, const LinearAttent
 void linear_attention_initial_state_gradient(const Execution& execution, const LinearAttentionInputs& inputs,
                                              const Tensor& d_output, const Tensor& d_initial_state,
                                              const Tensor& piece_gradients);
-// What inputs.initial_state alone makes of the output, contiguous. Reads the query only.
+// The output that inputs.initial_state alone makes, contiguous. Reads the query only.
 void linear_attention_initial_state_outputs(const Execution& execution, const LinearAttentionInputs& inputs,
                                             const Tensor& output);
 // d_key and d_value as gradients.d_final_state alone makes them, and d_theta, which is added to. Reads key and value

@@ -4,7 +4,7 @@
 //   in reverse, with dS, the gradient of the state after the chunk:
 //     dv = [(q k^T) .* M]^T do + diag(decay^(m - 1 - i)) k dS,   dk = [(do v^T) .* M]^T q + diag(decay^(m - 1 - i)) v
 //     dS^T
-// q and k are the activated ones; their gradients pass through the activation on the way out.
+// q and k are activated; their gradients pass through the activation on the way out.
 #include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
 
 namespace fulmen::cuda::hopper {

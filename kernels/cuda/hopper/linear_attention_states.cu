@@ -1,4 +1,4 @@
-// What stands around the sweeps: where documents begin and end, and the states between the pieces of a row.
+// Preparations for the sweeps: where documents begin and end, and the states between the pieces of a row.
 #include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
 
 namespace fulmen::cuda::hopper {
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(block_size) scan_kernel(const ScanArguments ar
       const int i = first + j, piece = reverse ? pieces - 1 - i : i;
       own[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), passes[j] = true;
       if (i >= pieces) continue;
-      // What the last one adds reaches no piece, and was formed only if it is asked for.
+      // The state of the last piece reaches no piece, and was formed only if it is asked for.
       if (i + 1 < pieces || arguments.last != nullptr)
         own[j] = *reinterpret_cast<const float4*>(arguments.own + place(piece));
       if (sweep.document_begin == nullptr) continue;

@@ -16,7 +16,7 @@ struct HeadStrides {
   std::int64_t row = 0, token = 0, head = 0;
 };
 
-// What results are added to, which may lie where they go; null for nothing. Only sweeps over a half of LRPE's features
+// The summands of results, which may lie where they go; null for nothing. Only sweeps over a half of LRPE's features
 // add.
 struct AddTo {
   const __nv_bfloat16* data = nullptr;
@@ -135,7 +135,7 @@ __device__ __forceinline__ void start_products(float (&results)[n], const A& a, 
   products_commit();
 }
 
-// What results are added to, fetched ahead of its use.
+// The summands of results, fetched ahead of their use.
 template <int D>
 class Previous {
  public:

@@ -11,7 +11,7 @@
 
 namespace fulmen::cuda::hopper {
 
-// Which dimension of an operand is contiguous in shared memory: the summed one, or the rows of A / columns of B.
+// Which dimension of an operand is contiguous in shared memory: the summed dimension, or the rows of A / columns of B.
 enum class Major : int { summed = 0, outer = 1 };
 
 // Descriptor of an operand. `stride_bytes` lies between groups of 8 rows of 128 bytes; `leading_bytes` between blocks
