@@ -19,6 +19,7 @@ struct Backends {
 #define FULMEN_CUDA_BACKEND(kernel) nullptr
 #endif
 
+// NOLINTBEGIN(bugprone-macro-parentheses): the argument is a declared name
 // In namespace fulmen, after the declaration of `kernel`, which must not be overloaded.
 #define FULMEN_BACKENDS(kernel)                                                                         \
   namespace cpu {                                                                                       \
@@ -31,3 +32,4 @@ struct Backends {
   inline constexpr Backends<decltype(fulmen::kernel)> kernel{cpu::kernel, FULMEN_CUDA_BACKEND(kernel)}; \
   }                                                                                                     \
   static_assert(true)
+// NOLINTEND(bugprone-macro-parentheses)
