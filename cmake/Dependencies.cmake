@@ -30,4 +30,27 @@ if(FULMEN_CUDA)
   add_library(NCCL::nccl UNKNOWN IMPORTED)
   set_target_properties(NCCL::nccl PROPERTIES
     IMPORTED_LOCATION ${NCCL_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${NCCL_INCLUDE_DIR})
+  # Softmax attention through cuDNN. Its graphs want 9.16; older ones refuse lengths that are no multiple of 128.
+  set(FULMEN_CUDNN AUTO CACHE STRING "Softmax attention on GPUs through cuDNN: AUTO (where it is found), ON or OFF")
+  if(FULMEN_CUDNN)  # AUTO, too
+    find_path(CUDNN_INCLUDE_DIR cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+    find_library(CUDNN_LIBRARY cudnn HINTS ${CUDAToolkit_LIBRARY_DIR})
+    set(CUDNN_VERSION none)
+    if(CUDNN_INCLUDE_DIR AND CUDNN_LIBRARY)
+      file(STRINGS ${CUDNN_INCLUDE_DIR}/cudnn_version.h numbers REGEX "#define CUDNN_(MAJOR|MINOR|PATCHLEVEL) [0-9]+")
+      string(REGEX REPLACE "[^0-9;]" "" CUDNN_VERSION "${numbers}")
+      string(REPLACE ";" "." CUDNN_VERSION "${CUDNN_VERSION}")
+    endif()
+    if(CUDNN_VERSION VERSION_GREATER_EQUAL 9.16)
+      message(STATUS "Softmax attention on GPUs: cuDNN ${CUDNN_VERSION} in ${CUDNN_LIBRARY}")
+      add_library(CUDNN::cudnn UNKNOWN IMPORTED)
+      set_target_properties(CUDNN::cudnn PROPERTIES
+        IMPORTED_LOCATION ${CUDNN_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${CUDNN_INCLUDE_DIR})
+    elseif(FULMEN_CUDNN STREQUAL "AUTO")
+      message(STATUS "Softmax attention on GPUs: kernels of our own alone (cuDNN 9.16 or later wanted, found ${CUDNN_VERSION})")
+    else()
+      message(FATAL_ERROR "FULMEN_CUDNN=${FULMEN_CUDNN}: cuDNN 9.16 or later wanted, found ${CUDNN_VERSION}. "
+                          "Set CUDNN_INCLUDE_DIR and CUDNN_LIBRARY, or FULMEN_CUDNN=OFF")
+    endif()
+  endif()
 endif()

@@ -7,6 +7,7 @@
 #include "framework/error.h"
 #include "framework/execution.h"
 #include "framework/gpu.h"
+#include "kernels/activation.h"
 #include "kernels/backends.h"
 
 namespace fulmen {
@@ -73,6 +74,11 @@ inline void check_vector(const Tensor& x, DType dtype, std::int64_t length, cons
   check_dtype(x, dtype, name);
   check_shape(x, {length}, name);
   FULMEN_CHECK(x.is_contiguous(), "{} is not contiguous", name);
+}
+
+// An activation that gates know.
+inline void check_gate_activation(Activation activation) {
+  FULMEN_CHECK(is_gate_activation(activation), "activation {} is none of a gate", static_cast<int>(activation));
 }
 
 }  // namespace fulmen

@@ -8,6 +8,7 @@ namespace fulmen {
 void gated_linear_unit_forward(const Execution& execution, const Tensor& a, const Tensor& b, Activation activation,
                                const Tensor& y) {
   FULMEN_CHECK(a.rank() == 2, "a is {}, expected a matrix", a.describe());
+  check_gate_activation(activation);
   check_matrix(a, a.dtype(), a.size(0), a.size(1), "a");
   check_matrix(b, a.dtype(), a.size(0), a.size(1), "b");
   check_matrix(y, a.dtype(), a.size(0), a.size(1), "y");
@@ -19,6 +20,7 @@ void gated_linear_unit_forward(const Execution& execution, const Tensor& a, cons
 void gated_linear_unit_backward(const Execution& execution, const Tensor& d_y, const Tensor& a, const Tensor& b,
                                 Activation activation, const Tensor& d_a, const Tensor& d_b, const Tensor& y) {
   FULMEN_CHECK(a.rank() == 2, "a is {}, expected a matrix", a.describe());
+  check_gate_activation(activation);
   check_matrix(a, a.dtype(), a.size(0), a.size(1), "a");
   check_matrix(b, a.dtype(), a.size(0), a.size(1), "b");
   check_matrix(d_y, a.dtype(), a.size(0), a.size(1), "d_y");

@@ -83,6 +83,8 @@ void check_attention_inputs(const LinearAttentionInputs& inputs) {
     check_shape(inputs.positions, {batch, length}, "positions");
   }
   if (inputs.initial_state) check_attention_state(inputs.initial_state, inputs, "initial_state");
+  check_gate_activation(inputs.query_key_activation);
+  check_gate_activation(inputs.value_activation);
   check_segments(inputs.segments, batch, length);
 }
 

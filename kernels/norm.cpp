@@ -112,54 +112,64 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
 
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
-                        const Tensor& inverse_rms) {
+                        const Tensor& inverse_rms, const Tensor& gain) {
   FULMEN_CHECK(x.rank() == 2 && width >= x.size(1), "x is {}, the whole width {}", x.describe(), width);
+  check_gate_activation(gate_activation);
   const DType dtype = x.dtype();
   const std::int64_t tokens = x.size(0), local_width = x.size(1);
   check_matrix(x, dtype, tokens, local_width, "x");
   FULMEN_CHECK(square_sums.rank() == 2, "square_sums is {}, expected a matrix", square_sums.describe());
   check_matrix(square_sums, accumulation_dtype(dtype), tokens, square_sums.size(1), "square_sums");
   check_matrix(gate, dtype, tokens, local_width, "gate");
+  if (gain) check_vector(gain, dtype, local_width, "gain");
   check_matrix(y, dtype, tokens, local_width, "y");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   if (x.elements() == 0) return;
   run_on_device(execution, {"gated norm forward", 0.0, traffic({x, gate, y})}, backends::gated_norm_forward, x,
-                square_sums, width, epsilon, gate, gate_activation, y, inverse_rms);
+                square_sums, width, epsilon, gate, gate_activation, y, inverse_rms, gain);
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
-                             const Tensor& gate, Activation gate_activation, const Tensor& dot) {
+                             const Tensor& gate, Activation gate_activation, const Tensor& dot, const Tensor& gain) {
   FULMEN_CHECK(x.rank() == 2, "x is {}, expected a matrix", x.describe());
+  check_gate_activation(gate_activation);
   const DType dtype = x.dtype();
   const std::int64_t tokens = x.size(0), local_width = x.size(1);
   check_matrix(d_y, dtype, tokens, local_width, "d_y");
   check_matrix(x, dtype, tokens, local_width, "x");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   check_matrix(gate, dtype, tokens, local_width, "gate");
+  if (gain) check_vector(gain, dtype, local_width, "gain");
   check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   if (tokens == 0) return;
   run_on_device(execution, {"gated norm dot", 0.0, traffic({d_y, x, gate})}, backends::gated_norm_backward_dot, d_y, x,
-                inverse_rms, gate, gate_activation, dot);
+                inverse_rms, gate, gate_activation, dot, gain);
 }
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y) {
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y, const Tensor& gain,
+                         const Tensor& d_gain) {
   FULMEN_CHECK(x.rank() == 2 && (dot ? width >= x.size(1) : width == x.size(1)), "x is {}, the whole width {}",
                x.describe(), width);
+  check_gate_activation(gate_activation);
   const DType dtype = x.dtype();
   const std::int64_t tokens = x.size(0), local_width = x.size(1);
   check_matrix(d_y, dtype, tokens, local_width, "d_y");
   check_matrix(x, dtype, tokens, local_width, "x");
   check_vector(inverse_rms, accumulation_dtype(dtype), tokens, "inverse_rms");
   check_matrix(gate, dtype, tokens, local_width, "gate");
+  if (gain) check_vector(gain, dtype, local_width, "gain");
   if (dot) check_vector(dot, accumulation_dtype(dtype), tokens, "dot");
   check_matrix(d_x, dtype, tokens, local_width, "d_x");
   check_matrix(d_gate, dtype, tokens, local_width, "d_gate");
   if (y) check_matrix(y, dtype, tokens, local_width, "y");
+  FULMEN_CHECK(gain.is_null() == d_gain.is_null(), "a gain and its gradient belong together");
+  if (d_gain) check_vector(d_gain, accumulation_dtype(dtype), local_width, "d_gain");
   if (x.elements() == 0) return;
   run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
-                backends::gated_norm_backward, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y);
+                backends::gated_norm_backward, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y,
+                gain, d_gain);
 }
 
 }  // namespace fulmen

@@ -75,28 +75,35 @@ FULMEN_BACKENDS(weighted_norm_backward);
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums);
 FULMEN_BACKENDS(sum_rows);
 
-// The gated norm over all heads together: y = act(gate) * x * inverse_rms, inverse_rms = 1/sqrt(sum/width + eps).
+// The gated norm over all heads together: y = act(gate) * x * inverse_rms * gain, inverse_rms = 1/sqrt(sum/width +
+// eps). gain [local width], the activations' dtype, is 1 where it is null (MiniMax has a gain, TransNormerLLM none).
 // x, gate, y [tokens, local width] (any row stride); square_sums [tokens, n]: their sum is the sum of squares over
 // the whole width. They are the heads', as the attention kernel yields them, or their sum over all tensor ranks. width
 // is global. Writes inverse_rms [tokens] for the backward pass.
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
-                        const Tensor& inverse_rms);
+                        const Tensor& inverse_rms, const Tensor& gain = {});
 FULMEN_BACKENDS(gated_norm_forward);
 
-// dot [tokens] = sum over the local width of d_y * act(gate) * x * inverse_rms, for a width that is split: the caller
-// sums it over the tensor group before the backward pass.
+// dot [tokens] = sum over the local width of d_y * act(gate) * gain * x * inverse_rms, for a width that is split: the
+// caller sums it over the tensor group before the backward pass.
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
-                             const Tensor& gate, Activation gate_activation, const Tensor& dot);
+                             const Tensor& gate, Activation gate_activation, const Tensor& dot,
+                             const Tensor& gain = {});
 FULMEN_BACKENDS(gated_norm_backward_dot);
-// The backward pass: with n = x * inverse_rms, d_n = d_y * act(gate) and dot = sum over the whole width of d_n * n,
-//   d_x = inverse_rms * (d_n - n * dot / width),  d_gate = d_y * n * act'(gate).
+// The backward pass: with n = x * inverse_rms, d_n = d_y * act(gate) * gain and dot = sum over the whole width of
+// d_n * n,
+//   d_x = inverse_rms * (d_n - n * dot / width),  d_gate = d_y * n * gain * act'(gate),
+//   d_gain += sum over the tokens of d_y * n * act(gate).
+// d_gain [local width], accumulation dtype, null without a gain, is added to in an order that no number of threads
+// changes.
 // A null dot is formed in the same pass; the whole width must be here. Writes y again, which the weight gradient of the
 // layer after it reads (null: not wanted). d_x, d_gate and y may have any row stride and each alias one of d_y, x and
 // gate.
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y);
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y, const Tensor& gain = {},
+                         const Tensor& d_gain = {});
 FULMEN_BACKENDS(gated_norm_backward);
 
 }  // namespace fulmen

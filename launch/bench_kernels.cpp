@@ -1,5 +1,6 @@
 // fulmen bench kernels: each kernel by itself against its floor.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 
@@ -17,6 +18,8 @@
 #include "kernels/gemm.h"
 #include "kernels/linear_attention.h"
 #include "kernels/norm.h"
+#include "kernels/rotation.h"
+#include "kernels/softmax_attention.h"
 #include "launch/bench.h"
 #include "launch/bench_attention.h"
 #include "launch/bench_measure.h"
@@ -85,6 +88,7 @@ class KernelBench {
   void run_part(std::initializer_list<const char*> names, const std::function<void()>& part);
   void run_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out);
   void run_attention();
+  void run_softmax_attention();
   void run_norms();
   void run_gated_unit();
   void run_loss();
@@ -125,6 +129,41 @@ void KernelBench::run_attention() {
   measure("linear attention forward", [&] { linear_attention_forward(execution_, problem.inputs, problem.outputs); });
   measure("linear attention backward",
           [&] { linear_attention_backward(execution_, problem.inputs, problem.gradients); });
+}
+
+// As a layer of softmax attention has it: queries, keys and values side by side in one projection. With documents, four
+// of equal length a row.
+void KernelBench::run_softmax_attention() {
+  const std::int64_t width = shapes_.hidden / shapes_.heads;
+  const Tensor projection = matrix(3 * shapes_.hidden), d_projection = matrix(3 * shapes_.hidden);
+  const auto heads = [&](const Tensor& rows, int part) {
+    return rows.slice(1, part * shapes_.hidden, (part + 1) * shapes_.hidden)
+        .split_dimension(0, shapes_.length)
+        .split_dimension(2, width);
+  };
+  SoftmaxAttentionInputs inputs{heads(projection, 0), heads(projection, 1), heads(projection, 2),
+                                1.0 / std::sqrt(static_cast<double>(width))};
+  const Tensor sums = tensors_.allocate(accumulation_dtype(dtype_), {shapes_.batch, shapes_.heads, shapes_.length});
+  const SoftmaxAttentionGradients gradients{heads(matrix(shapes_.hidden), 0), sums,
+                                            heads(matrix(shapes_.hidden), 0), heads(d_projection, 0),
+                                            heads(d_projection, 1),           heads(d_projection, 2)};
+  std::vector<std::int64_t> positions, starts;
+  for (std::int64_t t = 0; t < shapes_.tokens(); ++t) {
+    const std::int64_t position = t % shapes_.length, document = std::max<std::int64_t>(shapes_.length / 4, 1);
+    positions.push_back(position), starts.push_back(position / document * document);
+  }
+  const auto forward = [&] { softmax_attention_forward(execution_, inputs, gradients.output, sums); };
+  const auto backward = [&] { softmax_attention_backward(execution_, inputs, gradients); };
+  measure("softmax attention forward", forward);
+  measure("softmax attention backward", backward);
+  inputs.first_visible = tensors_.holding<std::int64_t>({shapes_.batch, shapes_.length}, starts);
+  measure("softmax attention forward, documents", forward);
+  measure("softmax attention backward, documents", backward);
+  if (width < 2) return;
+  const Rotation rotation{width, RotationPairs::halves,
+                          tensors_.holding<double>({width / 2}, rotary_frequencies(10000.0, width / 2 * 2))};
+  const Tensor places = tensors_.holding<std::int64_t>({shapes_.tokens()}, positions);
+  measure("rotation", [&] { rotate(execution_, rotation, places, false, projection.slice(1, 0, 2 * shapes_.hidden)); });
 }
 
 void KernelBench::run_norms() {
@@ -220,6 +259,9 @@ void KernelBench::run_all() {
   run_layer("product l3", shapes_.tokens(), shapes_.glu, shapes_.hidden);
   run_layer("product head", shapes_.loss_tokens(), shapes_.hidden, shapes_.vocabulary);
   run_part({"linear attention forward", "linear attention backward"}, [&] { run_attention(); });
+  run_part({"softmax attention forward", "softmax attention backward", "softmax attention forward, documents",
+            "softmax attention backward, documents", "rotation"},
+           [&] { run_softmax_attention(); });
   run_part({"residual norm forward", "residual norm backward", "residual norm backward of the head",
             "gated norm forward", "gated norm backward", "gated norm backward, split"},
            [&] { run_norms(); });

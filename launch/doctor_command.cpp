@@ -9,6 +9,7 @@
 #include "framework/gpu.h"
 #include "framework/text.h"
 #include "framework/threads.h"
+#include "kernels/softmax_attention.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/run_configuration.h"
@@ -93,6 +94,7 @@ nlohmann::ordered_json describe_machine(Communicator& ranks) {
           {"mpi", MpiSession::launched() ? "started by a launcher" : "not started: one rank needs no launcher"},
           {"shared_files", describe_shared_files()},
           {"cuda", describe_cuda()},
+          {"gpu_attention", softmax_attention_paths()},
           {"gpus", describe_gpus()}};
 }
 

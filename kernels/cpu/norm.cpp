@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/cpu/column_sums.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vector_math.h"
 
@@ -69,34 +70,50 @@ FULMEN_VECTORIZED void norm_gradient_row(const T* d_normed, const T* sum, const 
   }
 }
 
-template <Activation activation, class T>
-FULMEN_VECTORIZED void gate_row(const T* x, const T* gate, T inverse_rms, T* y, std::int64_t width) {
+template <Activation activation, bool gained, class T>
+FULMEN_VECTORIZED void gate_row(const T* x, const T* gate, const T* gain, T inverse_rms, T* y, std::int64_t width) {
 #pragma omp simd
-  for (std::int64_t j = 0; j < width; ++j) y[j] = activate<activation>(gate[j]) * (x[j] * inverse_rms);
+  for (std::int64_t j = 0; j < width; ++j) {
+    const T value = activate<activation>(gate[j]) * (x[j] * inverse_rms);
+    y[j] = gained ? value * gain[j] : value;
+  }
 }
 
-template <Activation activation, class T>
-FULMEN_VECTORIZED T gated_dot_row(const T* d_y, const T* x, const T* gate, std::int64_t width) {
+template <Activation activation, bool gained, class T>
+FULMEN_VECTORIZED T gated_dot_row(const T* d_y, const T* x, const T* gate, const T* gain, std::int64_t width) {
   T dot = 0;
 #pragma omp simd reduction(+ : dot)
-  for (std::int64_t j = 0; j < width; ++j) dot += d_y[j] * activate<activation>(gate[j]) * x[j];
+  for (std::int64_t j = 0; j < width; ++j) {
+    const T upstream = gained ? d_y[j] * gain[j] : d_y[j];
+    dot += upstream * activate<activation>(gate[j]) * x[j];
+  }
   return dot;
 }
 
-// With n = x * inverse_rms: d_x = inverse_rms * (d_y act(gate) - n mean_dot), d_gate = d_y n act'(gate), y = act(gate)
-// n.
-template <Activation activation, bool again, class T>
-FULMEN_VECTORIZED void gated_norm_gradient_row(const T* d_y, const T* x, const T* gate, T inverse_rms, T mean_dot,
-                                               T* d_x, T* d_gate, T* y, std::int64_t width) {
+// With n = x * inverse_rms: d_x = inverse_rms * (d_y act(gate) gain - n mean_dot), d_gate = d_y n gain act'(gate),
+// d_gain += d_y act(gate) n, y = act(gate) n gain.
+template <Activation activation, bool again, bool gained, class T>
+FULMEN_VECTORIZED void gated_norm_gradient_row(const T* d_y, const T* x, const T* gate, const T* gain, T inverse_rms,
+                                               T mean_dot, T* d_x, T* d_gate, T* y, T* d_gain, std::int64_t width) {
 #pragma omp simd
   for (std::int64_t j = 0; j < width; ++j) {
     const T normed = x[j] * inverse_rms;
-    const T upstream = d_y[j];
+    const T upstream = gained ? d_y[j] * gain[j] : d_y[j];
     const Activated<T> activated = activate_with_derivative<activation>(gate[j]);
+    if constexpr (gained) d_gain[j] += d_y[j] * activated.value * normed;
     d_x[j] = inverse_rms * (upstream * activated.value - normed * mean_dot);
     d_gate[j] = upstream * normed * activated.derivative;
-    if constexpr (again) y[j] = activated.value * normed;
+    if constexpr (again) y[j] = gained ? activated.value * normed * gain[j] : activated.value * normed;
   }
+}
+
+// Calls f with each flag as a compile-time constant.
+template <class F>
+void with_flags(bool first, bool second, F&& f) {
+  if (first)
+    second ? f.template operator()<true, true>() : f.template operator()<true, false>();
+  else
+    second ? f.template operator()<false, true>() : f.template operator()<false, false>();
 }
 
 template <class T>
@@ -167,15 +184,16 @@ void sum_rows(const Execution&, const Tensor& values, const Tensor& row_sums) {
 
 void gated_norm_forward(const Execution&, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
-                        const Tensor& inverse_rms) {
+                        const Tensor& inverse_rms, const Tensor& gain) {
   const std::int64_t local_width = x.size(1);
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     dispatch_activation(gate_activation, [&]<Activation activation>() {
+      const auto gate_rows = gain ? &gate_row<activation, true, T> : &gate_row<activation, false, T>;
       parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t row = first; row < last; ++row) {
           const T inverse = inverse_root(sum_row(row_of<T>(square_sums, row), square_sums.size(1)), width, epsilon);
           inverse_rms.as<T>()[row] = inverse;
-          gate_row<activation>(row_of<T>(x, row), row_of<T>(gate, row), inverse, row_of<T>(y, row), local_width);
+          gate_rows(row_of<T>(x, row), row_of<T>(gate, row), gain.as<T>(), inverse, row_of<T>(y, row), local_width);
         }
       });
     });
@@ -183,14 +201,15 @@ void gated_norm_forward(const Execution&, const Tensor& x, const Tensor& square_
 }
 
 void gated_norm_backward_dot(const Execution&, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
-                             const Tensor& gate, Activation gate_activation, const Tensor& dot) {
+                             const Tensor& gate, Activation gate_activation, const Tensor& dot, const Tensor& gain) {
   const std::int64_t local_width = x.size(1);
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     dispatch_activation(gate_activation, [&]<Activation activation>() {
+      const auto dot_row = gain ? &gated_dot_row<activation, true, T> : &gated_dot_row<activation, false, T>;
       parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t row = first; row < last; ++row) {
           const T sum =
-              gated_dot_row<activation>(row_of<T>(d_y, row), row_of<T>(x, row), row_of<T>(gate, row), local_width);
+              dot_row(row_of<T>(d_y, row), row_of<T>(x, row), row_of<T>(gate, row), gain.as<T>(), local_width);
           dot.as<T>()[row] = inverse_rms.as<T>()[row] * sum;
         }
       });
@@ -198,31 +217,34 @@ void gated_norm_backward_dot(const Execution&, const Tensor& d_y, const Tensor& 
   });
 }
 
-void gated_norm_backward(const Execution&, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
+void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y) {
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y, const Tensor& gain,
+                         const Tensor& d_gain) {
   const std::int64_t local_width = x.size(1);
+  const auto backward = [&]<class T, Activation activation, bool again, bool gained>() {
+    const T* const gains = gain.as<T>();
+    const auto rows = [&](std::int64_t first, std::int64_t last, T* gain_sums) {
+      for (std::int64_t row = first; row < last; ++row) {
+        const T *const upstream = row_of<T>(d_y, row), *const values = row_of<T>(x, row);
+        const T* const gates = row_of<T>(gate, row);
+        const T inverse = inverse_rms.as<T>()[row];
+        const T sum = dot ? dot.as<T>()[row]
+                          : inverse * gated_dot_row<activation, gained>(upstream, values, gates, gains, local_width);
+        gated_norm_gradient_row<activation, again, gained>(
+            upstream, values, gates, gains, inverse, sum / static_cast<T>(width), row_of<T>(d_x, row),
+            row_of<T>(d_gate, row), again ? row_of<T>(y, row) : nullptr, gain_sums, local_width);
+      }
+    };
+    if (gained)
+      add_column_sums<T>(execution, x.size(0), local_width, {d_gain}, rows);
+    else
+      parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) { rows(first, last, nullptr); });
+  };
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     dispatch_activation(gate_activation, [&]<Activation activation>() {
-      parallel_rows(x.size(0), local_width, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t row = first; row < last; ++row) {
-          const T* const upstream = row_of<T>(d_y, row);
-          const T* const values = row_of<T>(x, row);
-          const T* const gates = row_of<T>(gate, row);
-          const T inverse = inverse_rms.as<T>()[row];
-          const T sum =
-              dot ? dot.as<T>()[row] : inverse * gated_dot_row<activation>(upstream, values, gates, local_width);
-          const auto gradient = [&]<bool again>() {
-            gated_norm_gradient_row<activation, again>(upstream, values, gates, inverse, sum / static_cast<T>(width),
-                                                       row_of<T>(d_x, row), row_of<T>(d_gate, row),
-                                                       again ? row_of<T>(y, row) : nullptr, local_width);
-          };
-          if (y)
-            gradient.template operator()<true>();
-          else
-            gradient.template operator()<false>();
-        }
-      });
+      with_flags(!y.is_null(), !gain.is_null(),
+                 [&]<bool again, bool gained>() { backward.template operator()<T, activation, again, gained>(); });
     });
   });
 }

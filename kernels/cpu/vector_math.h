@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "framework/error.h"
 #include "kernels/activation.h"
 #include "kernels/cpu/vectorize.h"
 
@@ -80,10 +81,21 @@ FULMEN_INLINE Sigmoid<T> sigmoid(T x) {
   return {value, e * value};
 }
 
+// GELU in its tanh form is x sigmoid(2 u), u = gelu_slope (x + gelu_cubic x^3).
+inline constexpr double gelu_slope = 0.79788456080286535588;  // sqrt(2 / pi)
+inline constexpr double gelu_cubic = 0.044715;
+
+template <class T>
+FULMEN_INLINE Sigmoid<T> gelu_sigmoid(T x) {
+  return sigmoid(T(2.0 * gelu_slope) * (x + T(gelu_cubic) * x * x * x));
+}
+
 template <Activation activation, class T>
 FULMEN_INLINE T activate(T x) {
   if constexpr (activation == Activation::silu) return x * sigmoid(x).value;
   if constexpr (activation == Activation::sigmoid) return sigmoid(x).value;
+  if constexpr (activation == Activation::gelu_tanh) return x * gelu_sigmoid(x).value;
+  if constexpr (activation == Activation::squared_relu) return clamp_below(x, T(0)) * clamp_below(x, T(0));
   return x;
 }
 
@@ -95,21 +107,38 @@ struct Activated {
 
 template <Activation activation, class T>
 FULMEN_INLINE Activated<T> activate_with_derivative(T x) {
-  if constexpr (activation == Activation::none) return {x, T(1)};
-  const Sigmoid<T> s = sigmoid(x);
-  if constexpr (activation == Activation::sigmoid) return {s.value, s.value * s.complement};
-  const T value = x * s.value;
-  return {value, s.value + value * s.complement};
+  if constexpr (activation == Activation::none) {
+    return {x, T(1)};
+  } else if constexpr (activation == Activation::squared_relu) {
+    const T above = clamp_below(x, T(0));
+    return {above * above, T(2) * above};
+  } else if constexpr (activation == Activation::gelu_tanh) {
+    const Sigmoid<T> s = gelu_sigmoid(x);
+    const T slope = T(2.0 * gelu_slope) * (T(1) + T(3.0 * gelu_cubic) * x * x);
+    return {x * s.value, s.value + x * s.value * s.complement * slope};
+  } else {
+    const Sigmoid<T> s = sigmoid(x);
+    if constexpr (activation == Activation::sigmoid) return {s.value, s.value * s.complement};
+    const T value = x * s.value;
+    return {value, s.value + value * s.complement};
+  }
 }
 
-// Calls f with the activation as a compile-time constant: f.template operator()<activation>().
+// Calls f with the activation as a compile-time constant: f.template operator()<activation>(). For gates.
 template <class F>
 void dispatch_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::none: return f.template operator()<Activation::none>();
-    case Activation::silu: return f.template operator()<Activation::silu>();
-    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
-  }
+  FULMEN_CHECK(is_gate_activation(activation), "activation {} is none of a gate", static_cast<int>(activation));
+  if (activation == Activation::silu) return f.template operator()<Activation::silu>();
+  if (activation == Activation::sigmoid) return f.template operator()<Activation::sigmoid>();
+  f.template operator()<Activation::none>();
+}
+
+// The same for all of them.
+template <class F>
+void dispatch_every_activation(Activation activation, F&& f) {
+  if (activation == Activation::gelu_tanh) return f.template operator()<Activation::gelu_tanh>();
+  if (activation == Activation::squared_relu) return f.template operator()<Activation::squared_relu>();
+  dispatch_activation(activation, f);
 }
 
 // Angles that sine_cosine reduces exactly; larger angles go to the C library.

@@ -3,6 +3,7 @@
 #include "kernels/norm.h"
 
 #include "kernels/cuda/device_activation.cuh"
+#include "kernels/cuda/device_columns.cuh"
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/device_vector.cuh"
 
@@ -153,8 +154,19 @@ struct SumRows {
   }
 };
 
-// y = act(gate) * x * inverse_rms: a sum per row, but of the squares that are given.
-template <class T, Activation activation>
+// The gains of a packet's columns, or none.
+template <class T, int length, bool gained>
+struct Gains {
+  Packet<T, length> values;
+
+  __device__ __forceinline__ Gains(const T* gain, std::int64_t column) {
+    if constexpr (gained) values = load_packet<length>(gain + column);
+  }
+  __device__ __forceinline__ Accumulated<T> times(int i, Accumulated<T> x) const { return gained ? x * values[i] : x; }
+};
+
+// y = act(gate) * x * inverse_rms * gain: a sum per row, but of the squares that are given.
+template <class T, class Gate, bool gained>
 struct GatedNorm {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = true;
@@ -170,6 +182,8 @@ struct GatedNorm {
   int parts;  // of the squares' sum
   Sum* inverse_rms;
   Sum width, epsilon;
+  const T* gain;
+  Gate gate_function;
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
@@ -193,13 +207,14 @@ struct GatedNorm {
   template <int length>
   __device__ __forceinline__ void finish(const Loaded<length>& loaded, const Row& of_row, std::int64_t row,
                                          std::int64_t column) const {
+    const Gains<T, length, gained> gains(gain, column);
     store_packet(y.at(row, column), make_packet<T, length>([&](int i) {
-                   return activate<activation>(loaded.gate[i]) * (loaded.x[i] * of_row.inverse);
+                   return gains.times(i, gate_function.value(loaded.gate[i]) * (loaded.x[i] * of_row.inverse));
                  }));
   }
 };
 
-template <class T, Activation activation>
+template <class T, class Gate, bool gained>
 struct GatedNormDot {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = false;
@@ -213,6 +228,8 @@ struct GatedNormDot {
   Rows<T> d_y, x, gate;
   const Sum* inverse_rms;
   Sum* dot;
+  const T* gain;
+  Gate gate_function;
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
@@ -223,10 +240,12 @@ struct GatedNormDot {
     of_row.inverse = inverse_rms[row];
   }
   template <int length>
-  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t) const {
+  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t column) const {
+    const Gains<T, length, gained> gains(gain, column);
     Sum sum = 0;
 #pragma unroll
-    for (int i = 0; i < length; ++i) sum += loaded.d_y[i] * activate<activation>(loaded.gate[i]) * loaded.x[i];
+    for (int i = 0; i < length; ++i)
+      sum += gains.times(i, loaded.d_y[i]) * gate_function.value(loaded.gate[i]) * loaded.x[i];
     return sum;
   }
   __device__ __forceinline__ void combine(std::int64_t row, Sum sum, Row& of_row, bool writes) const {
@@ -235,7 +254,7 @@ struct GatedNormDot {
 };
 
 // With a dot the sum over the row is given, else it is formed here.
-template <class T, Activation activation>
+template <class T, class Gate, bool gained>
 struct GatedNormBackward {
   using Sum = Accumulated<T>;
   static constexpr bool finishes = true;
@@ -250,6 +269,8 @@ struct GatedNormBackward {
   const Sum* inverse_rms;
   const Sum* dot;
   Sum width;
+  const T* gain;
+  Gate gate_function;
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
@@ -261,11 +282,13 @@ struct GatedNormBackward {
     if (dot != nullptr) of_row.dot = dot[row];
   }
   template <int length>
-  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t) const {
+  __device__ __forceinline__ Sum contribution(const Loaded<length>& loaded, std::int64_t, std::int64_t column) const {
     Sum sum = 0;
     if (dot != nullptr) return sum;
+    const Gains<T, length, gained> gains(gain, column);
 #pragma unroll
-    for (int i = 0; i < length; ++i) sum += loaded.d_y[i] * activate<activation>(loaded.gate[i]) * loaded.x[i];
+    for (int i = 0; i < length; ++i)
+      sum += gains.times(i, loaded.d_y[i]) * gate_function.value(loaded.gate[i]) * loaded.x[i];
     return sum;
   }
   __device__ __forceinline__ void combine(std::int64_t, Sum sum, Row& of_row, bool) const {
@@ -278,19 +301,49 @@ struct GatedNormBackward {
   template <int length>
   __device__ __forceinline__ void finish(const Loaded<length>& loaded, const Row& of_row, std::int64_t row,
                                          std::int64_t column) const {
+    const Gains<T, length, gained> gains(gain, column);
     const Sum inverse = of_row.inverse;
     Sum d_gates[length], ys[length];
     store_packet(d_x.at(row, column), make_packet<T, length>([&](int i) {
-                   const Sum normed = loaded.x[i] * inverse, upstream = loaded.d_y[i];
-                   const Activated<Sum> activated = activate_with_derivative<activation>(loaded.gate[i]);
+                   const Sum normed = loaded.x[i] * inverse, upstream = gains.times(i, loaded.d_y[i]);
+                   const Activated<Sum> activated = gate_function.with_derivative(loaded.gate[i]);
                    d_gates[i] = upstream * normed * activated.derivative;
-                   ys[i] = activated.value * normed;
+                   ys[i] = gains.times(i, activated.value * normed);
                    return inverse * (upstream * activated.value - normed * of_row.dot);
                  }));
     store_packet(d_gate.at(row, column), make_packet<T, length>([&](int i) { return d_gates[i]; }));
     if (y.data != nullptr) store_packet(y.at(row, column), make_packet<T, length>([&](int i) { return ys[i]; }));
   }
 };
+
+// d_y act(gate) n, of a row's packet.
+template <class T>
+struct GatedNormGainGradient {
+  using Sum = Accumulated<T>;
+  static constexpr int sums = 1;
+  Rows<T> d_y, x, gate;
+  const Sum* inverse_rms;
+  RuntimeGate gate_function;
+
+  template <int length>
+  __device__ __forceinline__ void add(std::int64_t row, std::int64_t column, Sum (&totals)[sums][length]) const {
+    const Packet<T, length> upstream = load_packet<length>(d_y.at(row, column));
+    const Packet<T, length> values = load_packet<length>(x.at(row, column));
+    const Packet<T, length> gates = load_packet<length>(gate.at(row, column));
+    const Sum inverse = inverse_rms[row];
+#pragma unroll
+    for (int i = 0; i < length; ++i)
+      totals[0][i] += upstream[i] * gate_function.value(gates[i]) * (values[i] * inverse);
+  }
+};
+
+// Calls f(gate, gained). Without a gain the activation is known at compile time; with one, which few models have, it is
+// chosen at run time, so that there are fewer kernels.
+template <class F>
+void dispatch_gate(Activation activation, const Tensor& gain, F&& f) {
+  if (gain) return f(RuntimeGate{activation}, std::true_type{});
+  dispatch_activation(activation, [&]<Activation act>() { f(FixedGate<act>{}, std::false_type{}); });
+}
 
 }  // namespace
 
@@ -336,20 +389,22 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
 
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
-                        const Tensor& inverse_rms) {
+                        const Tensor& inverse_rms, const Tensor& gain) {
   const std::int64_t local_width = x.size(1);
   dispatch_floating(x.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
-    dispatch_activation(gate_activation, [&]<Activation activation>() {
-      const GatedNorm<T, activation> operation{rows_of<T>(x),
-                                               rows_of<T>(gate),
-                                               rows_of<T>(y),
-                                               rows_of<A>(square_sums),
-                                               static_cast<int>(square_sums.size(1)),
-                                               pointer_to<A>(inverse_rms),
-                                               static_cast<A>(width),
-                                               static_cast<A>(epsilon)};
-      const bool packets = local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {x, gate, y});
+    dispatch_gate(gate_activation, gain, [&]<class Gate>(Gate gate_function, auto gained) {
+      const GatedNorm<T, Gate, gained.value> operation{rows_of<T>(x),
+                                                       rows_of<T>(gate),
+                                                       rows_of<T>(y),
+                                                       rows_of<A>(square_sums),
+                                                       static_cast<int>(square_sums.size(1)),
+                                                       pointer_to<A>(inverse_rms),
+                                                       static_cast<A>(width),
+                                                       static_cast<A>(epsilon),
+                                                       pointer_to<T>(gain),
+                                                       gate_function};
+      const bool packets = local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {x, gate, y, gain});
       dispatch_length<row_packet<T>>(packets, [&](auto length) {
         launch_reduce_rows<length.value>(execution, operation, x.size(0), local_width);
       });
@@ -358,14 +413,15 @@ void gated_norm_forward(const Execution& execution, const Tensor& x, const Tenso
 }
 
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
-                             const Tensor& gate, Activation gate_activation, const Tensor& dot) {
+                             const Tensor& gate, Activation gate_activation, const Tensor& dot, const Tensor& gain) {
   const std::int64_t local_width = x.size(1);
   dispatch_floating(x.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
-    dispatch_activation(gate_activation, [&]<Activation activation>() {
-      const GatedNormDot<T, activation> operation{rows_of<T>(d_y), rows_of<T>(x), rows_of<T>(gate),
-                                                  pointer_to<A>(inverse_rms), pointer_to<A>(dot)};
-      const bool packets = local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_y, x, gate});
+    dispatch_gate(gate_activation, gain, [&]<class Gate>(Gate gate_function, auto gained) {
+      const GatedNormDot<T, Gate, gained.value> operation{
+          rows_of<T>(d_y),    rows_of<T>(x),       rows_of<T>(gate), pointer_to<A>(inverse_rms),
+          pointer_to<A>(dot), pointer_to<T>(gain), gate_function};
+      const bool packets = local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_y, x, gate, gain});
       dispatch_length<row_packet<T>>(packets, [&](auto length) {
         launch_reduce_rows<length.value>(execution, operation, x.size(0), local_width);
       });
@@ -375,17 +431,32 @@ void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, cons
 
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
-                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y) {
+                         const Tensor& d_x, const Tensor& d_gate, const Tensor& y, const Tensor& gain,
+                         const Tensor& d_gain) {
   const std::int64_t local_width = x.size(1);
   dispatch_floating(x.dtype(), [&]<class T>(T) {
     using A = Accumulated<T>;
-    dispatch_activation(gate_activation, [&]<Activation activation>() {
-      const GatedNormBackward<T, activation> operation{
-          rows_of<T>(d_y),      rows_of<T>(x), rows_of<T>(gate),           rows_of<T>(d_x),
-          rows_of<T>(d_gate),   rows_of<T>(y), pointer_to<A>(inverse_rms), dot ? pointer_to<A>(dot) : nullptr,
-          static_cast<A>(width)};
-      const bool packets =
-          local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_y, x, gate, d_x, d_gate, y});
+    const bool packets =
+        local_width % row_packet<T> == 0 && packets_aligned(row_packet<T>, {d_y, x, gate, d_x, d_gate, y, gain});
+    dispatch_gate(gate_activation, gain, [&]<class Gate>(Gate gate_function, auto gained) {
+      if constexpr (gained.value) {  // before anything is written where d_y, x or the gate lie
+        const GatedNormGainGradient<T> sums{rows_of<T>(d_y), rows_of<T>(x), rows_of<T>(gate),
+                                            pointer_to<A>(inverse_rms), gate_function};
+        dispatch_length<row_packet<T>>(packets, [&](auto length) {
+          add_column_sums<length.value>(execution, sums, x.size(0), local_width, {d_gain});
+        });
+      }
+      const GatedNormBackward<T, Gate, gained.value> operation{rows_of<T>(d_y),
+                                                               rows_of<T>(x),
+                                                               rows_of<T>(gate),
+                                                               rows_of<T>(d_x),
+                                                               rows_of<T>(d_gate),
+                                                               rows_of<T>(y),
+                                                               pointer_to<A>(inverse_rms),
+                                                               dot ? pointer_to<A>(dot) : nullptr,
+                                                               static_cast<A>(width),
+                                                               pointer_to<T>(gain),
+                                                               gate_function};
       dispatch_length<row_packet<T>>(packets, [&](auto length) {
         launch_reduce_rows<length.value>(execution, operation, x.size(0), local_width);
       });

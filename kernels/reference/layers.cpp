@@ -115,6 +115,32 @@ GatedNormGradients gated_norm_backward(const Values& x, const Values& gate, Acti
   return {simple_rms_norm_backward(x, d_normed, width, epsilon), d_gate};
 }
 
+HeadNormResult head_norm(const HeadNormProblem& problem, const Values& d_y) {
+  const std::size_t count = problem.x.size(), columns = problem.gain.size();
+  const bool gated = !problem.gate.empty(), first = problem.place == GatePlace::before_norm;
+  Values act(count, 1.0), u(count), d_n(count);
+  for (std::size_t i = 0; i < count && gated; ++i) act[i] = activate(problem.activation, problem.gate[i]);
+  for (std::size_t i = 0; i < count; ++i) u[i] = problem.x[i] * (first ? act[i] : 1.0);
+  const Values n = simple_rms_norm(u, problem.group_width, problem.epsilon);
+  HeadNormResult result{Values(count), {}, Values(gated ? count : 0), Values(columns, 0.0)};
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t column = columns == 0 ? 0 : i % problem.width % columns;
+    const double factor = columns == 0 ? 1.0 : problem.gain[column] + (problem.zero_centred ? 1.0 : 0.0);
+    const double after = first ? 1.0 : act[i];
+    result.y[i] = n[i] * factor * after;
+    d_n[i] = d_y[i] * factor * after;
+    if (columns > 0) result.d_gain[column] += d_y[i] * n[i] * after;
+    if (gated && !first)
+      result.d_gate[i] = d_y[i] * n[i] * factor * activation_derivative(problem.activation, problem.gate[i]);
+  }
+  result.d_x = simple_rms_norm_backward(u, d_n, problem.group_width, problem.epsilon);
+  for (std::size_t i = 0; i < count && gated && first; ++i) {
+    result.d_gate[i] = result.d_x[i] * problem.x[i] * activation_derivative(problem.activation, problem.gate[i]);
+    result.d_x[i] *= act[i];
+  }
+  return result;
+}
+
 Values gated_linear_unit(const Values& a, const Values& b, Activation activation) {
   Values y(a.size());
   for (std::size_t i = 0; i < a.size(); ++i) y[i] = activate(activation, a[i]) * b[i];

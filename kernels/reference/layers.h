@@ -6,6 +6,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
+#include "kernels/head_norm.h"
 #include "kernels/norm.h"
 #include "kernels/rotation.h"
 
@@ -38,6 +39,21 @@ struct GatedNormGradients {
 };
 GatedNormGradients gated_norm_backward(const Values& x, const Values& gate, Activation activation, const Values& d_y,
                                        std::int64_t width, double epsilon);
+
+// The norm of each head, as kernels/head_norm.h has it, with the whole Jacobian of each group. gate and gain are empty
+// where there is none; gain holds a group's columns or a row's.
+struct HeadNormProblem {
+  std::int64_t width = 0, group_width = 0;
+  Values x, gate, gain;
+  bool zero_centred = false;
+  Activation activation = Activation::silu;
+  GatePlace place = GatePlace::after_norm;
+  double epsilon = 0.0;
+};
+struct HeadNormResult {
+  Values y, d_x, d_gate, d_gain;
+};
+HeadNormResult head_norm(const HeadNormProblem& problem, const Values& d_y);
 
 // y = act(a) * b, and its gradients {d_a, d_b}.
 Values gated_linear_unit(const Values& a, const Values& b, Activation activation);

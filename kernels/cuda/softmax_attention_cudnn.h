@@ -1,0 +1,21 @@
+// Softmax attention through cuDNN: bf16, whole rows without documents, or blocks of keys that every query sees.
+#pragma once
+
+#include "kernels/softmax_attention.h"
+
+namespace fulmen::cuda {
+
+// Whether cuDNN takes the call. Others have the path of our own: other dtypes, positions and documents (their borders
+// differ from batch to batch), widths that are no multiple of 8 or above 256 (128 before Hopper), addresses and strides
+// that are no multiple of 16 bytes, `deterministic` runs (its gradient of queries is summed in no fixed order).
+bool cudnn_takes(const Execution& execution, const SoftmaxAttentionInputs& inputs, const Tensor& output);
+bool cudnn_takes(const Execution& execution, const SoftmaxAttentionInputs& inputs,
+                 const SoftmaxAttentionGradients& gradients);
+
+// Plans are made at the first call of a shape, which takes up to seconds, and kept for the life of the process.
+void softmax_attention_forward_cudnn(const Execution& execution, const SoftmaxAttentionInputs& inputs,
+                                     const Tensor& output, const Tensor& log_sum_exp);
+void softmax_attention_backward_cudnn(const Execution& execution, const SoftmaxAttentionInputs& inputs,
+                                      const SoftmaxAttentionGradients& gradients);
+
+}  // namespace fulmen::cuda
