@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "framework/configuration_values.h"
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/text.h"
@@ -20,14 +21,9 @@ namespace fulmen {
 namespace {
 
 using Integers = std::vector<std::int64_t>;
+using Words = std::vector<std::string>;
 using Field = std::variant<std::int64_t*, double*, bool*, std::string*, std::vector<double>*,
-                           std::optional<std::int64_t>*, std::optional<Integers>*>;
-
-// The problem with a value, and the remedy. There is none when `what` is empty.
-struct Problem {
-  std::string what;
-  std::string remedy;
-};
+                           std::optional<std::int64_t>*, std::optional<Integers>*, Words*>;
 
 constexpr const char* automatic = "auto";
 
@@ -38,16 +34,7 @@ std::string parent_of(const std::string& name) {
 
 std::string leaf_of(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
-std::string to_yaml(std::int64_t value) { return std::to_string(value); }
-
-std::string to_yaml(bool value) { return value ? "true" : "false"; }
-
-// The shortest form that reads back as the same number.
-std::string to_yaml(double value) {
-  if (std::isnan(value)) return ".nan";
-  if (std::isinf(value)) return value > 0 ? ".inf" : "-.inf";
-  return fmt::format("{}", value);
-}
+using fulmen::to_yaml;  // of single values
 
 template <class T>
 std::string to_yaml(const std::vector<T>& values) {
@@ -61,74 +48,6 @@ std::string to_yaml(const std::optional<T>& value) {
   return value ? to_yaml(*value) : automatic;
 }
 
-template <class T>
-std::string to_text(const Range<T>& range) {
-  const bool below = range.least == std::numeric_limits<T>::lowest();
-  const bool above = range.most == std::numeric_limits<T>::max();
-  std::string least = "at least " + to_yaml(range.least);
-  if constexpr (std::is_same_v<T, double>) {
-    if (range.least == std::numeric_limits<double>::min() || range.least == std::numeric_limits<double>::denorm_min()) {
-      if (!above) return "above 0, at most " + to_yaml(range.most);
-      least = "above 0";
-    }
-  }
-  if (below && above) return "";
-  if (above) return least;
-  if (below) return "at most " + to_yaml(range.most);
-  return to_yaml(range.least) + " to " + to_yaml(range.most);
-}
-
-template <class T>
-Problem outside(const T& value, const Range<T>& range) {
-  if (value >= range.least && value <= range.most) return {};
-  const std::string allowed = to_text(range);
-  return {to_yaml(value) + " is out of range", "allowed: " + (allowed.empty() ? "finite numbers" : allowed)};
-}
-
-Problem not_a(const std::string& wanted, const YAML::Node& node, const std::string& remedy) {
-  return {fmt::format("expects {}, got {}", wanted, shown(node)), remedy};
-}
-
-std::string_view without_plus(std::string_view text) { return text.starts_with('+') ? text.substr(1) : text; }
-
-template <class T>
-bool parse_whole(std::string_view text, T& value) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-bool parse_number(std::string_view text, double& value) {
-  if (text == ".inf" || text == "+.inf" || text == "-.inf") {
-    value = text.starts_with('-') ? -INFINITY : INFINITY;
-    return true;
-  }
-  return parse_whole(without_plus(text), value);
-}
-
-// Digits, or an exponent form of a whole number: 20e9, 1.5e6.
-bool parse_integer(std::string_view text, std::int64_t& value) {
-  if (parse_whole(without_plus(text), value)) return true;
-  double number = 0.0;
-  if (text.find_first_of("eE") == std::string_view::npos || !parse_number(text, number)) return false;
-  if (number != std::floor(number) || std::abs(number) >= 0x1p63) return false;
-  value = static_cast<std::int64_t>(number);
-  return true;
-}
-
-Problem read_integer(const YAML::Node& node, const Range<std::int64_t>& range, std::int64_t& value) {
-  if (!node.IsScalar() || !parse_integer(node.Scalar(), value)) {
-    return not_a("an integer", node, "write it as 20000 or 20e3");
-  }
-  return outside(value, range);
-}
-
-Problem read_number(const YAML::Node& node, const Range<double>& range, double& value) {
-  if (!node.IsScalar() || !parse_number(node.Scalar(), value)) {
-    return not_a("a number", node, "write it as 0.1 or 3e-4");
-  }
-  return outside(value, range);
-}
-
 template <class Value, class Read>
 Problem read_list(const YAML::Node& node, std::vector<Value>& values, const Read& read) {
   std::vector<Value> list;
@@ -139,26 +58,6 @@ Problem read_list(const YAML::Node& node, std::vector<Value>& values, const Read
   }
   values = std::move(list);
   return {};
-}
-
-std::vector<std::string> names_of(const std::vector<Choice>& choices, bool only_built) {
-  std::vector<std::string> names;
-  for (const Choice& choice : choices) {
-    if (!choice.name.empty() && (!only_built || choice.missing.empty())) names.push_back(choice.name);
-  }
-  return names;
-}
-
-Problem read_choice(const std::string& word, const std::vector<Choice>& choices) {
-  const std::string known = "one of " + join(names_of(choices, true), ", ");
-  for (const Choice& choice : choices) {
-    if (choice.name != word) continue;
-    if (choice.missing.empty()) return {};
-    return {fmt::format("'{}' is not built yet: {}", word, choice.missing), "choose " + known};
-  }
-  const std::string nearest = nearest_name(word, names_of(choices, false));
-  return {fmt::format("'{}' is not a known word", word),
-          (nearest.empty() ? "" : fmt::format("did you mean {}? ", nearest)) + "Write " + known};
 }
 
 struct Override {
@@ -279,6 +178,11 @@ struct Schema::Binding {
     return read_list(node, held.emplace(),
                      [&](const YAML::Node& e, std::int64_t& value) { return read_integer(e, integers, value); });
   }
+
+  Problem read_into(const YAML::Node& node, Words& held) const {
+    if (!node.IsSequence()) return not_a("a list of words", node, "write it as [first, second]");
+    return read_list(node, held, [&](const YAML::Node& e, std::string& value) { return read_into(e, value); });
+  }
 };
 
 void Schema::add_binding(Key key, std::shared_ptr<Binding> binding) {
@@ -343,6 +247,14 @@ void Schema::add(const std::string& name, std::optional<std::vector<std::int64_t
                  const std::string& documentation) {
   add_binding({name, "auto or list of integers", to_text(range), {}, documentation},
               std::make_shared<Binding>(Binding{.field = &field, .integers = range}));
+}
+
+void Schema::add(const std::string& name, std::vector<std::string>& field, std::vector<Choice> choices,
+                 const std::string& documentation) {
+  std::vector<std::string> words;
+  for (const Choice& choice : choices) words.push_back(choice.name);
+  add_binding({name, "list of " + join(words, ", "), {}, {}, documentation},
+              std::make_shared<Binding>(Binding{.field = &field, .choices = std::move(choices)}));
 }
 
 std::size_t Schema::position(const std::string& name) const {

@@ -52,6 +52,9 @@ class Schema {
            const std::string& documentation);
   void add(const std::string& name, std::optional<std::vector<std::int64_t>>& field, Range<std::int64_t> range,
            const std::string& documentation);
+  // A list of words.
+  void add(const std::string& name, std::vector<std::string>& field, std::vector<Choice> choices,
+           const std::string& documentation);
   // Text that is a path: `~/` is the home folder (expand_home).
   void add_path(const std::string& name, std::string& field, const std::string& documentation);
   void require(const std::string& name);
