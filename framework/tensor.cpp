@@ -73,6 +73,14 @@ Tensor Tensor::select(int dimension, std::int64_t position) const {
   return view;
 }
 
+Tensor Tensor::transpose() const {
+  FULMEN_CHECK(rank_ == 2, "the transpose of {}", describe());
+  Tensor view = *this;
+  std::swap(view.shape_[0], view.shape_[1]);
+  std::swap(view.strides_[0], view.strides_[1]);
+  return view;
+}
+
 Tensor Tensor::reshape(const Shape& shape) const {
   FULMEN_CHECK(is_contiguous(), "reshape of a strided tensor {}", describe());
   const std::int64_t present =

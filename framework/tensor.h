@@ -53,6 +53,7 @@ class Tensor {
   Tensor slice(int dimension, std::int64_t begin, std::int64_t end) const;
   Tensor select(int dimension, std::int64_t position) const;  // drops the dimension
   Tensor reshape(const Shape& shape) const;                   // contiguous tensors only
+  Tensor transpose() const;                                   // of a matrix
   // Splits a dimension into [size / inner, inner]; works on strided views.
   Tensor split_dimension(int dimension, std::int64_t inner) const;
   // Dimension d of the view is dimensions[d] of this tensor, or, where that is -1, a new dimension of extent 1. Those

@@ -26,6 +26,15 @@ void add(const Execution& execution, const Tensor& a, const Tensor& b, const Ten
   run_on_device(execution, {"add", 0.0, traffic({a, b, out})}, backends::add, a, b, out);
 }
 
+void add_scaled(const Execution& execution, const Tensor& a, double a_scale, const Tensor& b, double b_scale,
+                const Tensor& out) {
+  check_contiguous(a, "a"), check_contiguous(b, "b"), check_contiguous(out, "out");
+  check_dtype(b, a.dtype(), "b"), check_dtype(out, a.dtype(), "out");
+  check_shape(b, a.shape(), "b"), check_shape(out, a.shape(), "out");
+  if (a.elements() == 0) return;
+  run_on_device(execution, {"add", 0.0, traffic({a, b, out})}, backends::add_scaled, a, a_scale, b, b_scale, out);
+}
+
 void add_to(const Execution& execution, const Tensor& out, const Tensor& a) {
   FULMEN_CHECK(out.rank() == 2, "out is {}, expected a matrix", out.describe());
   check_matrix(out, out.dtype(), out.size(0), out.size(1), "out");

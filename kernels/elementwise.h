@@ -12,6 +12,10 @@ void fill_zero(const Execution& execution, const Tensor& x);  // contiguous, any
 FULMEN_BACKENDS(fill_zero);
 void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out);  // out = a + b, contiguous
 FULMEN_BACKENDS(add);
+// out = a_scale a + b_scale b, contiguous. out may be a or b.
+void add_scaled(const Execution& execution, const Tensor& a, double a_scale, const Tensor& b, double b_scale,
+                const Tensor& out);
+FULMEN_BACKENDS(add_scaled);
 // out += a; matrices of equal shape, unit inner stride, any row strides.
 void add_to(const Execution& execution, const Tensor& out, const Tensor& a);
 FULMEN_BACKENDS(add_to);

@@ -1,14 +1,33 @@
 // Argument checks and dispatch of the matrix products.
 #include "kernels/gemm.h"
 
+#include <utility>
+
 #include "kernels/dispatch.h"
 
 namespace fulmen {
 
 namespace {
 
-void run_gemm(const Execution& execution, const char* name, const Tensor& a, const Tensor& b, const Tensor& c,
-              const GemmOptions& options) {
+// Whether it is the transposed view of a row-major matrix.
+bool is_transposed(const Tensor& x) { return x.rank() == 2 && x.stride(0) == 1 && x.stride(1) != 1 && x.size(1) > 1; }
+
+void make_row_major(Tensor& x, bool& transpose) {
+  if (!is_transposed(x)) return;
+  x = x.transpose();
+  transpose = !transpose;
+}
+
+void run_gemm(const Execution& execution, const char* name, Tensor a, Tensor b, const Tensor& c, GemmOptions options) {
+  if (is_transposed(c)) {  // c^T = op(b)^T op(a)^T
+    std::swap(a, b);
+    const bool transpose_a = !options.transpose_b;
+    options.transpose_b = !options.transpose_a;
+    options.transpose_a = transpose_a;
+    return run_gemm(execution, name, a, b, c.transpose(), options);
+  }
+  make_row_major(a, options.transpose_a);
+  make_row_major(b, options.transpose_b);
   FULMEN_CHECK(a.rank() == 2 && b.rank() == 2 && c.rank() == 2, "gemm of {}, {} and {}", a.describe(), b.describe(),
                c.describe());
   const std::int64_t m = c.size(0), n = c.size(1), k = options.transpose_a ? a.size(0) : a.size(1);

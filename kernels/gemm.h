@@ -14,9 +14,8 @@ struct GemmOptions {
 };
 
 // c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] (+ c). Matrices are row-major with unit inner stride and any row
-// stride; a and b share a dtype (fp32 or fp64 on the CPU); c may be wider (fp32 gradients of bf16 products). Sums
-// accumulate in fp32 or wider. k = 0 gives zero (or leaves c). On the CPU oneDNN in fp32 and OpenBLAS in fp64, not
-// inside a parallel region: both bring threads of their own. On a GPU cuBLASLt.
+// stride, or transposed views of such; a and b share a dtype (fp32 or fp64 on the CPU). Sums accumulate in fp32 or
+// wider. k = 0 gives zero (or leaves c).
 void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c,
           const GemmOptions& options = {});
 FULMEN_BACKENDS(gemm);

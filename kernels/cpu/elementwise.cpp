@@ -16,6 +16,13 @@ FULMEN_VECTORIZED void add_range(const T* a, const T* b, T* out, std::int64_t fi
   for (std::int64_t i = first; i < last; ++i) out[i] = a[i] + b[i];
 }
 
+template <class T>
+FULMEN_VECTORIZED void add_scaled_range(const T* a, T a_scale, const T* b, T b_scale, T* out, std::int64_t first,
+                                        std::int64_t last) {
+#pragma omp simd
+  for (std::int64_t i = first; i < last; ++i) out[i] = a_scale * a[i] + b_scale * b[i];
+}
+
 // Through a block of its own: out may be any of the parts.
 template <class T>
 FULMEN_VECTORIZED void sum_parts_range(std::span<const Tensor> parts, T* out, std::int64_t first, std::int64_t last) {
@@ -113,6 +120,15 @@ void add(const Execution&, const Tensor& a, const Tensor& b, const Tensor& out) 
   dispatch_fp32_fp64(a.dtype(), [&]<class T>(T) {
     parallel_elements(a.elements(), [&](std::int64_t first, std::int64_t last) {
       add_range(a.as<T>(), b.as<T>(), out.as<T>(), first, last);
+    });
+  });
+}
+
+void add_scaled(const Execution&, const Tensor& a, double a_scale, const Tensor& b, double b_scale, const Tensor& out) {
+  dispatch_fp32_fp64(a.dtype(), [&]<class T>(T) {
+    parallel_elements(a.elements(), [&](std::int64_t first, std::int64_t last) {
+      add_scaled_range(a.as<T>(), static_cast<T>(a_scale), b.as<T>(), static_cast<T>(b_scale), out.as<T>(), first,
+                       last);
     });
   });
 }

@@ -30,6 +30,28 @@ struct Add {
 };
 
 template <class T>
+struct AddScaled {
+  static constexpr int items = items_for(2);
+  template <int length>
+  struct Loaded {
+    Packet<T, length> a, b;
+  };
+  const T* a;
+  const T* b;
+  T* out;
+  Accumulated<T> a_scale, b_scale;
+
+  template <int length>
+  __device__ __forceinline__ Loaded<length> load(std::int64_t, std::int64_t i) const {
+    return {load_packet<length>(a + i), load_packet<length>(b + i)};
+  }
+  template <int length>
+  __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t, std::int64_t i) const {
+    store_packet(out + i, make_packet<T, length>([&](int j) { return a_scale * loaded.a[j] + b_scale * loaded.b[j]; }));
+  }
+};
+
+template <class T>
 struct AddTo {
   static constexpr int items = items_for(2);
   template <int length>
@@ -269,6 +291,17 @@ void fill_zero(const Execution& execution, const Tensor& x) {
 void add(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& out) {
   dispatch_floating(a.dtype(), [&]<class T>(T) {
     const Add<T> operation{pointer_to<T>(a), pointer_to<T>(b), pointer_to<T>(out)};
+    const bool packets = packets_aligned(row_packet<T>, {a.flatten(), b.flatten(), out.flatten()});
+    dispatch_length<row_packet<T>>(
+        packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, a.elements()); });
+  });
+}
+
+void add_scaled(const Execution& execution, const Tensor& a, double a_scale, const Tensor& b, double b_scale,
+                const Tensor& out) {
+  dispatch_floating(a.dtype(), [&]<class T>(T) {
+    const AddScaled<T> operation{pointer_to<T>(a), pointer_to<T>(b), pointer_to<T>(out),
+                                 static_cast<Accumulated<T>>(a_scale), static_cast<Accumulated<T>>(b_scale)};
     const bool packets = packets_aligned(row_packet<T>, {a.flatten(), b.flatten(), out.flatten()});
     dispatch_length<row_packet<T>>(
         packets, [&](auto length) { launch_pass<length.value>(execution, operation, 1, a.elements()); });

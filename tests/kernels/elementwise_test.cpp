@@ -53,6 +53,25 @@ TEST(Elementwise, AddAndScale) {
   }
 }
 
+TEST(Elementwise, AddScaled) {
+  std::uint64_t stream = 50500;
+  for (const std::int64_t size : sizes) {
+    for (const DType dtype : testing::test_dtypes()) {
+      Random random(++stream);
+      Host host;
+      const Values a = testing::rounded(random.normals(size), dtype), b = testing::rounded(random.normals(size), dtype);
+      Values expected(size);
+      for (std::int64_t i = 0; i < size; ++i) expected[i] = 1.5 * a[i] - 0.25 * b[i];
+      const Tensor out = host.poisoned(dtype, {size}), x = host.tensor(dtype, {size}, a);
+      const double tolerance = dtype == DType::fp64 ? 1e-15 : dtype == DType::fp32 ? 1e-6 : 1e-2;
+      add_scaled(host.execution, x, 1.5, host.tensor(dtype, {size}, b), -0.25, out);
+      testing::expect_close(out, expected, tolerance, "add scaled");
+      add_scaled(host.execution, x, 1.5, host.tensor(dtype, {size}, b), -0.25, x);
+      testing::expect_close(x, expected, tolerance, "add scaled in place");
+    }
+  }
+}
+
 TEST(Elementwise, AddToKeepsStrides) {
   Random random(50300);
   for (const DType dtype : testing::test_dtypes()) {

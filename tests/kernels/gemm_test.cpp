@@ -171,6 +171,29 @@ TEST(Gemm, LinearLayer) {
   testing::expect_close(d_ws, d_weight, 1e-12, "d_weight");
 }
 
+// A weight that lies as [in, out], read through its transposed view.
+TEST(Gemm, LinearLayerOfATransposedWeight) {
+  Random random(63500);
+  for (const DType dtype : testing::test_dtypes()) {
+    const std::int64_t tokens = 37, in = 21, out = 45;
+    const Values x = testing::rounded(random.normals(tokens * in), dtype),
+                 weight = testing::rounded(random.normals(in * out), dtype),
+                 d_y = testing::rounded(random.normals(tokens * out), dtype);
+    Host host;
+    const double tolerance = testing::tolerance_of(dtype);
+    const Tensor xs = host.strided(dtype, tokens, in, 4, x), d_ys = host.strided(dtype, tokens, out, 2, d_y);
+    const Tensor ws = host.strided(dtype, in, out, 3, weight).transpose();
+    const Tensor y = host.poisoned_strided(dtype, tokens, out, 6), d_x = host.poisoned_strided(dtype, tokens, in, 2);
+    const Tensor d_w = host.poisoned(dtype, {in, out});
+    linear_forward(host.execution, xs, ws, y);
+    testing::expect_close(y, reference::gemm(x, false, weight, false, tokens, out, in), tolerance, "y", 1.0);
+    linear_backward_input(host.execution, d_ys, ws, d_x);
+    testing::expect_close(d_x, reference::gemm(d_y, false, weight, true, tokens, in, out), tolerance, "d_x", 1.0);
+    linear_backward_weight(host.execution, d_ys, xs, d_w.transpose(), false);
+    testing::expect_close(d_w, reference::gemm(x, true, d_y, false, in, out, tokens), tolerance, "d_weight", 1.0);
+  }
+}
+
 TEST(Gemm, RefusesShapesThatDoNotMatch) {
   Host host;
   const auto matrix = [&](std::int64_t rows, std::int64_t columns) {
