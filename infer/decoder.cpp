@@ -10,18 +10,21 @@
 
 namespace fulmen {
 
-Decoder::Decoder(const CheckpointReader& checkpoint, Precision precision, const Execution& execution)
+Decoder::Decoder(const CheckpointReader& checkpoint, std::int64_t most_tokens, Precision precision,
+                 const Execution& execution)
     : config_(ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string())),
       execution_(execution),
+      most_tokens_(most_tokens),
       self_(make_self_communicator()),
       mesh_(MeshShape{}, *self_),
       parameters_(declare_stage(*config_, whole_model(*config_), 1), mesh_, precision, execution),
       context_{execution, &mesh_.along(Axis::tensor), &parameters_},
       stage_(*config_, whole_model(*config_), context_) {
+  check_length(*config_, most_tokens, "generate");
   checkpoint.verify(*self_);
   load_pieces(checkpoint, parameters_, parameters_.flat_weights(), "parameters/", execution);
   stage_.prepare({1, 1}, 1);
-  for (const StateSpec& state : stage_.states(1, 1)) {
+  for (const StateSpec& state : stage_.states(1, most_tokens)) {
     const DType dtype =
         state.type == PortType::activation ? precision.parameters : accumulation_dtype(precision.parameters);
     states_.emplace_back(execution.device, dtype, state.shape, MemoryKind::activations, *execution.ledger);
@@ -55,6 +58,7 @@ void Decoder::read_logits(F&& widen) {
 const std::vector<double>& Decoder::advance(std::int32_t token) {
   FULMEN_CHECK(token >= 0 && token < config_->vocabulary, "token {} is not in the vocabulary of {}", token,
                config_->vocabulary);
+  FULMEN_CHECK(position_ < most_tokens_, "token {} of a text of at most {}", position_, most_tokens_);
   copy_to_device(execution_, &token, token_);
   copy_to_device(execution_, &position_, position_tensor_);
   MicroBatch micro_batch;

@@ -1,4 +1,4 @@
-// Recurrent decoding: one token at a time from a state of constant size, on one rank.
+// Recurrent decoding: one token at a time from what the tokens before left in states, on one rank.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,10 @@ namespace fulmen {
 // A whole model on this rank, loaded from a checkpoint, with its recurrent states.
 class Decoder {
  public:
-  // Throws UserError when the checkpoint is damaged or not of a known family.
-  Decoder(const CheckpointReader& checkpoint, Precision precision, const Execution& execution);
+  // For texts of at most `most_tokens`: states that grow with the text (softmax attention's keys and values) take their
+  // memory at once. Throws UserError when the checkpoint is damaged or not of a known family, or has fewer positions.
+  Decoder(const CheckpointReader& checkpoint, std::int64_t most_tokens, Precision precision,
+          const Execution& execution);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
@@ -34,6 +36,7 @@ class Decoder {
 
   std::shared_ptr<const ModelConfig> config_;
   Execution execution_;
+  std::int64_t most_tokens_;
   std::unique_ptr<Communicator> self_;
   Mesh mesh_;
   ParameterStore parameters_;

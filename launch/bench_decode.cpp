@@ -62,11 +62,13 @@ ExitCode bench_decode(const std::vector<std::string>& arguments, World& world) {
   const Device device = choose_device(line.text("device", "auto"), "--device");
   const Precision precision = parse_precision(line.text("precision", "auto"), device);
   ExecutionResources resources(device);
-  Decoder decoder(CheckpointReader(find_checkpoint(line.path("checkpoint"))), precision, resources.execution());
+  constexpr std::int64_t untimed = 10;
+  Decoder decoder(CheckpointReader(find_checkpoint(line.path("checkpoint"))), untimed + tokens, precision,
+                  resources.execution());
   const auto weight_bytes = static_cast<std::size_t>(parameter_count(decoder.config())) * size_of(precision.parameters);
   const double rate = read_rate(resources.execution(), weight_bytes);
 
-  for (std::int64_t t = 0; t < 10; ++t) decoder.advance(1);
+  for (std::int64_t t = 0; t < untimed; ++t) decoder.advance(1);
   std::vector<double> seconds;
   for (std::int64_t t = 0; t < tokens; ++t) {
     const auto start = Clock::now();

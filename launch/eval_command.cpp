@@ -307,6 +307,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
       model = ModelConfig::from_identity(saved.model, checkpoint.folder().string());
       check_tokens(corpus, line.path("data"), checkpoint, *model);
       options = read_options(line, saved, corpus);
+      check_length(*model, options.sequence_length, "--sequence-length");
     });
   });
   run_agreed(ranks, [&] { verify_corpus(line.path("data"), ranks.rank(), ranks.size()); });

@@ -100,11 +100,12 @@ ExitCode run_generate(const std::vector<std::string>& arguments, World& world) {
   const std::int64_t count = line.integer("tokens", 100, 0, std::int64_t{1} << 40);
   const CheckpointReader checkpoint(find_checkpoint(line.path("checkpoint")));
 
+  const std::int64_t vocabulary =
+      ModelConfig::from_identity(checkpoint.description().model, checkpoint.folder().string())->vocabulary;
+  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(checkpoint, line.text("tokenizer", "auto"), vocabulary);
+  const std::vector<std::int32_t> prompt = encode_prompt(*tokenizer, line.text("prompt"), vocabulary);
   ExecutionResources resources(device);
-  Decoder decoder(checkpoint, precision, resources.execution());
-  const std::unique_ptr<Tokenizer> tokenizer =
-      tokenizer_of(checkpoint, line.text("tokenizer", "auto"), decoder.config().vocabulary);
-  const std::vector<std::int32_t> prompt = encode_prompt(*tokenizer, line.text("prompt"), decoder.config().vocabulary);
+  Decoder decoder(checkpoint, static_cast<std::int64_t>(prompt.size()) + count, precision, resources.execution());
   for (std::size_t i = 0; i + 1 < prompt.size(); ++i) decoder.advance(prompt[i]);
   const auto start = std::chrono::steady_clock::now();
   const std::vector<std::int32_t> generated =

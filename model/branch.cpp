@@ -13,8 +13,10 @@ std::vector<std::int64_t> Branch::widths(const std::vector<Value>& of) const {
 
 std::vector<ParameterDeclaration> Branch::declarations() const {
   std::vector<ParameterDeclaration> list;
-  for (const Node& node : nodes)
+  for (const Node& node : nodes) {
     for (const std::size_t weight : node.weights) list.push_back(parameters[weight]);
+    if (node.bias) list.push_back(parameters[*node.bias]);
+  }
   for (const ValueSpec& value : values)
     if (value.kind == ValueSpec::Kind::parameter) list.push_back(parameters[value.parameter]);
   list.insert(list.end(), norm.weights.begin(), norm.weights.end());
@@ -33,12 +35,17 @@ Value BranchBuilder::add(ValueSpec spec) {
 
 void BranchBuilder::read(Value value) { ++spec(value).readers; }
 
+Value BranchBuilder::with_memory(Value value) const {
+  const ValueSpec& what = branch_.values[static_cast<std::size_t>(value.id)];
+  if (what.kind == ValueSpec::Kind::view) return with_memory(what.parent);
+  return what.in_place_of.id >= 0 ? with_memory(what.in_place_of) : value;
+}
+
 // A weight's gradient reads the product's input when all else is gone.
 void BranchBuilder::read_by_product(Value value) {
   read(value);
-  ValueSpec& input = spec(value);
-  FULMEN_CHECK(input.type == PortType::activation, "a product of values that are not activations");
-  ValueSpec& kept = input.kind == ValueSpec::Kind::view ? spec(input.parent) : input;
+  FULMEN_CHECK(spec(value).type == PortType::activation, "a product of values that are not activations");
+  ValueSpec& kept = spec(with_memory(value));
   const bool lasts = kept.kind == ValueSpec::Kind::normed || kept.kind == ValueSpec::Kind::carried;
   if (!lasts && kept.keep != Keep::remade) kept.keep = Keep::always;
 }
@@ -106,6 +113,12 @@ Value BranchBuilder::constant(std::vector<double> elements) {
       {.kind = ValueSpec::Kind::constant, .elements = std::move(elements), .width = width, .differentiable = false});
 }
 
+Value BranchBuilder::shared_constant(std::vector<double> elements) {
+  const Value value = constant(std::move(elements));
+  spec(value).replicated = true;
+  return value;
+}
+
 Value BranchBuilder::carried(const CarriedPort& port) {
   return add({.kind = ValueSpec::Kind::carried, .carried = port, .width = port.width, .replicated = port.units == 0});
 }
@@ -128,12 +141,14 @@ std::vector<Value> BranchBuilder::apply(const std::shared_ptr<const LocalOperati
   Node node(Node::Kind::apply, inputs);
   node.operation = operation;
   for (const Port& port : operation->outputs(branch_.widths(inputs)))
-    node.outputs.push_back(add({.kind = ValueSpec::Kind::result,
-                                .type = port.type,
-                                .keep = port.keep,
-                                .width = port.width,
-                                .replicated = replicated,
-                                .differentiable = port.differentiable}));
+    node.outputs.push_back(
+        add({.kind = ValueSpec::Kind::result,
+             .type = port.type,
+             .keep = port.keep,
+             .in_place_of = port.in_place_of < 0 ? Value{} : inputs[static_cast<std::size_t>(port.in_place_of)],
+             .width = port.width,
+             .replicated = replicated,
+             .differentiable = port.differentiable}));
   branch_.nodes.push_back(node);
   return node.outputs;
 }
@@ -146,10 +161,14 @@ void BranchBuilder::add_loss(std::shared_ptr<const LossOperation> loss, double c
   node.coefficient = coefficient;
 }
 
-void BranchBuilder::contract(Value value, ParameterDeclaration weight) {
+void BranchBuilder::contract(Value value, ParameterDeclaration weight, std::optional<ParameterDeclaration> bias) {
   read_by_product(value);
-  branch_.nodes.emplace_back(Node::Kind::contract, std::vector<Value>{value}).weights = {branch_.parameters.size()};
+  Node& node = branch_.nodes.emplace_back(Node::Kind::contract, std::vector<Value>{value});
+  node.weights = {branch_.parameters.size()};
   branch_.parameters.push_back(std::move(weight));
+  if (!bias) return;
+  node.bias = branch_.parameters.size();
+  branch_.parameters.push_back(*std::move(bias));
 }
 
 void BranchBuilder::deliver(Value value) {
@@ -163,8 +182,17 @@ Branch BranchBuilder::finish() {
   const bool ended = !branch_.nodes.empty() && (branch_.nodes.back().kind == Node::Kind::contract ||
                                                 branch_.nodes.back().kind == Node::Kind::deliver);
   FULMEN_CHECK(ended, "a branch ends with contract or deliver");
-  for (std::size_t i = 0; i < branch_.values.size(); ++i)
-    FULMEN_CHECK(branch_.values[i].readers > 0, "nothing reads value {} of a branch", i);
+  FULMEN_CHECK(!branch_.nodes.back().bias || branch_.junction.branch_scale == 1.0, "a bias of a branch that is scaled");
+  for (std::size_t i = 0; i < branch_.values.size(); ++i) {
+    ValueSpec& value = branch_.values[i];
+    FULMEN_CHECK(value.readers > 0, "nothing reads value {} of a branch", i);
+    if (value.in_place_of.id < 0) continue;
+    const ValueSpec& input = spec(value.in_place_of);
+    const bool own = input.kind != ValueSpec::Kind::normed && input.kind != ValueSpec::Kind::carried;
+    FULMEN_CHECK(own && input.readers == 1 && input.width == value.width, "value {} cannot take the place of its input",
+                 i);
+    value.keep = spec(with_memory(value.in_place_of)).keep;
+  }
   return std::move(branch_);
 }
 

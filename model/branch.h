@@ -1,10 +1,12 @@
 // A residual branch as data: what it is made of, in the order of its forward pass. A mixer is a function that fills a
 // BranchBuilder; BranchExecutor (model/branch_executor.h) runs any branch in every layout. A branch is
 //   sum = residual + branch before it;   branch = f(norm(sum))
-// and f begins with products of the normed tokens (or other operations on them) and ends with contract() or deliver().
+// (or joins the residual stream otherwise: Junction), and f begins with products of the normed tokens (or other
+// operations on them) and ends with contract() or deliver().
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +41,7 @@ struct ValueSpec {
   CarriedPort carried = {};
   PortType type = PortType::activation;
   Keep keep = Keep::never;
+  Value in_place_of = {};   // result: whose memory it has
   std::int64_t width = 0;   // columns over all tensor ranks
   bool replicated = false;  // all tensor ranks hold all of it
   bool differentiable = true;
@@ -55,12 +58,14 @@ struct Node {
   std::vector<std::size_t> weights;  // project, contract: into Branch::parameters, as many as outputs of a project
   std::shared_ptr<const LocalOperation> operation;  // apply
   std::shared_ptr<const LossOperation> loss;
-  double coefficient = 0.0;  // of the loss
+  double coefficient = 0.0;              // of the loss
+  std::optional<std::size_t> bias = {};  // contract: into Branch::parameters
   CarriedPort carried;
 };
 
 struct Branch {
   Norm norm;
+  Junction junction;
   std::int64_t hidden = 0;
   std::vector<ParameterDeclaration> parameters;
   std::vector<ValueSpec> values;
@@ -77,6 +82,8 @@ class BranchBuilder {
 
   // The normed tokens, [tokens, hidden]. Once, and first.
   Value normed(const Norm& norm);
+  // How the branch joins the residual stream, where not by plain addition.
+  void join(const Junction& junction) { branch_.junction = junction; }
   // value W^T for each weight [out, in]: a value for each segment of a weight, in their order. Weights of one call read
   // their input together: all products of the normed tokens are one call. Units of a segment are shared out over the
   // tensor ranks; a weight without units is computed whole on each of them, and its gradient is partial there.
@@ -86,15 +93,18 @@ class BranchBuilder {
   Value parameter(ParameterDeclaration declaration);
   // fp64, an element for each unit (head) that the tensor ranks share out.
   Value constant(std::vector<double> elements);
-  // The value that an earlier branch handed on; and handing a value on, once for each name.
+  // fp64, the same on every tensor rank.
+  Value shared_constant(std::vector<double> elements);
+  // What a branch before this one handed on; and handing a value on, once for each name.
   Value carried(const CarriedPort& port);
   void carry(const CarriedPort& port, Value value);
   // Results of an operation.
   std::vector<Value> apply(const std::shared_ptr<const LocalOperation>& operation, const std::vector<Value>& inputs);
   // coefficient * the mean over the samples of the operation's loss is added to what is trained on.
   void add_loss(std::shared_ptr<const LossOperation> loss, double coefficient, const std::vector<Value>& inputs);
-  // The end: value W^T, W [hidden, width] split by columns, summed over the tensor ranks.
-  void contract(Value value, ParameterDeclaration weight);
+  // The end: value W^T, W [hidden, width] split by columns, summed over the tensor ranks; and a bias [hidden]
+  // (declare_norm_weight).
+  void contract(Value value, ParameterDeclaration weight, std::optional<ParameterDeclaration> bias = {});
 
   // The other end: value [tokens, hidden] is this rank's share of the branch, summed over the tensor ranks.
   void deliver(Value value);
@@ -106,6 +116,7 @@ class BranchBuilder {
   Value add(ValueSpec spec);
   void read(Value value);
   void read_by_product(Value value);
+  Value with_memory(Value value) const;  // the product or result that a value lies in
   ValueSpec& spec(Value value) { return branch_.values[static_cast<std::size_t>(value.id)]; }
   Branch branch_;
   bool normed_projected_ = false;

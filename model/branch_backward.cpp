@@ -1,6 +1,7 @@
 // The backward pass of a branch, in an order that lets communication of the tensor ranks go on behind products.
 #include <algorithm>
 
+#include "kernels/activation_function.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "model/branch_executor.h"
@@ -58,6 +59,17 @@ void BranchExecutor::begin_backward(Slot& slot, const MicroBatch& micro_batch, A
   // Gathered once for both halves. The normed input would have to be kept as long: it is gathered again, unless
   // operations read it.
   slot.d_out = d_out.whole();
+  if (branch_.junction.branch_scale != 1.0) {
+    const Tensor scaled = kept.take(slot.d_out.dtype(), slot.d_out.shape());
+    copy(context_.execution, slot.d_out, scaled);
+    scale(context_.execution, scaled, branch_.junction.branch_scale);
+    slot.d_out = scaled;
+  }
+  if (const auto bias = branch_.nodes.back().bias) {
+    const ParameterId id = ids_[*bias];
+    activation_function_backward(context_.execution, d_out.part(), {}, context_.parameters->weight(id).flatten(),
+                                 Activation::none, {}, context_.parameters->gradient(id).flatten(), {});
+  }
   slot.normed = kept.take(slot.sum.dtype(), slot.sum.shape());
   if (normed_read_) {
     norm_.forward(slot.sum, {}, slot.sum, slot.normed, slot.statistics);
@@ -70,7 +82,7 @@ void BranchExecutor::begin_backward(Slot& slot, const MicroBatch& micro_batch, A
 void BranchExecutor::take_gradients(Slot& slot, Arena& arena, bool for_products) {
   for (std::size_t i = 0; i < branch_.values.size(); ++i) {
     const ValueSpec& value = branch_.values[i];
-    if (value.kind != Kind::product && value.kind != Kind::result) continue;
+    if ((value.kind != Kind::product && value.kind != Kind::result) || value.in_place_of.id >= 0) continue;
     if (!value.differentiable || for_products != (value.kind == Kind::product || value.keep == Keep::remade)) continue;
     slot.gradients[i] = arena.take(dtype(value.type), {slot.tokens, widths_[i]});
   }
@@ -105,7 +117,7 @@ void BranchExecutor::differentiate_product(Differentiation& pass, const Node& no
   for (std::size_t w = 0; w < node.weights.size(); ++w) {
     const Tensor& d_y =
         node.kind == Node::Kind::contract ? pass.slot.d_out : pass.slot.gradients[index(node.outputs[w])];
-    linear_backward_input(context_.execution, d_y, context_.parameters->weight(ids_[node.weights[w]]), place,
+    linear_backward_input(context_.execution, d_y, context_.parameters->product_weight(ids_[node.weights[w]]), place,
                           pass.written[index(input)]);
     pass.written[index(input)] = true;
   }
@@ -165,8 +177,8 @@ void BranchExecutor::differentiate_operation(Differentiation& pass, std::size_t 
   TensorList out, d_out;
   for (const Value output : node.outputs) {
     const ValueSpec& value = spec(output);
-    const Tensor gradient = slot.gradients[index(output)];
-    out.add(value.keep == Keep::remade ? gradient : value.keep == Keep::never ? Tensor() : slot.values[index(output)]);
+    const Tensor gradient = gradient_of(slot, output);
+    out.add(value.keep == Keep::remade ? gradient : value.keep == Keep::never ? Tensor() : tensor_of(slot, output));
     d_out.add(value.differentiable ? gradient : Tensor());
   }
   const Destinations d_in(*this, pass, node);
@@ -204,7 +216,7 @@ void BranchExecutor::differentiate_normed(Differentiation& pass, bool beside) {
     const Node& node = branch_.nodes[static_cast<std::size_t>(outer_)];
     for (std::size_t w = 0; w < node.weights.size(); ++w)
       linear_backward_input(execution, slot.gradients[index(node.outputs[w])].slice(0, rows.begin, rows.end),
-                            context_.parameters->weight(ids_[node.weights[w]]), values, accumulate || w > 0);
+                            context_.parameters->product_weight(ids_[node.weights[w]]), values, accumulate || w > 0);
   };
   if (!normed_read_) {
     pass.d_normed.add_up([&](const Execution& execution, IndexRange rows,
@@ -219,7 +231,18 @@ void BranchExecutor::differentiate_normed(Differentiation& pass, bool beside) {
 void BranchExecutor::finish_input(Differentiation& pass, TokenGather& d_out, TokenGather& d_in, const Tensor& normed) {
   pass.d_normed.finish();
   const Tensor d_normed = normed_read_ ? pass.d_normed.part() : pass.slot.normed;
-  norm_.backward(d_normed, pass.slot.sum, pass.slot.statistics, d_out.part(), d_in.part(), normed);
+  const Execution& execution = context_.execution;
+  const double factor = branch_.junction.residual_scale;
+  Tensor d_residual = d_out.part();
+  if (branch_.junction.from_norm) {
+    add_scaled(execution, d_normed, 1.0, d_residual, factor, d_normed);
+    d_residual = {};
+  } else if (factor != 1.0) {
+    d_residual = execution.scratch->take(d_out.part().dtype(), d_out.part().shape());
+    copy(execution, d_out.part(), d_residual);
+    scale(execution, d_residual, factor);
+  }
+  norm_.backward(d_normed, pass.slot.sum, pass.slot.statistics, d_residual, d_in.part(), normed);
   d_in.start();
 }
 

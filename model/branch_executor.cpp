@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "framework/transfer.h"
+#include "kernels/activation_function.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 
@@ -80,7 +81,10 @@ void BranchExecutor::resolve_widths() {
     const ValueSpec& value = branch_.values[i];
     switch (value.kind) {
       case Kind::normed: widths_[i] = branch_.hidden; break;
-      case Kind::product: widths_[i] = context_.parameters->layout(ids_[value.parameter]).rows; break;
+      case Kind::product:
+        widths_[i] =
+            context_.parameters->layout(ids_[value.parameter]).outputs(branch_.parameters[value.parameter].transposed);
+        break;
       case Kind::view: {
         const ValueSpec& product = spec(value.parent);
         widths_[i] = context_.parameters->layout(ids_[product.parameter]).segments[value.segment].indices.size();
@@ -92,8 +96,9 @@ void BranchExecutor::resolve_widths() {
         break;
       }
       case Kind::constant: {
-        const IndexRange own = partition(static_cast<std::int64_t>(value.elements.size()), context_.tensor->size(),
-                                         context_.tensor->rank());
+        const auto all = static_cast<std::int64_t>(value.elements.size());
+        const IndexRange own =
+            value.replicated ? IndexRange{0, all} : partition(all, context_.tensor->size(), context_.tensor->rank());
         widths_[i] = own.size();
         constants_[i] =
             OwnedTensor(execution.device, DType::fp64, {own.size()}, MemoryKind::weights, *execution.ledger);
@@ -156,7 +161,7 @@ std::vector<StashTensor> BranchExecutor::stash(int number, const BatchShape& sha
   for (std::size_t n = 0; n < branch_.nodes.size(); ++n) {
     const Node& node = branch_.nodes[n];
     for (const Value output : node.outputs)
-      if (const ValueSpec& value = spec(output); stays(value.keep))
+      if (const ValueSpec& value = spec(output); stays(value.keep) && value.in_place_of.id < 0)
         list.push_back(
             {&slot.values[index(output)], dtype(value.type), {shape.tokens(), widths_[index(output)]}, value.keep});
     const std::vector<std::int64_t> widths = local_widths(node.inputs);
@@ -184,6 +189,7 @@ Tensor BranchExecutor::view(const Tensor& product, const ValueSpec& view) const 
 
 Tensor BranchExecutor::tensor_of(const Slot& slot, Value value) const {
   const ValueSpec& what = spec(value);
+  if (what.in_place_of.id >= 0) return tensor_of(slot, what.in_place_of);
   switch (what.kind) {
     case Kind::normed: return slot.whole_normed;
     case Kind::view: return view(slot.values[index(what.parent)], what);
@@ -198,6 +204,7 @@ Tensor BranchExecutor::tensor_of(const Slot& slot, Value value) const {
 
 Tensor BranchExecutor::gradient_of(const Slot& slot, Value value) const {
   const ValueSpec& what = spec(value);
+  if (what.in_place_of.id >= 0) return gradient_of(slot, what.in_place_of);
   if (what.kind == Kind::view) return view(slot.gradients[index(what.parent)], what);
   if (what.kind == Kind::carried) return carried_->gradient(slot.number, what.carried.name);
   return slot.gradients[index(value)];
@@ -211,24 +218,21 @@ BranchExecutor::TensorList BranchExecutor::inputs_of(const Slot& slot, const Nod
 
 BranchExecutor::TensorList BranchExecutor::outputs_of(const Slot& slot, const Node& node) const {
   TensorList list;
-  for (const Value output : node.outputs) list.add(slot.values[index(output)]);
+  for (const Value output : node.outputs) list.add(tensor_of(slot, output));
   return list;
 }
 
-void BranchExecutor::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                             const Tensor& branch_out) {
-  run_forward(Run::first, slot, micro_batch, residual, branch, branch_out, {});
+void BranchExecutor::forward(int slot, const MicroBatch& micro_batch, ResidualStream& stream) {
+  run_forward(Run::first, slot, micro_batch, stream, {});
 }
 
-void BranchExecutor::forward_again(int slot, const MicroBatch& micro_batch, const Tensor& residual,
-                                   const Tensor& branch, const Tensor& branch_out) {
-  run_forward(Run::again, slot, micro_batch, residual, branch, branch_out, {});
+void BranchExecutor::forward_again(int slot, const MicroBatch& micro_batch, ResidualStream& stream) {
+  run_forward(Run::again, slot, micro_batch, stream, {});
 }
 
-void BranchExecutor::decode(const MicroBatch& micro_batch, std::span<const Tensor> states, const Tensor& residual,
-                            const Tensor& branch, const Tensor& branch_out) {
+void BranchExecutor::decode(const MicroBatch& micro_batch, std::span<const Tensor> states, ResidualStream& stream) {
   FULMEN_CHECK(micro_batch.shape.length == 1, "decoding takes one token a row, not {}", micro_batch.shape.length);
-  run_forward(Run::first, 0, micro_batch, residual, branch, branch_out, states);
+  run_forward(Run::first, 0, micro_batch, stream, states);
 }
 
 std::vector<StateSpec> BranchExecutor::states(std::int64_t batch, std::int64_t length) const {
@@ -240,39 +244,47 @@ std::vector<StateSpec> BranchExecutor::states(std::int64_t batch, std::int64_t l
   return list;
 }
 
-void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_batch, const Tensor& residual,
-                                 const Tensor& branch, const Tensor& branch_out, std::span<const Tensor> states) {
+void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_batch, ResidualStream& stream,
+                                 std::span<const Tensor> states) {
   Slot& slot = slot_of(number);
   Arena& scratch = *context_.execution.scratch;
   const Arena::Frame frame(scratch);
+  const Junction& junction = branch_.junction;
   slot.tokens = micro_batch.shape.tokens();
-  const Tensor normed = scratch.take(slot.sum.dtype(), slot.sum.shape());
-  norm_.forward(residual, branch, slot.sum, normed, slot.statistics);
+  const Tensor normed = junction.from_norm ? stream.next_normed() : scratch.take(slot.sum.dtype(), slot.sum.shape());
+  norm_.forward(stream, slot.sum, normed, slot.statistics);
   if (normed_read_) slot.whole_normed = TokenGather(context_, normed, slot.tokens, scratch).whole();
 
-  const std::size_t end = branch_out ? branch_.nodes.size() : last_kept_node_ + 1;
-  for (std::size_t n = 0; n < end; ++n) {
-    const Node& node = branch_.nodes[n];
-    take_scratch(slot, node, run);
-    switch (node.kind) {
-      case Node::Kind::project: project(slot, node, normed); break;
-      case Node::Kind::loss:
-        if (states.empty()) add_loss(slot, n, micro_batch, run);
+  const std::size_t end = stream.branch_memory ? branch_.nodes.size() : last_kept_node_ + 1;
+  for (std::size_t n = 0; n < end; ++n) run_node(run, slot, n, micro_batch, normed, stream.branch_memory, states);
+  stream.residual = junction.from_norm ? normed : slot.sum;
+  stream.branch = stream.branch_memory;
+  stream.residual_scale = junction.residual_scale;
+  stream.branch_scale = junction.branch_scale;
+}
+
+void BranchExecutor::run_node(Run run, Slot& slot, std::size_t n, const MicroBatch& micro_batch, const Tensor& normed,
+                              const Tensor& branch_out, std::span<const Tensor>& states) {
+  const Node& node = branch_.nodes[n];
+  take_scratch(slot, node, run);
+  switch (node.kind) {
+    case Node::Kind::project: project(slot, node, normed); break;
+    case Node::Kind::loss:
+      if (states.empty()) add_loss(slot, n, micro_batch, run);
+      break;
+    case Node::Kind::carry:
+      if (run == Run::first) carry(slot, node);
+      break;
+    case Node::Kind::contract: contract(slot, node, branch_out); break;
+    case Node::Kind::deliver: deliver(slot, node, branch_out); break;
+    case Node::Kind::apply:
+      if (states.empty() || state_counts_[n] == 0) {
+        apply(slot, n, micro_batch, run);
         break;
-      case Node::Kind::carry:
-        if (run == Run::first) carry(slot, node);
-        break;
-      case Node::Kind::contract: contract(slot, node, branch_out); break;
-      case Node::Kind::deliver: deliver(slot, node, branch_out); break;
-      case Node::Kind::apply:
-        if (states.empty() || state_counts_[n] == 0) {
-          apply(slot, n, micro_batch, run);
-          break;
-        }
-        step(slot, n, micro_batch, states.first(state_counts_[n]));
-        states = states.subspan(state_counts_[n]);
-        break;
-    }
+      }
+      step(slot, n, micro_batch, states.first(state_counts_[n]));
+      states = states.subspan(state_counts_[n]);
+      break;
   }
 }
 
@@ -280,7 +292,7 @@ void BranchExecutor::run_forward(Run run, int number, const MicroBatch& micro_ba
 void BranchExecutor::take_scratch(Slot& slot, const Node& node, Run run) {
   for (const Value output : node.outputs) {
     const ValueSpec& value = spec(output);
-    if (stays(value.keep)) continue;
+    if (stays(value.keep) || value.in_place_of.id >= 0) continue;
     const bool wanted = run != Run::restoring || read_again_[index(output)];
     slot.values[index(output)] =
         wanted ? context_.execution.scratch->take(dtype(value.type), {slot.tokens, widths_[index(output)]}) : Tensor();
@@ -290,7 +302,7 @@ void BranchExecutor::take_scratch(Slot& slot, const Node& node, Run run) {
 void BranchExecutor::project(Slot& slot, const Node& node, const Tensor& normed) {
   const auto multiply = [&](const Execution& execution, IndexRange rows, const Tensor& values) {
     for (std::size_t w = 0; w < node.weights.size(); ++w)
-      linear_forward(execution, values, context_.parameters->weight(ids_[node.weights[w]]),
+      linear_forward(execution, values, context_.parameters->product_weight(ids_[node.weights[w]]),
                      slot.values[index(node.outputs[w])].slice(0, rows.begin, rows.end));
   };
   if (spec(node.inputs[0]).kind != Kind::normed || normed_read_)
@@ -328,10 +340,13 @@ void BranchExecutor::contract(Slot& slot, const Node& node, const Tensor& branch
   const Tensor input = tensor_of(slot, node.inputs[0]);
   TokenSum sum(context_, branch_out, slot.tokens, *context_.execution.scratch);
   sum.add_up([&](const Execution& execution, IndexRange rows, const Tensor& values) {
-    linear_forward(execution, input.slice(0, rows.begin, rows.end), context_.parameters->weight(ids_[node.weights[0]]),
-                   values);
+    linear_forward(execution, input.slice(0, rows.begin, rows.end),
+                   context_.parameters->product_weight(ids_[node.weights[0]]), values);
   });
   sum.finish();
+  if (!node.bias) return;
+  const Tensor bias = context_.parameters->weight(ids_[*node.bias]).flatten();
+  activation_function_forward(context_.execution, branch_out, bias, Activation::none, branch_out);
 }
 
 void BranchExecutor::deliver(Slot& slot, const Node& node, const Tensor& branch_out) {

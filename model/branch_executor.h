@@ -27,21 +27,21 @@ class BranchExecutor {
   // The tensors of a slot's stash for micro-batches of this shape, the sum first. Valid until the next prepare.
   std::vector<StashTensor> stash(int slot, const BatchShape& shape);
 
-  // residual, branch, branch_out [residual rows, hidden], a row for every token or for this rank's part of them
-  // (model/token_split.h); branch may be null (the first branch) and branch_out may alias it.
-  void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-               const Tensor& branch_out);
-  // residual + branch of the last forward: the residual that the next branch receives.
+  // Reads the stream, and sets it to what the next branch receives.
+  void forward(int slot, const MicroBatch& micro_batch, ResidualStream& stream);
+  // The sum that the last forward began with.
   Tensor sum(int slot) const { return slot_of(slot).sum; }
-  // The forward pass again, to make what full recomputation did not keep. residual may be the slot's own sum;
-  // branch_out may be null: the pass then ends when the stash is whole.
-  void forward_again(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                     const Tensor& branch_out);
+  // The forward pass again, to make what full recomputation did not keep. The stream's residual may be the slot's own
+  // sum. Without memory for the output the pass ends when the stash is whole.
+  void forward_again(int slot, const MicroBatch& micro_batch, ResidualStream& stream);
   // Makes what Recompute::selective does not keep (Keep::all) from what it keeps.
   void restore(int slot, const MicroBatch& micro_batch);
 
-  // d_out is the gradient of both the branch's sum (past the branch) and its output; d_in the gradient of residual and
-  // branch, which is started once it is written. backward_weight's inputs are taken from `kept`; d_out must live until
+  // Whether the residual goes on with the branch's norm.
+  bool goes_on_with_norm() const { return branch_.junction.from_norm; }
+
+  // d_out is the gradient of the sum behind the branch; d_in that of the branch's own sum,
+  // which is started once it is written. What backward_weight will need is taken from `kept`; d_out must live until
   // then. d_in may not alias d_out. backward_weight only adds matrix products to gradients.
   void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in);
   void backward_weight(int slot);
@@ -54,8 +54,7 @@ class BranchExecutor {
     return std::accumulate(state_counts_.begin(), state_counts_.end(), std::size_t{0});
   }
   // forward for one token of each row (length 1), reading and advancing the states.
-  void decode(const MicroBatch& micro_batch, std::span<const Tensor> states, const Tensor& residual,
-              const Tensor& branch, const Tensor& branch_out);
+  void decode(const MicroBatch& micro_batch, std::span<const Tensor> states, ResidualStream& stream);
 
  private:
   struct Slot {
@@ -100,8 +99,10 @@ class BranchExecutor {
   TensorList inputs_of(const Slot& slot, const Node& node) const;
   TensorList outputs_of(const Slot& slot, const Node& node) const;
 
-  void run_forward(Run run, int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                   const Tensor& branch_out, std::span<const Tensor> states);
+  void run_forward(Run run, int slot, const MicroBatch& micro_batch, ResidualStream& stream,
+                   std::span<const Tensor> states);
+  void run_node(Run run, Slot& slot, std::size_t node, const MicroBatch& micro_batch, const Tensor& normed,
+                const Tensor& branch_out, std::span<const Tensor>& states);
   void take_scratch(Slot& slot, const Node& node, Run run);
   void project(Slot& slot, const Node& node, const Tensor& normed);
   void apply(Slot& slot, std::size_t node, const MicroBatch& micro_batch, Run run);

@@ -68,6 +68,39 @@ class HaloCore : public LocalOperation {
   void step(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors states) const override;
 };
 
+// Queries of some neighbouring tokens of each row, [batch, rows, width], their positions in the sample, and the first
+// position that each of them sees, int64 [batch, rows].
+struct RingQueries {
+  Tensor query, positions, first_visible;
+};
+// Keys and values alike.
+struct RingKeys {
+  Tensor key, value, positions;
+};
+struct RingGradients {
+  Tensor output, log_sum, d_output;  // of the queries, over all keys
+  Tensor d_query, d_key, d_value;    // accumulation dtype, added to
+};
+
+// Attention of every token to those before it in its document: the queries of a slice meet the keys of all slices
+// before it, block by block, and what the blocks yield is merged. Inputs: queries, keys, values [tokens, width];
+// result: [tokens, width of the queries and values].
+class RingCore : public LocalOperation {
+ public:
+  // Of the tokens of this slice, int64 [batch, length]: the first position that each of them sees.
+  virtual void find_first_visible(const Pass& pass, const Tensor& first) const = 0;
+  // Numbers of a token that results are merged by, accumulation dtype [batch, log_sums, rows].
+  virtual std::int64_t log_sums(Widths in) const = 0;
+  // Over one block of keys; output as the queries.
+  virtual void forward_block(const Execution& execution, const RingQueries& queries, const RingKeys& keys,
+                             const Tensor& output, const Tensor& log_sum) const = 0;
+  // Takes a block's result up into that of the blocks before, in the accumulation dtype.
+  virtual void merge_block(const Execution& execution, const Tensor& block_output, const Tensor& block_log_sum,
+                           bool first, const Tensor& output, const Tensor& log_sum) const = 0;
+  virtual void backward_block(const Execution& execution, const RingQueries& queries, const RingKeys& keys,
+                              const RingGradients& gradients) const = 0;
+};
+
 // An operation on a stack of parameters that several ranks own in parts (experts). Each owner runs it for the tokens of
 // all of them and with its own items only; results are sums over the items, so that the owners' results sum to the
 // whole. It may look at no other token, and at nothing of the micro-batch.

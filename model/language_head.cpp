@@ -42,17 +42,19 @@ void LanguageHead::prepare(const BatchShape& shape, int slots) {
                        *context_.execution.ledger);
 }
 
-void LanguageHead::normalize(int slot, const Tensor& residual, const Tensor& branch) {
+void LanguageHead::normalize(int slot, const ResidualStream& stream) {
   const Execution& execution = context_.execution;
+  const Tensor& residual = stream.residual;
   const Arena::Frame frame(*execution.scratch);
   const Tensor sum = execution.scratch->take(residual.dtype(), residual.shape());
   const Tensor statistics =
       execution.scratch->take(accumulation_dtype(residual.dtype()), norm_.statistics_shape(residual.size(0)));
-  norm_.forward(residual, branch, sum, normed(slot), statistics);
+  norm_.forward(stream, sum, normed(slot), statistics);
 }
 
-void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch,
-                           bool gradient, const Tensor& loss_sum) {
+void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const ResidualStream& stream, bool gradient,
+                           const Tensor& loss_sum) {
+  const Tensor& residual = stream.residual;
   const Execution& execution = context_.execution;
   const DType type = context_.parameters->precision().parameters;
   const std::int64_t tokens = micro_batch.shape.tokens();
@@ -61,7 +63,7 @@ void LanguageHead::forward(int slot, const MicroBatch& micro_batch, const Tensor
   const Tensor statistics = execution.scratch->take(accumulation_dtype(type), norm_.statistics_shape(residual.size(0)));
   const Tensor normed_part = gradient ? execution.scratch->take(type, residual.shape()) : normed(slot);
   const Tensor losses = execution.scratch->take(DType::fp64, {tokens});
-  norm_.forward(residual, branch, sum, normed_part, statistics);
+  norm_.forward(stream, sum, normed_part, statistics);
 
   TokenGather normed_hidden(context_, normed_part, tokens, *execution.scratch);
   std::optional<TokenSum> d_normed;

@@ -20,14 +20,14 @@ class LanguageHead {
 
   void prepare(const BatchShape& shape, int slots);
   // Adds the sum of the micro-batch's weighted losses, in nats, to loss_sum (fp64 [1]). With `gradient`, also adds to
-  // the projection's gradient and keeps the gradient of residual and branch; without, keeps the normed hidden state.
-  void forward(int slot, const MicroBatch& micro_batch, const Tensor& residual, const Tensor& branch, bool gradient,
+  // the projection's gradient and keeps that of the stream's sum; without, keeps the normed hidden state.
+  void forward(int slot, const MicroBatch& micro_batch, const ResidualStream& stream, bool gradient,
                const Tensor& loss_sum);
-  // [tokens, hidden]: the gradient of residual and branch, after a forward with `gradient`.
+  // [tokens, hidden]: the gradient of the sum of the stream, after a forward with `gradient`.
   Tensor d_in(int slot) const { return kept_[static_cast<std::size_t>(slot)]; }
 
-  // The final norm alone, of residual + branch: what logits() reads.
-  void normalize(int slot, const Tensor& residual, const Tensor& branch);
+  // The final norm alone, of the stream's sum: what logits() reads.
+  void normalize(int slot, const ResidualStream& stream);
   // This rank's columns of the slot's logits: [tokens, columns()], those past vocabulary().size() being padding.
   void logits(int slot, const Tensor& out) const;
 

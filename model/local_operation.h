@@ -26,6 +26,9 @@ struct Port {
   std::int64_t width = 0;  // columns, as the widths of the inputs are
   Keep keep = Keep::all;
   bool differentiable = true;  // false: no gradient is formed for it
+  // The input whose place it takes, of the same width, which nothing else reads: forward and backward write where they
+  // read. It is kept as long as the input would be. -1: it has memory of its own.
+  int in_place_of = -1;
 };
 
 // Further memory that an operation wants from its forward to its backward pass, of any shape.

@@ -65,4 +65,12 @@ std::shared_ptr<const ModelConfig> ModelConfig::from_identity(const std::map<std
   }
 }
 
+void check_length(const ModelConfig& config, std::int64_t length, const std::string& key) {
+  const EmbeddingSpec embedding = config.embedding();
+  if (embedding.positions.empty() || length <= embedding.most_positions) return;
+  throw UserError(key,
+                  fmt::format("{} tokens, and the model has {} learned positions", length, embedding.most_positions),
+                  "use shorter texts, or train a model with a larger model.positions");
+}
+
 }  // namespace fulmen

@@ -70,7 +70,10 @@ const FamilyConfig& as(const ModelConfig& config) {
   return *own;
 }
 
-// Parameters of the model, tied parameters once, as its declarations have them.
+// Throws UserError naming `key` when texts of so many tokens are longer than the model has positions.
+void check_length(const ModelConfig& config, std::int64_t length, const std::string& key);
+
+// Parameters of the model, tied ones once, as its declarations have them.
 std::int64_t parameter_count(const ModelConfig& config);
 
 }  // namespace fulmen

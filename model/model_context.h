@@ -31,6 +31,7 @@ struct SequenceSlices {
   Tensor bounds;                     // int64 [ranks + 1]: slice i holds tokens [bounds[i], bounds[i + 1])
   std::vector<std::int64_t> starts;  // the same on the host
   bool overlap = false;              // states travel behind the computation of what does not need them
+  bool overlap_ring = false;         // keys and values travel behind attention to the keys that are there
 };
 
 // Belongs to the run and outlives the model.

@@ -7,10 +7,12 @@
 
 namespace fulmen {
 
-// x = scale * E[token].
+// x = scale * E[token] (+ P[position]).
 struct EmbeddingSpec {
   std::string name;  // of the matrix [vocabulary, hidden]
   double scale = 1.0;
+  std::string positions = {};  // of P [most_positions, hidden]; none where it is empty
+  std::int64_t most_positions = 0;
 };
 
 // logits = norm(x) W^T.

@@ -65,6 +65,18 @@ ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, 
   return declaration;
 }
 
+ParameterDeclaration declare_joined(const std::string& name, const std::vector<JoinedWeight>& weights,
+                                    std::int64_t columns, const Initializer& initializer) {
+  ParameterDeclaration declaration = declare_weight(name, {1, columns}, initializer, 0, 1);
+  declaration.segments.clear();
+  declaration.tensors.clear();
+  for (const JoinedWeight& weight : weights) {
+    declaration.segments.push_back({weight.name, 0, weight.rows, weight.units, weight.copies});
+    declaration.tensors.push_back({weight.name, {weight.rows, columns}, initializer});
+  }
+  return declaration;
+}
+
 ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
                                   const Initializer& initializer) {
   const auto stem = [](const std::string& name) { return name.substr(0, name.rfind(".weight")); };

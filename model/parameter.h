@@ -51,7 +51,8 @@ struct ParameterDeclaration {
   std::int64_t items = 0;         // of a stack, whose logical tensors are [items, rows, columns]; 0: a single matrix
   int dimension = 0;              // that the segments run along: 0 rows, 1 columns, of each item
   std::vector<Segment> segments;  // of each item; a stack has no more than one along columns
-  bool padded = false;            // split into equal parts, the last parts padded with zeros that never learn
+  bool transposed = false;        // products read the transpose: the matrix is [in, out], as GPT-2 keeps it
+  bool padded = false;            // split into equal parts, the last ones padded with zeros that never learn
   std::array<AxisPlacement, mesh_axes> placement{};  // by Axis
   std::vector<int> shared_stages;  // pipeline coordinates that hold a copy, when placed as shared; the first owns it
   ParameterGroupKey group;
@@ -77,8 +78,17 @@ ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initia
 // A weight whose logical tensor stacks `parts` matrices [rows, columns], each split over the tensor ranks in `units`.
 ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, std::int64_t rows, std::int64_t columns,
                                    std::int64_t units, const Initializer& initializer);
-// Two weights that read the same input, as a single weight: two logical tensors [rows, columns], each split by rows.
-// Named after both: a.x.weight and a.y.weight are a.x_y.
+// Weights [rows, columns] that read the same input, as one: a segment for each, end to end. Each is split by rows in
+// `units` of its own; `copies` as Segment says.
+struct JoinedWeight {
+  std::string name;
+  std::int64_t rows = 0, units = 0;
+  bool copies = false;
+};
+ParameterDeclaration declare_joined(const std::string& name, const std::vector<JoinedWeight>& weights,
+                                    std::int64_t columns, const Initializer& initializer);
+// Two weights that read the same input, as one: two logical tensors [rows, columns], each split by rows. Named after
+// both: a.x.weight and a.y.weight are a.x_y.
 ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
                                   const Initializer& initializer);
 // Experts: a stack [items, rows, columns] that the ranks along `owner` own. Each item is split as declare_weight says.
@@ -103,6 +113,9 @@ struct LocalSegment {
   bool first_copy = true;        // the copy that counts in sums over ranks and is written to checkpoints
 };
 struct LocalLayout {
+  // Rows of the matrix that products read.
+  std::int64_t outputs(bool transposed) const { return transposed ? columns : rows; }
+
   IndexRange items{0, 1};  // of a stack
   std::int64_t rows = 0;   // of all its items
   std::int64_t columns = 0;

@@ -75,6 +75,9 @@ class ParameterStore {
   // Local matrices [rows, columns]. Layers ask at each use: where they are sharded, their bucket must be in a slot.
   Tensor weight(ParameterId id) const;
   Tensor gradient(ParameterId id) const;
+  // The same as products read them, [out, in]: views of the transpose where the declaration is transposed.
+  Tensor product_weight(ParameterId id) const { return as_product(id, weight(id)); }
+  Tensor product_gradient(ParameterId id) const { return as_product(id, gradient(id)); }
 
   const std::vector<ParameterGroup>& groups() const { return groups_; }
   // First the group of parameters which no axis inside data owns, whether there are any or not.
@@ -143,6 +146,9 @@ class ParameterStore {
   std::size_t group_of(std::size_t bucket) const { return map_.buckets()[bucket].group; }
   bool is_product(ParameterId id) const { return declarations_[id].group.gradient == GradientForm::product; }
   Tensor view(ParameterId id, const Tensor& bucket) const;
+  Tensor as_product(ParameterId id, const Tensor& matrix) const {
+    return declarations_[id].transposed ? matrix.transpose() : matrix;
+  }
   bool counted(ParameterId id) const;  // this rank's copy, but for what copies of segments say
   std::vector<IndexRange> counted_elements(ParameterId id) const;
   std::vector<ParameterPiece> owned_pieces(ParameterId id, const FlatParts& parts) const;

@@ -26,6 +26,7 @@ class Crossing {
 };
 // Null where this rank holds whole samples, or the operation looks at no other token.
 std::unique_ptr<Crossing> make_slice_crossing(const ModelContext& context, const LocalOperation& operation);
+std::unique_ptr<Crossing> make_ring_crossing(const ModelContext& context, const RingCore& core);
 // owners: of the operation's stacks. activations: which inputs are matrices with a row for each token.
 std::unique_ptr<Crossing> make_owner_crossing(const ModelContext& context, const OwnedOperation& operation,
                                               Communicator& owners, std::vector<bool> activations);

@@ -6,14 +6,16 @@
 #include "kernels/norm.h"
 #include "model/model_context.h"
 #include "model/parameter.h"
+#include "model/residual_stream.h"
 
 namespace fulmen {
 
-// A norm as data.
+// A norm as data. With `identity` it is none: normed = sum.
 struct Norm {
   double epsilon = 1e-6;
   NormKind kind = NormKind::simple;
   std::vector<ParameterDeclaration> weights = {};  // the gain, then the bias, where the kind has them
+  bool identity = false;
 };
 
 // A norm's gain or bias [width]: gradients are partial where tensor ranks hold parts of the tokens.
@@ -25,6 +27,8 @@ class ResidualNorm {
 
   // For each row, for the backward pass: [rows] or [rows, 2], accumulation dtype.
   Shape statistics_shape(std::int64_t rows) const;
+  // sum = what the stream adds up; normed = norm(sum). `sum` may be the stream's residual.
+  void forward(const ResidualStream& stream, const Tensor& sum, const Tensor& normed, const Tensor& statistics) const;
   // sum = residual + branch, or residual itself where branch is null (sum may then be residual); normed = norm(sum).
   void forward(const Tensor& residual, const Tensor& branch, const Tensor& sum, const Tensor& normed,
                const Tensor& statistics) const;
@@ -38,6 +42,7 @@ class ResidualNorm {
   const ModelContext& context_;
   double epsilon_;
   NormKind kind_;
+  bool identity_;
   std::vector<ParameterId> ids_;
 };
 

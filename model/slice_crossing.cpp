@@ -251,6 +251,7 @@ std::unique_ptr<Crossing> make_slice_crossing(const ModelContext& context, const
     return std::make_unique<CarryCrossing>(context, *carry);
   if (const auto* halo = dynamic_cast<const HaloCore*>(&operation))
     return std::make_unique<HaloCrossing>(context, *halo);
+  if (const auto* ring = dynamic_cast<const RingCore*>(&operation)) return make_ring_crossing(context, *ring);
   return nullptr;
 }
 

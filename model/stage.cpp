@@ -42,7 +42,7 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
 std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range,
                                                 int pipeline_stages) {
   std::vector<ParameterDeclaration> list;
-  if (range.embedding) list.push_back(declare_token_matrix(config, config.embedding().name, pipeline_stages));
+  if (range.embedding) list = declare_embedding(config, pipeline_stages);
   std::ranges::move(declare_layers(config, range.first_layer, range.end_layer), std::back_inserter(list));
   if (!range.head) return list;
   const HeadSpec head = config.head();
@@ -102,6 +102,7 @@ Stage::Stage(const ModelConfig& config, const StageRange& range, const ModelCont
     Layer& executors = layers_.emplace_back();
     for (Branch& branch : config.layer(layer))
       executors.push_back(std::make_unique<BranchExecutor>(std::move(branch), context));
+    for (const auto& executor : executors) norms_go_on_ = norms_go_on_ || executor->goes_on_with_norm();
   }
   if (range.head) head_.emplace(config, context);
   for (OwnedTensor* sum : {&loss_sum_, &layer_loss_sum_})
@@ -154,24 +155,21 @@ void Stage::restore(int slot, std::size_t layer, const MicroBatch& micro_batch) 
     return;
   }
   const Arena::Frame frame(*context_.execution.scratch);
-  const Tensor output = take_activation(*context_.execution.scratch);
-  Tensor residual = branches.front()->sum(slot);
-  for (std::size_t i = 0; i < branches.size(); ++i) {
-    const bool last = i + 1 == branches.size();  // its output is known: it is the input of what comes after
-    branches[i]->forward_again(slot, micro_batch, residual, i == 0 ? Tensor() : output, last ? Tensor() : output);
-    residual = branches[i]->sum(slot);
+  ResidualStream stream = take_stream(*context_.execution.scratch, branches.front()->sum(slot));
+  for (const auto& branch : branches) {
+    if (branch == branches.back()) stream.branch_memory = {};  // its output is known: the input of what comes after
+    branch->forward_again(slot, micro_batch, stream);
   }
 }
 
 void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient) {
   Arena& scratch = *context_.execution.scratch;
   const Arena::Frame frame(scratch);
-  const Tensor branch_memory = take_activation(scratch);
-  Tensor residual = residual_of(input), branch;
+  ResidualStream stream = take_stream(scratch, residual_of(input));
   if (input) carried_.enter(context_.execution, slot, carried_of(input));
   if (embedding_) {
-    residual = layers_.front().front()->sum(slot);
-    embedding_->forward(micro_batch, residual);
+    stream.residual = layers_.front().front()->sum(slot);
+    embedding_->forward(micro_batch, stream.residual);
   }
   std::optional<Arena::Frame> layer_frame;
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
@@ -179,16 +177,15 @@ void Stage::forward(int slot, const MicroBatch& micro_batch, const Tensor& input
     layer_frame.emplace(scratch);
     place_dropped(slot, layer);
     LayerHooks::call(context_.hooks.before_forward, number_of(layer));
-    for (const auto& executor : layers_[layer]) {
-      executor->forward(slot, micro_batch, residual, branch, branch_memory);
-      residual = executor->sum(slot);
-      branch = branch_memory;
-    }
+    for (const auto& executor : layers_[layer]) executor->forward(slot, micro_batch, stream);
   }
   if (head_)
-    head_->forward(slot, micro_batch, residual, branch, gradient, loss_sum_);
+    head_->forward(slot, micro_batch, stream, gradient, loss_sum_);
+  else if (stream.scaled())
+    add_scaled(context_.execution, stream.residual, stream.residual_scale, stream.branch, stream.branch_scale,
+               residual_of(output));
   else
-    add(context_.execution, residual, branch, residual_of(output));
+    add(context_.execution, stream.residual, stream.branch, residual_of(output));
   if (output) carried_.leave(context_.execution, slot, carried_of(output));
 }
 
@@ -204,6 +201,13 @@ Tensor Stage::carried_of(const Tensor& crossing) const {
 
 Tensor Stage::take_activation(Arena& arena) const {
   return arena.take(context_.parameters->precision().parameters, {rows(), hidden_});
+}
+
+ResidualStream Stage::take_stream(Arena& arena, const Tensor& residual) const {
+  ResidualStream stream{.residual = residual, .branch_memory = take_activation(arena)};
+  if (norms_go_on_)
+    for (Tensor& memory : stream.normed_memory) memory = take_activation(arena);
+  return stream;
 }
 
 TokenGather Stage::gathered_activation(Arena& arena) const {
@@ -296,17 +300,14 @@ void Stage::decode(const MicroBatch& micro_batch, std::span<const Tensor> states
   FULMEN_CHECK(embedding_ && head_, "decoding needs the whole model on one stage");
   FULMEN_CHECK(recompute_ == Recompute::none, "decoding with recomputation");
   const Arena::Frame frame(*context_.execution.scratch);
-  const Tensor branch_memory = take_activation(*context_.execution.scratch);
-  Tensor residual = layers_.front().front()->sum(0), branch;
-  embedding_->forward(micro_batch, residual);
+  ResidualStream stream = take_stream(*context_.execution.scratch, layers_.front().front()->sum(0));
+  embedding_->forward(micro_batch, stream.residual);
   for (const Layer& layer : layers_)
     for (const auto& executor : layer) {
-      executor->decode(micro_batch, states.first(executor->state_count()), residual, branch, branch_memory);
+      executor->decode(micro_batch, states.first(executor->state_count()), stream);
       states = states.subspan(executor->state_count());
-      residual = executor->sum(0);
-      branch = branch_memory;
     }
-  head_->normalize(0, residual, branch);
+  head_->normalize(0, stream);
   head_->logits(0, logits);
 }
 

@@ -89,6 +89,7 @@ class Stage {
   Tensor residual_of(const Tensor& crossing) const;
   Tensor carried_of(const Tensor& crossing) const;
   Tensor take_activation(Arena& arena) const;
+  ResidualStream take_stream(Arena& arena, const Tensor& residual) const;
   TokenGather gathered_activation(Arena& arena) const;  // whose whole may be asked for
   std::int64_t number_of(std::size_t layer) const { return range_.first_layer + static_cast<std::int64_t>(layer); }
   // Gives memory to what is kept of a layer's stash and notes the rest.
@@ -102,6 +103,7 @@ class Stage {
   const ModelContext& context_;
   Recompute recompute_;
   std::int64_t hidden_;
+  bool norms_go_on_ = false;  // as the residual of some branch
   BatchShape shape_;
   std::optional<TokenEmbedding> embedding_;
   CarriedTensors carried_;

@@ -1,7 +1,9 @@
-// The embedding at the head of the first stage: x = scale * E[token], the vocabulary split over the tensor
-// ranks. Tied, the same matrix is the output
-// projection of the last stage.
+// The embedding at the head of the first stage: x = scale * E[token] (+ P[position]), the vocabulary split over the
+// tensor ranks. Tied, the same matrix is the output projection of the last stage.
 #pragma once
+
+#include <optional>
+#include <vector>
 
 #include "model/micro_batch.h"
 #include "model/model_config.h"
@@ -13,6 +15,9 @@ namespace fulmen {
 // A matrix [vocabulary, hidden], split by tokens. With several pipeline stages a tied one has a copy on the first and
 // on the last.
 ParameterDeclaration declare_token_matrix(const ModelConfig& config, const std::string& name, int pipeline_stages);
+
+// All of the embedding's parameters.
+std::vector<ParameterDeclaration> declare_embedding(const ModelConfig& config, int pipeline_stages);
 
 class TokenEmbedding {
  public:
@@ -28,6 +33,7 @@ class TokenEmbedding {
   ParameterId embedding_;
   IndexRange rows_;  // of the vocabulary, on this rank
   double scale_;
+  std::optional<ParameterId> positions_;
 };
 
 }  // namespace fulmen

@@ -15,9 +15,22 @@ namespace fulmen {
 
 namespace {
 
+// Ranks along an axis that own nothing would be a mistake.
+void check_owners(const ModelConfig& config, int ranks, Axis axis, const char* what) {
+  if (ranks == 1) return;
+  const std::vector<ParameterDeclaration> all = declare_layers(config, 0, config.layers);
+  if (std::ranges::any_of(all,
+                          [&](const auto& declaration) { return declaration.along(axis) == AxisPlacement::owned; }))
+    return;
+  throw UserError(fmt::format("parallel.{}", name_of(axis)),
+                  fmt::format("{} ranks are to share the {} of the layers, and the model has none", ranks, what),
+                  "set it to 1");
+}
+
 const ModelConfig& checked(const ModelConfig& config, const MeshShape& shape) {
   config.validate();
   config.check_shares(shape.tensor);
+  check_owners(config, shape.expert, Axis::expert, "experts");
   return config;
 }
 
@@ -45,7 +58,7 @@ SequenceSlices sequence_slices(Mesh& mesh, const OwnedTensor& bounds, std::int64
                                const LayoutConfig& layout, const Execution& execution) {
   if (mesh.size(Axis::sequence) == 1) return {};
   return {&mesh.along(Axis::sequence), bounds, slice_starts(sample_length, mesh.size(Axis::sequence)),
-          overlap_states(layout, execution)};
+          overlap_states(layout, execution), layout.overlaps("sequence")};
 }
 
 Sharding sharding_of(const LayoutConfig& layout, Mesh& mesh) {
