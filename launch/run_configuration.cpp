@@ -37,7 +37,6 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
   schema.add("parallel.expert", parallel.expert, {1, 1 << 16},
              "Neighbours along data that share the experts of a layer; divides parallel.data.");
-  schema.built_up_to("parallel.expert", 1, "a model family with experts");
   schema.add("parallel.memory", parallel.memory, {1, 1 << 16},
              "Neighbours along data that share a pool of memory values; divides parallel.data.");
   schema.built_up_to("parallel.memory", 1, "a model family with memory layers");
@@ -241,6 +240,7 @@ RunConfiguration parse_run_configuration(const std::string& text, const std::str
   bind(schema, configuration);
   schema.parse(text, source, overrides);
   configuration.model = model.validated();
+  check_length(*configuration.model, configuration.data.sequence_length, "data.sequence_length");
   configuration.resolved = schema.resolved();
   configuration.flat = schema.flat();
   return configuration;
@@ -250,6 +250,15 @@ RunConfiguration read_run_configuration(const std::string& path, const std::vect
   const std::string found = find_shared(path).string();
   if (found != path) log_info("configuration: {}", found);
   return parse_run_configuration(read_document(found), found, overrides);
+}
+
+std::shared_ptr<const ModelConfig> read_model_section(const std::filesystem::path& path) {
+  const std::string text = read_document(path), source = path.string();
+  const auto word = [&](const char* name) { return given_word(name, text, source, {}); };
+  Schema schema;
+  const ModelSection model(schema, word("model.family"), word("model.preset"));
+  schema.parse(text, source);
+  return model.validated();
 }
 
 std::string value_of(const RunConfiguration& configuration, const std::string& key) {

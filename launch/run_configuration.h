@@ -53,6 +53,9 @@ RunConfiguration read_run_configuration(const std::string& path, const std::vect
 RunConfiguration parse_run_configuration(const std::string& text, const std::string& source,
                                          const std::vector<std::string>& overrides);
 
+// A file with the section `model` alone. Throws UserError for everything that is wrong with it.
+std::shared_ptr<const ModelConfig> read_model_section(const std::filesystem::path& path);
+
 // The value of one key, as text without quotes. Throws UserError, naming the nearest key, for an unknown key.
 std::string value_of(const RunConfiguration& configuration, const std::string& key);
 

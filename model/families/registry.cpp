@@ -1,5 +1,9 @@
 // The list of families: a new family is entered here.
 #include "framework/text.h"
+#include "model/families/gpt/config.h"
+#include "model/families/llama/config.h"
+#include "model/families/minimax/config.h"
+#include "model/families/retnet/config.h"
 #include "model/families/transnormer/config.h"
 #include "model/model_family.h"
 
@@ -8,7 +12,8 @@ namespace fulmen {
 namespace {
 
 std::vector<ModelFamily>& registry() {
-  static std::vector<ModelFamily> families = {transnormer_family()};
+  static std::vector<ModelFamily> families = {transnormer_family(), llama_family(), gpt_family(), retnet_family(),
+                                              minimax_family()};
   return families;
 }
 

@@ -44,8 +44,10 @@ Branch gated_linear_attention(const std::string& prefix, const GatedLinearAttent
 
   const Activation value_activation = rank > 0 ? Activation::silu : Activation::none;
   const Activation gate_activation = rank > 0 ? Activation::sigmoid : Activation::none;
-  const auto attention = std::make_shared<DecayAttention>(
-      DecayAttentionOptions{.head_width = hidden / heads, .value_activation = value_activation, .lrpe = options.lrpe});
+  const auto attention = std::make_shared<DecayAttention>(DecayAttentionOptions{.key_width = hidden / heads,
+                                                                                .value_width = hidden / heads,
+                                                                                .value_activation = value_activation,
+                                                                                .lrpe = options.lrpe});
   const auto norm = std::make_shared<GatedNorm>(hidden, options.norm_epsilon, gate_activation);
 
   std::vector<Value> inputs = {query, key, value, b.constant(options.slopes)};

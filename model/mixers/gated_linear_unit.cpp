@@ -10,7 +10,8 @@ Branch gated_linear_unit(const std::string& first, const std::string& second, co
   const std::int64_t hidden = options.hidden, width = options.width;
   const Initializer normal = normal_initializer(options.initializer_std);
   BranchBuilder b(hidden);
-  const auto p = b.project(b.normed({options.norm_epsilon}), {declare_pair(first, second, {width, hidden}, normal)});
+  b.join(options.junction);
+  const auto p = b.project(b.normed(options.norm), {declare_pair(first, second, {width, hidden}, normal)});
   const Value product = b.apply(std::make_shared<GatedLinearUnit>(options.activation), {p[0], p[1]})[0];
   b.contract(product, declare_weight(last, {hidden, width}, normal, 1, width));
   return b.finish();

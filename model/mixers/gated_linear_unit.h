@@ -11,7 +11,9 @@ namespace fulmen {
 struct GatedLinearUnitOptions {
   std::int64_t hidden = 0, width = 0;
   Activation activation = Activation::none;
-  double norm_epsilon = 1e-6, initializer_std = 0.02;
+  Norm norm = {};
+  Junction junction = {};
+  double initializer_std = 0.02;
 };
 
 // first, second, last: names of the weights.

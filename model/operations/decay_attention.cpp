@@ -3,50 +3,68 @@
 
 namespace fulmen {
 
+std::int64_t DecayAttention::heads(Widths in) const {
+  const std::int64_t of_head = options_.by_heads ? 2 * options_.key_width + options_.value_width : options_.key_width;
+  return in[0] / of_head;
+}
+
 std::vector<Port> DecayAttention::outputs(Widths in) const {
-  return {{.width = in[2], .keep = Keep::all},
-          {.type = PortType::accumulation,
-           .width = in[2] / options_.head_width,
-           .keep = Keep::never,
-           .differentiable = false}};
+  std::vector<Port> ports = {{.width = heads(in) * options_.value_width, .keep = Keep::all}};
+  if (options_.square_sums)
+    ports.push_back({.type = PortType::accumulation, .width = heads(in), .keep = Keep::never, .differentiable = false});
+  return ports;
 }
 
 // Update and read-out of the state: two operations each for each of its elements.
 Costs DecayAttention::costs(std::int64_t length, Widths in) const {
   (void)length;
-  const double forward = 4.0 * static_cast<double>(in[0] * options_.head_width) * (options_.lrpe ? 2.0 : 1.0);
+  const double forward =
+      4.0 * static_cast<double>(heads(in) * options_.key_width * options_.value_width) * (options_.lrpe ? 2.0 : 1.0);
   return {forward, 2.0 * forward};
 }
 
 std::vector<KeptTensor> DecayAttention::kept(const PassShape& where, Widths in) const {
-  const std::int64_t width = options_.head_width;
   const std::int64_t elements = linear_attention_piece_elements(
-      where.execution, {where.shape.batch, where.shape.length, in[0] / width, width, width, where.activation,
-                        options_.query_key_activation, options_.lrpe});
+      where.execution, {where.shape.batch, where.shape.length, heads(in), options_.key_width, options_.value_width,
+                        where.activation, options_.query_key_activation, options_.lrpe});
   if (elements == 0) return {};
   return {{PortType::accumulation, {elements}, Keep::all}};
 }
 
 Shape DecayAttention::state_shape(std::int64_t batch, Widths in) const {
-  const std::int64_t width = options_.head_width;
-  return {batch, in[0] / width, options_.lrpe ? 2 * width : width, width};
+  const std::int64_t width = options_.key_width;
+  return {batch, heads(in), options_.lrpe ? 2 * width : width, options_.value_width};
 }
 
-Tensor DecayAttention::heads_of(const Pass& pass, const Tensor& matrix) const {
+DecayAttention::Heads DecayAttention::heads_of(const Pass& pass, Tensors matrices) const {
+  const std::int64_t key = options_.key_width, length = pass.micro_batch.shape.length;
+  const auto split = [&](const Tensor& matrix, std::int64_t width) {
+    return matrix ? matrix.split_dimension(0, length).split_dimension(2, width) : Tensor();
+  };
+  if (!options_.by_heads)
+    return {split(matrices[0], key), split(matrices[1], key), split(matrices[2], options_.value_width)};
+  const std::int64_t all = 2 * key + options_.value_width;
+  const Tensor whole = split(matrices[0], all);
+  if (!whole) return {};
+  return {whole.slice(3, 0, key), whole.slice(3, key, 2 * key), whole.slice(3, 2 * key, all)};
+}
+
+Tensor DecayAttention::values_of(const Pass& pass, const Tensor& matrix) const {
   if (matrix.is_null()) return {};
-  return matrix.split_dimension(0, pass.micro_batch.shape.length).split_dimension(2, options_.head_width);
+  return matrix.split_dimension(0, pass.micro_batch.shape.length).split_dimension(2, options_.value_width);
 }
 
 LinearAttentionInputs DecayAttention::inputs(const Pass& pass, Tensors in, const Tensor& initial) const {
   LinearAttentionInputs inputs;
-  inputs.query = heads_of(pass, in[0]);
-  inputs.key = heads_of(pass, in[1]);
-  inputs.value = heads_of(pass, in[2]);
+  const Heads heads = heads_of(pass, in);
+  inputs.query = heads.query;
+  inputs.key = heads.key;
+  inputs.value = heads.value;
   inputs.query_key_activation = options_.query_key_activation;
   inputs.value_activation = options_.value_activation;
-  inputs.slope = in[3];
+  inputs.slope = in[matrices()];
   if (options_.lrpe) {
-    inputs.theta = in[4];
+    inputs.theta = in[matrices() + 1];
     inputs.positions = pass.micro_batch.positions;
   }
   inputs.segments = pass.micro_batch.segments;
@@ -56,19 +74,20 @@ LinearAttentionInputs DecayAttention::inputs(const Pass& pass, Tensors in, const
 
 LinearAttentionOutputs DecayAttention::results(const Pass& pass, Tensors out, Tensors kept) const {
   LinearAttentionOutputs outputs;
-  outputs.output = heads_of(pass, out[0]);
-  outputs.square_sums = out[1];
+  outputs.output = values_of(pass, out[0]);
+  if (options_.square_sums) outputs.square_sums = out[1];
   if (!kept.empty()) outputs.piece_states = kept[0];
   return outputs;
 }
 
 LinearAttentionGradients DecayAttention::gradients(const Pass& pass, const BackwardTensors& tensors) const {
   LinearAttentionGradients gradients;
-  gradients.d_output = heads_of(pass, tensors.d_out[0]);
-  gradients.d_query = heads_of(pass, tensors.d_in[0]);
-  gradients.d_key = heads_of(pass, tensors.d_in[1]);
-  gradients.d_value = heads_of(pass, tensors.d_in[2]);
-  if (options_.lrpe) gradients.d_theta = tensors.d_in[4];
+  gradients.d_output = values_of(pass, tensors.d_out[0]);
+  const Heads heads = heads_of(pass, tensors.d_in);
+  gradients.d_query = heads.query;
+  gradients.d_key = heads.key;
+  gradients.d_value = heads.value;
+  if (options_.lrpe) gradients.d_theta = tensors.d_in[matrices() + 1];
   return gradients;
 }
 
@@ -78,7 +97,7 @@ void DecayAttention::summarise(const Pass& pass, Tensors in, const Tensor& state
 
 void DecayAttention::combine(const Pass& pass, Tensors in, const SliceTable& table, SliceSide side, const Tensor& reach,
                              const Tensor& out) const {
-  combine_slice_states(pass.execution, {table.states, in[3], table.bounds, table.slice}, side, reach, out);
+  combine_slice_states(pass.execution, {table.states, in[matrices()], table.bounds, table.slice}, side, reach, out);
 }
 
 void DecayAttention::forward_from(const Pass& pass, Tensors in, const Tensor& initial, bool summarised, Tensors out,
@@ -95,7 +114,7 @@ void DecayAttention::add_initial_state(const Pass& pass, Tensors in, const Tenso
 void DecayAttention::summarise_gradient(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
                                         const Tensor& d_initial, Tensors work) const {
   linear_attention_initial_state_gradient(pass.execution, inputs(pass, tensors.in, initial),
-                                          heads_of(pass, tensors.d_out[0]), d_initial,
+                                          values_of(pass, tensors.d_out[0]), d_initial,
                                           work.empty() ? Tensor() : work[0]);
 }
 

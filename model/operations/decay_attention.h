@@ -6,14 +6,18 @@
 namespace fulmen {
 
 struct DecayAttentionOptions {
-  std::int64_t head_width = 0;
+  std::int64_t key_width = 0, value_width = 0;  // of a head
   Activation query_key_activation = Activation::silu;
   Activation value_activation = Activation::none;
   bool lrpe = false;  // theta is an input
+  bool square_sums = true;
+  bool by_heads = false;  // query, key and value are one input, in which a head's three parts lie side by side
 };
 
-// Inputs: query, key, value [tokens, heads * head width], the slopes [heads], and with LRPE theta [heads, head width].
-// Results: the attention [tokens, heads * head width], and the squares of each head's part summed [tokens, heads].
+// Inputs: query, key [tokens, heads * key width], value [tokens, heads * value width], or one matrix of all three; the
+// slopes [heads]; and with LRPE theta [heads, key width].
+// Results: the attention [tokens, heads * value width], and with `square_sums` the squares of each head's part summed
+// [tokens, heads].
 class DecayAttention final : public CarryCore {
  public:
   explicit DecayAttention(const DecayAttentionOptions& options) : options_(options) {}
@@ -38,7 +42,14 @@ class DecayAttention final : public CarryCore {
   void step(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors states) const override;
 
  private:
-  Tensor heads_of(const Pass& pass, const Tensor& matrix) const;
+  // Query, key and value, or their gradients, [batch, length, heads, width] each, or null.
+  struct Heads {
+    Tensor query, key, value;
+  };
+  Heads heads_of(const Pass& pass, Tensors matrices) const;
+  Tensor values_of(const Pass& pass, const Tensor& matrix) const;
+  std::size_t matrices() const { return options_.by_heads ? 1 : 3; }
+  std::int64_t heads(Widths in) const;
   LinearAttentionInputs inputs(const Pass& pass, Tensors in, const Tensor& initial) const;
   LinearAttentionOutputs results(const Pass& pass, Tensors out, Tensors kept) const;
   LinearAttentionGradients gradients(const Pass& pass, const BackwardTensors& tensors) const;

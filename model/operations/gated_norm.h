@@ -6,8 +6,8 @@
 
 namespace fulmen {
 
-// Inputs: x [tokens, width], the sums of its squares by head [tokens, heads], the gate [tokens, width].
-// Result: act(gate) * x / sqrt(mean over the whole width of x^2 + epsilon).
+// Inputs: x [tokens, width], the sums of its squares by head [tokens, heads], the gate [tokens, width], and perhaps a
+// gain [width]. Result: act(gate) * x / sqrt(mean over the whole width of x^2 + epsilon) * gain.
 class GatedNorm final : public SpanningOperation {
  public:
   // width: over all tensor ranks.

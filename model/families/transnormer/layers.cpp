@@ -26,7 +26,7 @@ std::vector<Branch> TransnormerConfig::layer(std::int64_t layer) const {
                                                            .initializer_std = initializer_std}),
           gated_linear_unit(
               channel + "l1.weight", channel + "l2.weight", channel + "l3.weight",
-              {.hidden = hidden, .width = glu, .norm_epsilon = norm_epsilon, .initializer_std = initializer_std})};
+              {.hidden = hidden, .width = glu, .norm = {.epsilon = norm_epsilon}, .initializer_std = initializer_std})};
 }
 
 }  // namespace fulmen
