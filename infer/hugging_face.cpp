@@ -14,6 +14,7 @@
 #include "framework/pending_output.h"
 #include "infer/hugging_face/adapter.h"
 #include "infer/safetensors_folder.h"
+#include "model/stage.h"
 
 namespace fulmen {
 
@@ -52,11 +53,11 @@ void for_each_rows(const TensorBlock& block, DType dtype, F&& f) {
 void check_tensor(const SafetensorsFolder& source, const std::string& name, const Shape& wanted) {
   if (!source.has(name))
     throw UserError(source.folder().string(), "has no tensor " + name,
-                    "config.json and the weights do not belong together");
+                    "the model's description and the weights do not belong together");
   const Shape& shape = source.tensor(name).shape;
   if (shape != wanted)
-    throw UserError(source.folder().string(), fmt::format("{} has the shape {}, config.json makes it {}", name,
-                                                          to_string(shape), to_string(wanted)));
+    throw UserError(source.folder().string(), fmt::format("{} has the shape {}, the model's description makes it {}",
+                                                          name, to_string(shape), to_string(wanted)));
 }
 
 // Before anything is allocated: what config.json says is the size of what the files hold.
@@ -70,7 +71,7 @@ void check_tensors(const SafetensorsFolder& source, const TensorMap& map) {
     const std::string* const kind = map.passed_over(name);
     if (kind == nullptr)
       throw UserError(source.folder().string(), "holds a tensor that this model does not have: " + name,
-                      "config.json and the weights do not belong together");
+                      "the model's description and the weights do not belong together");
     ++passed_over[*kind];
   }
   for (const auto& [kind, count] : passed_over)
@@ -91,7 +92,7 @@ void check_repeats(const SafetensorsFolder& source, const TensorMap& map) {
                     source.read(original, offset, rows);
                     if (!std::equal(other.begin(), other.end(), rows.as<double>()))
                       throw UserError(source.folder().string(), fmt::format("{} differs from {}", name, original),
-                                      "config.json makes them the same tensor");
+                                      "the model's description makes them the same tensor");
                   });
   }
 }
@@ -158,12 +159,11 @@ void write_tensor(const CheckpointReader& source, const TensorMap& map, const st
 
 }  // namespace
 
-void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint, bool overwrite) {
-  PendingOutput output(checkpoint, PendingOutput::Kind::folder, overwrite, is_checkpoint_file);
-  const std::shared_ptr<const ModelConfig> config = read_hugging_face_config(folder / "config.json");
-  const SafetensorsFolder source(folder);
-  const auto names = source.names();
-  const TensorMap map = hugging_face_map(*config, {names.begin(), names.end()});
+namespace {
+
+// Writes the released tensors as a checkpoint of step 0.
+void import_tensors(const SafetensorsFolder& source, const TensorMap& map, CheckpointDescription description,
+                    const SaveOptions& options, const std::filesystem::path& checkpoint) {
   check_tensors(source, map);
   check_repeats(source, map);
   const DType type = imported_type(source, map);
@@ -175,7 +175,18 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
     for (const TensorPart& part : map.parts_of_logical(piece.tensor))
       if (const ReleasedPiece released = released_piece(part, piece.offset, piece.memory); released.memory)
         source.read(part.released.tensor, released.offset, released.memory);
+  save_checkpoint(checkpoint, std::move(description),
+                  pieces_to_save(parameters, parameters.flat_weights(), parameters_prefix, resources.execution()),
+                  *self, options);
+}
 
+}  // namespace
+
+void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint, bool overwrite) {
+  PendingOutput output(checkpoint, PendingOutput::Kind::folder, overwrite, is_checkpoint_file);
+  const std::shared_ptr<const ModelConfig> config = read_hugging_face_config(folder / "config.json");
+  const SafetensorsFolder source(folder);
+  const auto names = source.names();
   CheckpointDescription description;
   description.model = config->identity();
   SaveOptions options;
@@ -184,9 +195,21 @@ void import_hugging_face(const std::filesystem::path& folder, const std::filesys
     options.extra_files.push_back(folder / tokenizer_name);
     description.tokenizer = {"sentencepiece", read_hugging_face_eos(folder / "config.json", config->vocabulary)};
   }
-  save_checkpoint(output.place(), description,
-                  pieces_to_save(parameters, parameters.flat_weights(), parameters_prefix, resources.execution()),
-                  *self, options);
+  import_tensors(source, hugging_face_map(*config, {names.begin(), names.end()}), std::move(description), options,
+                 output.place());
+  output.complete();
+}
+
+void import_safetensors(const std::filesystem::path& path, const ModelConfig& config,
+                        const std::filesystem::path& checkpoint, bool overwrite) {
+  PendingOutput output(checkpoint, PendingOutput::Kind::folder, overwrite, is_checkpoint_file);
+  TensorMap map(declare_stage(config, whole_model(config), 1));
+  map.add_others();
+  CheckpointDescription description;
+  description.model = config.identity();
+  SaveOptions options;
+  options.exact_folder = true;
+  import_tensors(SafetensorsFolder(path), map, std::move(description), options, output.place());
   output.complete();
 }
 

@@ -32,6 +32,11 @@ std::string hugging_face_config(const ModelConfig& config, const std::string& to
 void import_hugging_face(const std::filesystem::path& folder, const std::filesystem::path& checkpoint,
                          bool overwrite = false);
 
+// The same for weights under the family's own names, as checkpoints have them, of the model that `config` describes:
+// `path` is a safetensors file or a folder as above.
+void import_safetensors(const std::filesystem::path& path, const ModelConfig& config,
+                        const std::filesystem::path& checkpoint, bool overwrite = false);
+
 struct ExportOptions {
   std::string dtype = "stored";                      // stored, fp32 or bf16 (fp32 for parameters that are never bf16)
   std::int64_t shard_bytes = std::int64_t{5} << 30;  // a new file above this

@@ -100,8 +100,9 @@ bool is_safetensors_model_file(const std::string& name) {
 
 SafetensorsFolder::SafetensorsFolder(const fs::path& folder) : folder_(folder) {
   std::error_code error;
-  if (fs::exists(folder / safetensors_single_file, error)) {
-    readers_.emplace_back(folder / safetensors_single_file);
+  const bool file = fs::exists(folder, error) && !fs::is_directory(folder, error);
+  if (file || fs::exists(folder / safetensors_single_file, error)) {
+    readers_.emplace_back(file ? folder : folder / safetensors_single_file);
     for (const std::string& name : readers_[0].names()) reader_of_[name] = 0;
     return;
   }

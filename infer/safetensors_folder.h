@@ -22,8 +22,8 @@ bool is_safetensors_model_file(const std::string& name);
 // All tensors of a folder under one map of names.
 class SafetensorsFolder {
  public:
-  // Opens and checks every file. The single file goes before an index. Throws UserError: no model, a malformed index, a
-  // file or a tensor that the index names and is not there.
+  // Opens and checks every file. The single file goes before an index; `folder` may be a file itself. Throws UserError:
+  // no model, a malformed index, a file or a tensor that the index names and is not there.
   explicit SafetensorsFolder(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const { return folder_; }

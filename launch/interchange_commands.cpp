@@ -7,6 +7,7 @@
 #include "infer/hugging_face.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
+#include "launch/run_configuration.h"
 
 namespace fulmen {
 
@@ -20,17 +21,33 @@ void require_one_process(const char* command, const World& world) {
 }  // namespace
 
 ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
-  CommandLine line("import --hf DIR --output CHECKPOINT [--overwrite]",
-                   "Turns a folder with config.json and safetensors, as a family's released models are named, into a\n"
-                   "checkpoint of step 0.",
-                   "fulmen import --hf runs/exported --output runs/imported");
-  line.option("hf", "the folder", true);
+  CommandLine line(
+      "import --hf DIR | --safetensors PATH --config FILE --output CHECKPOINT [--overwrite]",
+      "Turns released weights into a checkpoint of step 0: a folder with config.json and safetensors, as a\n"
+      "family's released models are named, or safetensors under the names that Fulmen's checkpoints have.\n"
+      "Prints the model as a section of a configuration.",
+      "fulmen import --hf runs/exported --output runs/imported");
+  line.option("hf", "a folder with config.json");
+  line.option("safetensors", "a safetensors file, or a folder of them");
+  line.option("config", "with --safetensors: a file with the section `model` of a configuration");
   line.option("output", "the checkpoint to write", true);
   line.flag("overwrite", overwrite_help);
   if (!line.parse(arguments)) return ExitCode::done;
   require_one_process("import", world);
-  import_hugging_face(line.path("hf"), line.path("output"), line.has("overwrite"));
-  std::printf("%s: imported from %s\n", printable(line.path("output")).c_str(), printable(line.path("hf")).c_str());
+  if (line.has("hf") == line.has("safetensors"))
+    throw UserError("import", "wants either --hf or --safetensors", "give one of them");
+  if (line.has("config") != line.has("safetensors"))
+    throw UserError("import", line.has("config") ? "--config belongs to --safetensors" : "--safetensors needs --config",
+                    "a folder for --hf has its own config.json");
+  const std::filesystem::path output = line.path("output");
+  const std::filesystem::path source = line.path(line.has("hf") ? "hf" : "safetensors");
+  if (line.has("hf"))
+    import_hugging_face(source, output, line.has("overwrite"));
+  else
+    import_safetensors(source, *read_model_section(line.path("config")), output, line.has("overwrite"));
+  std::printf("%s: imported from %s\nmodel:\n", printable(output.string()).c_str(), printable(source.string()).c_str());
+  for (const auto& [key, value] : CheckpointReader(output).description().model)
+    std::printf("  %s: %s\n", printable(key).c_str(), printable(value).c_str());
   return ExitCode::done;
 }
 

@@ -3,6 +3,10 @@
 #include "infer/hugging_face.h"
 #include "infer/hugging_face/adapter.h"
 #include "infer/hugging_face/config_reader.h"
+#include "infer/hugging_face/gpt.h"
+#include "infer/hugging_face/llama.h"
+#include "infer/hugging_face/minimax.h"
+#include "infer/hugging_face/retnet.h"
 #include "infer/hugging_face/transnormer.h"
 #include "model/stage.h"
 
@@ -12,7 +16,8 @@ namespace {
 
 // The list of adapters: a new adapter is entered here.
 std::vector<HuggingFaceAdapter>& registry() {
-  static std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter()};
+  static std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter(), llama_adapter(), gpt_adapter(),
+                                                     minimax_adapter(), retnet_adapter()};
   return adapters;
 }
 
