@@ -45,6 +45,20 @@ class Golden {
                  Tensor(data.data(), DType::fp64, dataset.shape()));
     return data;
   }
+  // Names of datasets that begin so, without the beginning.
+  std::vector<std::string> names(const std::string& beginning) const {
+    std::vector<std::string> list;
+    for (const std::string& name : file_.dataset_names())
+      if (name.starts_with(beginning)) list.push_back(name.substr(beginning.size()));
+    return list;
+  }
+  // A hyperslab.
+  std::vector<double> values(const std::string& name, const std::vector<std::int64_t>& offset,
+                             const Shape& shape) const {
+    std::vector<double> data(static_cast<std::size_t>(elements_of(shape)));
+    file_.dataset(name).read(offset, Tensor(data.data(), DType::fp64, shape));
+    return data;
+  }
   double scalar(const std::string& name) const { return values(name).at(0); }
   std::vector<std::int32_t> tokens(const std::string& name) const {
     const std::vector<double> numbers = values(name);

@@ -5,6 +5,7 @@
 
 #include "framework/error.h"
 #include "framework/random.h"
+#include "tests/train/matrix_models.h"
 
 namespace fulmen {
 namespace {
@@ -33,13 +34,19 @@ enum : int {
   documents
 };
 
+std::vector<std::string> model_names() {
+  std::vector<std::string> names;
+  for (const MatrixModel& model : matrix_models()) names.push_back(model.name);
+  return names;
+}
+
 const std::vector<Feature>& features() {
   static const std::vector<Feature> list = {
       {"data", {"1", "2", "3", "4", "6", "8"}},
       {"sequence", {"1", "2", "3", "4", "5", "8"}},
       {"tensor", {"1", "2", "3", "4", "6", "8"}},
       {"pipeline", {"1", "2", "3", "4", "5"}},
-      {"model", {"tnl1", "tnl3", "toy"}},
+      {"model", model_names()},
       {"expert", {"1", "2", "3"}},
       {"micro_batches", {"1", "2", "3", "4", "6"}},
       {"schedule", {"gpipe", "1f1b", "interleaved", "zero-bubble"}},
@@ -77,16 +84,12 @@ std::vector<Constraint> constraints() {
        }},
       {"the tensor ranks do not divide the heads",
        {tensor, model},
-       [](const Combination& c) {
-         const int heads = text(c, model) == "tnl1"   ? matrix_tnl1_heads
-                           : text(c, model) == "tnl3" ? matrix_tnl3_heads
-                                                      : matrix_toy_heads;
-         return heads % number(c, tensor) == 0;
-       }},
+       [](const Combination& c) { return matrix_model(text(c, model)).allows_tensor(number(c, tensor)); }},
       {"only a model with experts has owners of them, and they lie inside data",
        {data, model, expert},
        [](const Combination& c) {
-         return number(c, expert) == 1 || (text(c, model) == "toy" && number(c, data) % number(c, expert) == 0);
+         const int owners = number(c, expert), items = matrix_model(text(c, model)).owned_items;
+         return owners == 1 || (items > 0 && items % owners == 0 && number(c, data) % owners == 0);
        }},
       {"the micro-batches do not divide a data rank's samples",
        {data, micro_batches},

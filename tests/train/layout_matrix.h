@@ -11,13 +11,11 @@
 
 namespace fulmen {
 
-// Neither the sequence and tensor sizes nor the vocabulary and the GLU's width of the test's models divide each other.
-inline constexpr std::int64_t matrix_global_batch = 24, matrix_sequence_length = 13, matrix_layers = 6;
-inline constexpr int matrix_tnl1_heads = 6, matrix_tnl3_heads = 8, matrix_toy_heads = 6, matrix_toy_items = 6;
+inline constexpr std::int64_t matrix_global_batch = 24, matrix_sequence_length = 13;
 
 struct LayoutCase {
   MeshShape shape;
-  std::string model;  // tnl1, tnl3, toy
+  std::string model;  // of matrix_models()
   int micro_batches = 1;
   std::string schedule = "gpipe";
   int chunks = 1;

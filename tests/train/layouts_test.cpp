@@ -26,6 +26,7 @@
 #include "tests/model/toy_family.h"
 #include "tests/mpi_main.h"
 #include "tests/train/layout_matrix.h"
+#include "tests/train/matrix_models.h"
 #include "train/learning_rate.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
@@ -53,37 +54,9 @@ double tolerance() { return testing::on_gpu() ? 1e-5 : 1e-10; }
 constexpr std::int64_t global_batch = matrix_global_batch, sequence_length = matrix_sequence_length;
 constexpr int training_steps = 3, resumed_after = 2;
 
-std::shared_ptr<const ModelConfig> toy_model() {
-  ToyConfig config;
-  config.layers = matrix_layers;
-  config.heads = matrix_toy_heads;
-  config.hidden = 4 * config.heads;
-  config.items = matrix_toy_items;
-  config.inner = 7;
-  config.vocabulary = 101;
-  config.initializer_std = 0.1;
-  return std::make_shared<const ToyConfig>(config);
-}
-
-std::shared_ptr<const ModelConfig> model_of(const LayoutCase& layout) {
-  if (layout.model == "toy") return toy_model();
-  const bool low_rank = layout.model == "tnl3";
-  TransnormerConfig config;
-  config.variant = layout.model;
-  config.layers = matrix_layers;
-  config.heads = low_rank ? matrix_tnl3_heads : matrix_tnl1_heads;
-  config.hidden = (testing::on_gpu() ? 8 : 4) * config.heads;
-  config.glu = 50;          // neither the tensor sizes nor
-  config.vocabulary = 101;  // these divide it
-  config.gate_rank = low_rank ? 5 : 0;
-  config.initializer_std = 0.1;
-  if (low_rank) config.lrpe_layers = {0, 2};
-  return std::make_shared<const TransnormerConfig>(config);
-}
-
 // The tests' own family has operations of the CPU alone.
 std::vector<LayoutCase> without_toy(std::vector<LayoutCase> cases) {
-  std::erase_if(cases, [](const LayoutCase& layout) { return layout.model == "toy"; });
+  std::erase_if(cases, [](const LayoutCase& layout) { return !matrix_model(layout.model).on_gpu; });
   return cases;
 }
 
@@ -115,7 +88,7 @@ std::vector<std::int64_t> uneven_stages(const LayoutCase& layout) {
 
 TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path& corpus) {
   TrainerOptions options;
-  options.model = model_of(layout);
+  options.model = matrix_model(layout.model).config;
   options.layout = layout.layout();
   if (layout.uneven) options.layout.stages = uneven_stages(layout);
   options.precision = {test_dtype(), test_dtype()};
