@@ -46,7 +46,8 @@ ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
   else
     import_safetensors(source, *read_model_section(line.path("config")), output, line.has("overwrite"));
   std::printf("%s: imported from %s\nmodel:\n", printable(output.string()).c_str(), printable(source.string()).c_str());
-  for (const auto& [key, value] : CheckpointReader(output).description().model)
+  const CheckpointReader checkpoint(output);
+  for (const auto& [key, value] : checkpoint.description().model)
     std::printf("  %s: %s\n", printable(key).c_str(), printable(value).c_str());
   return ExitCode::done;
 }

@@ -69,7 +69,9 @@ refuse_set 1 model.family=mamba model.family mamba transnormer
 refuse_set 1 parallel.chunks=2 parallel.chunks 'a single pipeline rank'
 refuse 2 parallel.chunks 1f1b interleaved -- train good.yaml --set parallel.pipeline=2 --set parallel.chunks=2
 refuse_set 1 checkpoint.async=true checkpoint.async 'not built yet'
-refuse_set 1 parallel.expert=2 parallel.expert 'not built yet' 'experts'
+refuse_set 1 parallel.expert=2 parallel.expert 'does not divide\|do not divide\|divides'
+refuse 2 parallel.expert 'the model has none' -- train good.yaml --set parallel.expert=2
+refuse_set 1 model.kv_heads=2 model.kv_heads 'llama' 'this model is transnormer'
 refuse_set 1 parallel.memory=2 parallel.memory 'not built yet' 'memory layers'
 refuse_set 1 parallel.zero=4 parallel.zero 'out of range'
 refuse_set 1 parallel.zero_group=some parallel.zero_group 'neither all, node nor a number'

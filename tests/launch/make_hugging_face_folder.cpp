@@ -1,6 +1,7 @@
-// make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head]
+// make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head | --weights]
 // Puts the weights of a golden file into a folder as the released models have it: config.json and one
-// model.safetensors, with or without the tied lm_head.weight, without a tokeniser.
+// model.safetensors, with or without the tied lm_head.weight, without a tokeniser. --weights: no config.json, for any
+// family.
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -79,11 +80,12 @@ std::string config_json(const hdf5::File& golden) {
 
 int run(const std::vector<std::string>& arguments) {
   const bool with_head = arguments.size() == 3 && arguments[2] == "--with-head";
-  if (arguments.size() != 2 && !with_head)
-    throw UserError("usage", "make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head]");
+  const bool weights_alone = arguments.size() == 3 && arguments[2] == "--weights";
+  if (arguments.size() != 2 && !with_head && !weights_alone)
+    throw UserError("usage", "make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head | --weights]");
   const hdf5::File golden = hdf5::File::open(arguments[0]);
   write_weights(golden, arguments[1], with_head);
-  write_text_atomically(arguments[1] + "/config.json", config_json(golden));
+  if (!weights_alone) write_text_atomically(arguments[1] + "/config.json", config_json(golden));
   return 0;
 }
 
