@@ -108,5 +108,43 @@ TEST(Retention, LaterStepsAreSetAside) {
   EXPECT_EQ(newest_checkpoint(root.path()), root.path() / "step-00000010");
 }
 
+TEST(Retention, WhoReadsTakesTheNextWhereOneIsDeletedMeanwhile) {
+  const TemporaryFolder root;
+  const auto self = make_self_communicator();
+  save_alone(root.path(), 1, 1);
+  std::vector<std::int64_t> read;
+  const auto delete_under_way = [&](const CheckpointReader& checkpoint) {
+    const std::int64_t step = checkpoint.description().step;
+    read.push_back(step);
+    if (step == 3) return;
+    save_alone(root.path(), step + 1, 1);
+    prune_checkpoints(root.path(), 1);
+    CheckpointReader(checkpoint.folder());  // what of it is read from here on is not there
+  };
+  with_checkpoint(root.path(), *self, delete_under_way);
+  EXPECT_EQ(read, (std::vector<std::int64_t>{1, 2, 3}));
+
+  // Not where it is this one that was asked for, nor for another fault.
+  const fs::path named = root.path() / "step-00000003";
+  int calls = 0;
+  expect_mentions(message_of<UserError>([&] {
+                    with_checkpoint(named, *self, [&](const CheckpointReader&) {
+                      ++calls;
+                      fs::remove_all(named);
+                      CheckpointReader reader(named);
+                    });
+                  }),
+                  {"step-00000003"});
+  save_alone(root.path(), 4, 1);
+  expect_mentions(message_of<UserError>([&] {
+                    with_checkpoint(root.path(), *self, [&](const CheckpointReader&) {
+                      ++calls;
+                      throw UserError("here", "another fault");
+                    });
+                  }),
+                  {"another fault"});
+  EXPECT_EQ(calls, 2);
+}
+
 }  // namespace
 }  // namespace fulmen
