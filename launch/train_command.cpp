@@ -123,7 +123,9 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
   log_info("device: {}; precision {}", describe_device(device), describe_precision(options.precision));
   try {
     const ExitCode code = train(options, mesh, resources.execution(), world.start_up());
-    // A launcher that ends the ranks does not leave them much time after their checkpoint.
+    // A launcher that ends the ranks does not leave them much time after their checkpoint. Whoever reads the verdict
+    // may rely on it that no rank takes another's end for a failure.
+    world.expect_end();
     if (ranks.rank() == 0)
       write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
     world.stop_watching();

@@ -161,6 +161,11 @@ void Watchdog::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+void Watchdog::expect_end() {
+  finished_ = Clock::now().time_since_epoch();
+  ranks_.barrier();
+}
+
 void Watchdog::finish() {
   std::error_code ignored;
   finished_ = Clock::now().time_since_epoch();
@@ -276,8 +281,8 @@ bool Watchdog::all_recorded(bool here_only) const {
   return std::ranges::all_of(settled, [](bool is) { return is; });
 }
 
-// Whether the run has ended well. Ranks leave once all have come to finish(): a neighbour that is gone by then is not
-// lost, unless those that wait for it are kept waiting.
+// Whether the run has ended well. Ranks leave once all have come to expect_end(): a neighbour that is gone by then is
+// not lost, unless those that wait for it are kept waiting.
 bool Watchdog::comes_to_an_end() const {
   constexpr std::chrono::seconds patience{5};
   const Clock::duration finished = finished_;

@@ -50,6 +50,9 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
+  // All is saved: from here on no rank takes the end of another one for a failure. All know when it returns.
+  // Collective.
+  void expect_end();
   // All went well: the records are taken away. Collective.
   void finish();
   // This rank failed and says so itself: writes the record and keeps still from now on.
@@ -83,7 +86,7 @@ class Watchdog {
   bool recorded_ = false, terminated_ = false;
   std::chrono::steady_clock::time_point next_look_ = {};
   std::atomic<bool> ending_ = false;
-  std::atomic<std::chrono::steady_clock::duration> finished_{};  // when finish() was called; zero before
+  std::atomic<std::chrono::steady_clock::duration> finished_{};  // when the end was last expected
 
   std::mutex mutex_;  // of the two below
   std::condition_variable wake_;

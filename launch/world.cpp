@@ -60,6 +60,8 @@ void World::watch(const std::filesystem::path& folder, double timeout, Device de
   watchdog_ = std::make_unique<Watchdog>(recorder_, *communicator_, folder, timeout, device);
 }
 
+void World::expect_end() { watchdog_->expect_end(); }
+
 void World::stop_watching() {
   watchdog_->finish();
   watchdog_.reset();

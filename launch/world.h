@@ -37,6 +37,8 @@ class World {
   void check_order();
   // From now on a rank that dies or stands still ends the job (see Watchdog), its records in `folder`. Collective.
   void watch(const std::filesystem::path& folder, double timeout, Device device);
+  // All is saved, and what becomes of the ranks is no failure any more. Collective.
+  void expect_end();
   // The run has come to its end. Collective.
   void stop_watching();
   // How long the phases of the start took on this rank.

@@ -117,25 +117,26 @@ check 'a terminated run is no success' test $? != 0
 no_one_left 'SIGTERM to mpirun'
 check 'the checkpoint before it is valid' "$FULMEN_HERE" inspect run/checkpoints --json
 
-# Ctrl-C reaches all of mpirun's group; mpirun gives the ranks a second. Who has saved by then ends without an error, and
-# no message points at flight records that are not there.
-# On a busy machine the second may end between the verdict and a rank's own end: three tries.
+# Ctrl-C reaches all of mpirun's group; mpirun gives the ranks a second. Where that was enough there is a verdict. No
+# rank then reports an error, however late the end finds it: the verdict is written when all ranks expect the end. No
+# message points at flight records that are not there. Four ranks share a few cores: a second is too short now and then.
+saved=0
 for try in 1 2 3; do
   rm -rf run
-  setsid "$MPIEXEC" --allow-run-as-root --oversubscribe -n 2 "$FULMEN_HERE" train good.yaml "${endless[@]}" >out 2>err &
+  setsid "$MPIEXEC" --allow-run-as-root --oversubscribe -n 4 "$FULMEN_HERE" train good.yaml "${endless[@]}" >out 2>err &
   process=$!
   for attempt in {1..300}; do (($(lines) > 3)) && break; sleep 0.1; done
   kill -INT -- -$process
   for attempt in {1..150}; do kill -0 $process 2>/dev/null || break; sleep 0.1; done
   wait $process
-  grep -q '^fulmen: error' err && grep -qx 'exit_code: 75' run/verdict.yaml || break
-done
-no_one_left 'Ctrl-C on mpirun'
-check 'no empty flight folder is pointed at' test "$(grep -c 'holds no flight record' err)" = 0
-if grep -qx 'exit_code: 75' run/verdict.yaml; then
+  no_one_left 'Ctrl-C on mpirun'
+  check 'no empty flight folder is pointed at' test "$(grep -c 'holds no flight record' err)" = 0
+  grep -qsx 'exit_code: 75' run/verdict.yaml || continue
+  saved=$((saved + 1))
   check 'no error where all was saved' test "$(grep -c '^fulmen: error' err)" = 0
   check 'and the log says so' grep -q 'stopped at step .* as asked' err
-fi
+done
+echo "Ctrl-C on mpirun: $saved of 3 runs saved within its second"
 
 # Divergence: a decay that multiplies the weights by a million each step.
 for ranks in 1 4; do
