@@ -28,6 +28,9 @@ struct Batch {
   // The places of `tokens` sorted by token: sums over equal tokens, such as the embedding's gradient, go along it.
   StableOrder order;
   double target_count() const;  // sum of the weights
+
+  // Of the arrays above that have an element for each token.
+  static constexpr std::size_t bytes_per_token = 3 * sizeof(std::int32_t) + sizeof(float) + sizeof(std::int64_t);
 };
 
 }  // namespace fulmen

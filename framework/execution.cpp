@@ -19,8 +19,13 @@ ExecutionResources::ExecutionResources(Device device, bool deterministic)
                  deterministic, 0,
                  nullptr} {}
 
+ExecutionResources::ExecutionResources(Planning, Device device)
+    : ledger_(MemoryLedger::Purpose::planning),
+      scratch_(device, MemoryKind::workspace, ledger_),
+      execution_{device, Stream{}, &scratch_, &ledger_, false, 0, nullptr} {}
+
 ExecutionResources::~ExecutionResources() {
-  if (execution_.device.kind == DeviceKind::cuda) gpu::destroy_stream(execution_.stream);
+  if (execution_.stream.handle != nullptr) gpu::destroy_stream(execution_.stream);
 }
 
 Tensor Arena::take(DType dtype, const Shape& shape) {

@@ -55,6 +55,9 @@ struct Execution {
   bool deterministic = false;
   int multiprocessors_left = 0;  // of a GPU, that matrix products leave to concurrent communication
   Profiler* profiler = nullptr;  // where kernels report their time; null for nowhere
+
+  // Whether memory is counted alone (framework/memory.h): no tensor's elements may be touched.
+  bool plans() const { return ledger != nullptr && ledger->plans(); }
 };
 
 // The objects that an Execution points to, for the life of a run. Not movable: executions refer to it.
@@ -62,6 +65,10 @@ class ExecutionResources {
  public:
   // Throws UserError when the device is not to be had. On a GPU it makes a stream of its own.
   explicit ExecutionResources(Device device, bool deterministic = false);
+  // For planning (MemoryLedger): of a device that need not be there, and without a stream of its own.
+  static constexpr struct Planning {
+  } planning{};
+  ExecutionResources(Planning, Device device);
   ~ExecutionResources();
   ExecutionResources(const ExecutionResources&) = delete;
   ExecutionResources& operator=(const ExecutionResources&) = delete;

@@ -61,6 +61,11 @@ std::string_view name_of(MemoryKind kind) {
   return names[static_cast<std::size_t>(kind)];
 }
 
+void* MemoryLedger::planned_address(std::size_t bytes) {
+  FULMEN_CHECK(plans(), "an address without memory");
+  return reinterpret_cast<void*>(std::exchange(next_address_, next_address_ + round_up(bytes)));
+}
+
 void MemoryLedger::add(MemoryKind kind, std::size_t bytes) {
   const auto k = static_cast<std::size_t>(kind);
   current_[k] += bytes;
@@ -76,6 +81,14 @@ void MemoryLedger::remove(MemoryKind kind, std::size_t bytes) {
   total_ -= bytes;
 }
 
+std::string MemoryLedger::peaks() const {
+  std::vector<std::string> list;
+  for (std::size_t k = 0; k < memory_kinds; ++k)
+    list.push_back(
+        fmt::format("{} {}", name_of(static_cast<MemoryKind>(k)), human_bytes(static_cast<double>(peak_[k]))));
+  return join(list, ", ");
+}
+
 std::string MemoryLedger::breakdown() const {
   std::string lines;
   const auto line = [&](std::string_view name, std::size_t current, std::size_t peak) {
@@ -89,9 +102,9 @@ std::string MemoryLedger::breakdown() const {
 
 Buffer::Buffer(Device device, std::size_t bytes, MemoryKind kind, MemoryLedger& ledger)
     : device_(device), bytes_(bytes), kind_(kind), ledger_(&ledger) {
-  gpu::require(device);
+  if (!ledger.plans()) gpu::require(device);
   if (bytes == 0) return;
-  data_ = allocate_zeroed(device, bytes);
+  data_ = ledger.plans() ? ledger.planned_address(bytes) : allocate_zeroed(device, bytes);
   if (data_ == nullptr) {
     throw UserError(
         device.kind == DeviceKind::cuda ? "GPU memory" : "memory",
@@ -125,7 +138,7 @@ Buffer::~Buffer() { release(); }
 
 void Buffer::release() noexcept {
   if (data_ == nullptr) return;
-  deallocate(device_, data_, bytes_);
+  if (!ledger_->plans()) deallocate(device_, data_, bytes_);
   ledger_->remove(kind_, bytes_);
   data_ = nullptr;
   bytes_ = 0;

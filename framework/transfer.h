@@ -1,4 +1,4 @@
-// Copies between host memory and a device, in stream order.
+// Copies between host memory and a device, in stream order. Where memory is planned alone, nothing is copied.
 #pragma once
 
 #include "framework/execution.h"

@@ -30,7 +30,7 @@ void activation_function_backward(const Execution& execution, const Tensor& d_y,
   if (d_bias) check_vector(d_bias, accumulation_dtype(dtype), width, "d_bias");
   FULMEN_CHECK(d_bias.is_null() || bias, "there is a gradient of a bias that is not there");
   if (d_y.elements() == 0) return;
-  run_on_device(execution, {"activation backward", 0.0, traffic({d_y, x, d_x, y})},
+  run_on_device(execution, {"activation backward", 0.0, traffic({d_y, x, d_x, y}), scratch_of_sums(d_bias)},
                 backends::activation_function_backward, d_y, x, bias, activation, d_x, d_bias, y);
 }
 

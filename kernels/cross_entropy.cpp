@@ -81,13 +81,15 @@ void cross_entropy(const Execution& execution, const Tensor& logits, const Tenso
     const Arena::Frame frame(*execution.scratch);
     const auto statistics = [&] { return execution.scratch->take(accumulation_dtype(logits.dtype()), {tokens}); };
     const Tensor maximum = statistics(), exp_sum = statistics(), target_logit = statistics();
+    if (execution.plans()) return;
     local(execution, logits, targets, 0, valid, maximum, exp_sum, target_logit);
     combine(execution, maximum, exp_sum, target_logit, weights, losses);
     if (d_logits) backward(execution, logits, targets, weights, 0, valid, maximum, exp_sum, scale, d_logits);
   };
   run_on_device(
       execution,
-      {d_logits ? "cross entropy with gradient" : "cross entropy without gradient", 0.0, traffic({logits, d_logits})},
+      {d_logits ? "cross entropy with gradient" : "cross entropy without gradient", 0.0, traffic({logits, d_logits}),
+       Scratch::on_cpu},
       [&] { in_passes(cpu::cross_entropy_local, cpu::cross_entropy_losses, cpu::cross_entropy_backward); },
       [&] {
         if (!cuda::cross_entropy(execution, logits, targets, weights, valid, scale, losses, d_logits))

@@ -12,11 +12,23 @@
 
 namespace fulmen {
 
+// The implementations of a kernel that take scratch memory, which planning (MemoryLedger) must count. They are called
+// for it, and return when they have taken all of it.
+enum class Scratch : std::uint8_t {
+  none,
+  on_cpu,      // scratch of the GPU's implementation is not counted
+  everywhere,  // on the CPU and on a GPU
+};
+
+// Sums over rows take some, where they are asked for.
+inline Scratch scratch_of_sums(const Tensor& sums) { return sums ? Scratch::on_cpu : Scratch::none; }
+
 // The least work of a call, for the profiler: its time is held against the floor that this sets.
 struct Work {
   const char* kernel;       // the name it is reported under
   double operations = 0.0;  // of matrix products; elementwise arithmetic hides behind traffic
   double bytes = 0.0;       // read or written once
+  Scratch scratch = Scratch::none;
 };
 
 inline double traffic(std::initializer_list<Tensor> tensors) {
@@ -25,9 +37,16 @@ inline double traffic(std::initializer_list<Tensor> tensors) {
   return bytes;
 }
 
-// Runs the callable of the kernel's device; without CUDA in the build never `cuda`.
+// Runs the callable of the kernel's device; without CUDA in the build never `cuda`. Where memory is planned alone, only
+// kernels with scratch memory run.
 template <std::invocable Cpu, std::invocable Cuda>
 void run_on_device(const Execution& execution, const Work& work, Cpu&& cpu, Cuda&& cuda) {
+  if (execution.plans()) {
+    if (execution.device.kind == DeviceKind::cpu && work.scratch != Scratch::none) cpu();
+    if constexpr (gpu::built)
+      if (execution.device.kind == DeviceKind::cuda && work.scratch == Scratch::everywhere) cuda();
+    return;
+  }
   if (execution.device.kind == DeviceKind::cpu) {
     const ProfileScope scope(execution.profiler, work.kernel, work.operations, work.bytes);
     return cpu();

@@ -76,7 +76,8 @@ void add_sum_of_squares(const Execution& execution, const Tensor& x, const Tenso
   check_contiguous(x, "x");
   check_vector(total, DType::fp64, 1, "total");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gradient norm", 0.0, traffic({x})}, backends::add_sum_of_squares, x, total);
+  run_on_device(execution, {"gradient norm", 0.0, traffic({x}), Scratch::on_cpu}, backends::add_sum_of_squares, x,
+                total);
 }
 
 void add_sum(const Execution& execution, const Tensor& x, const Tensor& total) {
@@ -84,7 +85,7 @@ void add_sum(const Execution& execution, const Tensor& x, const Tensor& total) {
   check_vector(total, DType::fp64, 1, "total");
   if (x.elements() == 0) return;
   check_dtype(x, DType::fp64, "x");
-  run_on_device(execution, {"loss sum", 0.0, traffic({x})}, backends::add_sum, x, total);
+  run_on_device(execution, {"loss sum", 0.0, traffic({x}), Scratch::on_cpu}, backends::add_sum, x, total);
 }
 
 }  // namespace fulmen

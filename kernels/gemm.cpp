@@ -37,7 +37,8 @@ void run_gemm(const Execution& execution, const char* name, Tensor a, Tensor b, 
   FULMEN_CHECK(size_of(c.dtype()) >= size_of(a.dtype()), "c is narrower than a");
   if (m == 0 || n == 0) return;
   const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  run_on_device(execution, {name, operations, traffic({a, b, c})}, backends::gemm, a, b, c, options);
+  run_on_device(execution, {name, operations, traffic({a, b, c}), Scratch::everywhere}, backends::gemm, a, b, c,
+                options);
 }
 
 }  // namespace

@@ -49,7 +49,8 @@ void head_norm_backward(const Execution& execution, const HeadNorm& norm, const 
   if (gradients.y) check_matrix(gradients.y, dtype, tokens, width, "y");
   if (x.elements() == 0) return;
   run_on_device(execution,
-                {"head norm backward", 0.0, traffic({d_y, x, norm.gate, gradients.d_x, gradients.d_gate, gradients.y})},
+                {"head norm backward", 0.0, traffic({d_y, x, norm.gate, gradients.d_x, gradients.d_gate, gradients.y}),
+                 scratch_of_sums(norm.gain)},
                 backends::head_norm_backward, norm, d_y, x, inverse_rms, gradients);
 }
 

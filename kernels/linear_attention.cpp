@@ -137,7 +137,7 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
   FULMEN_CHECK(outputs.piece_states || !outputs.own_piece_states, "there are no states of pieces");
   run_on_device(execution,
                 {"linear attention forward", forward_operations(inputs),
-                 traffic({inputs.query, inputs.key, inputs.value, outputs.output})},
+                 traffic({inputs.query, inputs.key, inputs.value, outputs.output}), Scratch::on_cpu},
                 backends::linear_attention_forward, inputs, outputs);
 }
 
@@ -161,7 +161,8 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   run_on_device(execution,
                 {"linear attention backward", backward_operations(inputs),
                  traffic({inputs.query, inputs.key, inputs.value, gradients.d_output, gradients.d_query,
-                          gradients.d_key, gradients.d_value})},
+                          gradients.d_key, gradients.d_value}),
+                 Scratch::on_cpu},
                 backends::linear_attention_backward, inputs, gradients);
 }
 
@@ -173,10 +174,10 @@ void linear_attention_step(const Execution& execution, const LinearAttentionInpu
   FULMEN_CHECK(inputs.query.size(1) == 1, "a step takes one token, not {}", inputs.query.size(1));
   check_attention_state(state, inputs, "state");
   check_outputs(inputs, outputs);
-  run_on_device(
-      execution,
-      {"linear attention step", 0.0, traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output})},
-      backends::linear_attention_step, inputs, state, outputs);
+  run_on_device(execution,
+                {"linear attention step", 0.0,
+                 traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output}), Scratch::on_cpu},
+                backends::linear_attention_step, inputs, state, outputs);
 }
 
 }  // namespace fulmen

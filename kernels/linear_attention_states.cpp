@@ -21,7 +21,8 @@ void linear_attention_final_state(const Execution& execution, const LinearAttent
   check_attention_state(final_state, inputs, "final_state");
   check_piece_states(execution, inputs, piece_states, "piece_states");
   run_on_device(execution,
-                {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value})},
+                {"linear attention states", state_operations(inputs, final_state), traffic({inputs.key, inputs.value}),
+                 Scratch::on_cpu},
                 backends::linear_attention_final_state, inputs, final_state, piece_states);
 }
 
@@ -32,10 +33,10 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
   check_attention_heads(d_output, inputs.query.dtype(), inputs.value.shape(), "d_output");
   check_attention_state(d_initial_state, inputs, "d_initial_state");
   check_piece_states(execution, inputs, piece_gradients, "piece_gradients");
-  run_on_device(
-      execution,
-      {"linear attention states", state_operations(inputs, d_initial_state), traffic({inputs.query, d_output})},
-      backends::linear_attention_initial_state_gradient, inputs, d_output, d_initial_state, piece_gradients);
+  run_on_device(execution,
+                {"linear attention states", state_operations(inputs, d_initial_state),
+                 traffic({inputs.query, d_output}), Scratch::on_cpu},
+                backends::linear_attention_initial_state_gradient, inputs, d_output, d_initial_state, piece_gradients);
 }
 
 void combine_slice_states(const Execution& execution, const SliceStates& slices, SliceSide side, const Tensor& reach,
@@ -60,7 +61,7 @@ void linear_attention_add_initial_state(const Execution& execution, const Linear
   check_attention_heads(outputs.output, inputs.query.dtype(), inputs.value.shape(), "output");
   run_on_device(execution,
                 {"linear attention states", state_operations(inputs, inputs.initial_state),
-                 traffic({inputs.query, outputs.output, outputs.output})},
+                 traffic({inputs.query, outputs.output, outputs.output}), Scratch::on_cpu},
                 backends::linear_attention_add_initial_state, inputs, outputs);
 }
 
@@ -72,7 +73,7 @@ void linear_attention_add_final_state_gradient(const Execution& execution, const
   check_attention_heads(gradients.d_value, inputs.key.dtype(), inputs.value.shape(), "d_value");
   run_on_device(execution,
                 {"linear attention states", 2.0 * state_operations(inputs, gradients.d_final_state),
-                 traffic({inputs.key, inputs.value, gradients.d_key, gradients.d_value})},
+                 traffic({inputs.key, inputs.value, gradients.d_key, gradients.d_value}), Scratch::on_cpu},
                 backends::linear_attention_add_final_state_gradient, inputs, gradients);
 }
 

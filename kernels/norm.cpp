@@ -97,9 +97,9 @@ void weighted_norm_backward(const Execution& execution, const Tensor& d_normed, 
   if (weights.kind == NormKind::simple)
     return residual_norm_backward(execution, d_normed, sum, statistics.flatten(), d_residual, d_sum, normed);
   if (sum.elements() == 0) return;
-  run_on_device(execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed})},
-                backends::weighted_norm_backward, d_normed, sum, weights, statistics, d_residual, d_sum, normed,
-                gradients);
+  run_on_device(
+      execution, {"residual norm backward", 0.0, traffic({d_normed, sum, d_residual, d_sum, normed}), Scratch::on_cpu},
+      backends::weighted_norm_backward, d_normed, sum, weights, statistics, d_residual, d_sum, normed, gradients);
 }
 
 void sum_rows(const Execution& execution, const Tensor& values, const Tensor& row_sums) {
@@ -167,7 +167,7 @@ void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Te
   FULMEN_CHECK(gain.is_null() == d_gain.is_null(), "a gain and its gradient belong together");
   if (d_gain) check_vector(d_gain, accumulation_dtype(dtype), local_width, "d_gain");
   if (x.elements() == 0) return;
-  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y})},
+  run_on_device(execution, {"gated norm backward", 0.0, traffic({d_y, x, gate, d_x, d_gate, y}), scratch_of_sums(gain)},
                 backends::gated_norm_backward, d_y, x, inverse_rms, gate, gate_activation, dot, width, d_x, d_gate, y,
                 gain, d_gain);
 }

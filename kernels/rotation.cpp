@@ -22,7 +22,8 @@ void rotate(const Execution& execution, const Rotation& rotation, const Tensor& 
     check_shape(positions, {x.size(0)}, "positions");
   }
   if (x.elements() == 0 || (rotation.frequencies.is_null() && rotation.scale == 1.0)) return;
-  run_on_device(execution, {"rotation", 0.0, traffic({x, x})}, backends::rotate, rotation, positions, inverse, x);
+  run_on_device(execution, {"rotation", 0.0, traffic({x, x}), Scratch::on_cpu}, backends::rotate, rotation, positions,
+                inverse, x);
 }
 
 namespace {

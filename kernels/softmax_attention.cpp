@@ -93,7 +93,7 @@ void softmax_attention_forward(const Execution& execution, const SoftmaxAttentio
   check_log_sum_exp(log_sum_exp, output.shape(), inputs.query.dtype(), "log_sum_exp");
   run_on_device(execution,
                 {"softmax attention forward", operations(inputs, 1, 1),
-                 traffic({inputs.query, inputs.key, inputs.value, output})},
+                 traffic({inputs.query, inputs.key, inputs.value, output}), Scratch::on_cpu},
                 backends::softmax_attention_forward, inputs, output, log_sum_exp);
 }
 
@@ -123,7 +123,8 @@ void softmax_attention_backward(const Execution& execution, const SoftmaxAttenti
   run_on_device(execution,
                 {"softmax attention backward", operations(inputs, 3, 2),
                  traffic({inputs.query, inputs.key, inputs.value, gradients.output, gradients.d_output,
-                          gradients.d_query, gradients.d_key, gradients.d_value})},
+                          gradients.d_query, gradients.d_key, gradients.d_value}),
+                 Scratch::on_cpu},
                 backends::softmax_attention_backward, inputs, gradients);
 }
 

@@ -21,6 +21,7 @@
 #include "train/metrics.h"
 #include "train/model_runner.h"
 #include "train/optimizer.h"
+#include "train/preflight.h"
 #include "train/trainer.h"
 #include "train/training_state.h"
 
@@ -367,6 +368,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   Mesh mesh(mesh_shape(configuration.parallel, ranks.size()), ranks);
   configure_threads(configuration.run.threads);
   check_batch(options.train, mesh);
+  require_memory(*options.model, runner_options(options, mesh.shape()), mesh, device);
 
   ExecutionResources rate_resources(device, configuration.run.deterministic);
   const DeviceRates rates = measure_rates(rate_resources.execution(), options.precision.parameters);

@@ -23,6 +23,7 @@
 #include "launch/command_line.h"
 #include "launch/run_configuration.h"
 #include "train/model_runner.h"
+#include "train/preflight.h"
 
 namespace fulmen {
 
@@ -321,6 +322,7 @@ ExitCode run_eval(const std::vector<std::string>& arguments, World& world) {
   runner_options.layout.recompute = "full";  // no backward pass will ask for what layers made
   runner_options.precision = precision;
   runner_options.micro_batch = {options.micro_batch, options.sequence_length};
+  require_memory(*model, runner_options, mesh, device, MemoryUse::evaluation);
   ExecutionResources resources(device);
   ModelRunner runner(*model, runner_options, mesh, resources.execution());
   std::int64_t step = 0;

@@ -15,6 +15,7 @@
 #include "model/piece_transfer.h"
 #include "train/model_runner.h"
 #include "train/optimizer.h"
+#include "train/preflight.h"
 #include "train/trainer.h"
 
 namespace fulmen {
@@ -147,6 +148,7 @@ ExitCode run_gradients(const std::vector<std::string>& arguments, World& world) 
   configure_threads(configuration.run.threads);
   const TrainerOptions options = configuration.trainer_options(device);
   check_training(options, mesh.shape());
+  require_memory(*options.model, runner_options(options, mesh.shape()), mesh, device);
 
   std::optional<PendingOutput> output;  // rank 0's
   run_agreed(ranks, [&] {

@@ -1,6 +1,7 @@
 // The local arithmetic that branches are made of. An operation knows no other rank: it reads and writes tensors of this
 // rank, and says what its results are, how long they are needed and what they cost. Operations are constant: what they
-// keep of a micro-batch lies in tensors that the executor of the branch gives them.
+// keep of a micro-batch lies in tensors that the executor of the branch gives them. They touch elements by kernels
+// alone: whatever else does so returns where Execution::plans().
 #pragma once
 
 #include <cstdint>

@@ -15,8 +15,6 @@ std::int64_t aligned(std::int64_t elements) {
   return (elements + parameter_alignment - 1) / parameter_alignment * parameter_alignment;
 }
 
-DType wider(DType a, DType b) { return size_of(a) < size_of(b) ? b : a; }
-
 // Appends to the last run where the two are neighbours in memory.
 void append_run(FlatParts& runs, const Tensor& run) {
   if (!runs.empty()) {
@@ -140,14 +138,15 @@ void ParameterStore::allocate(const Execution& execution) {
       if (gradients_in_slots(b)) gradient_slot = std::max(gradient_slot, whole);
     }
     const auto allocate = [&](DType dtype, std::int64_t elements, MemoryKind kind) {
-      return OwnedTensor(execution.device, wider(dtype, group.key.narrowest), {elements}, kind, *execution.ledger);
+      return OwnedTensor(execution.device, dtype, {elements}, kind, *execution.ledger);
     };
-    group.weights = allocate(precision_.parameters, weights, MemoryKind::weights);
-    group.gradients = allocate(precision_.gradients, gradients, MemoryKind::gradients);
+    const DType weight_type = precision_.weights_of(group.key), gradient_type = precision_.gradients_of(group.key);
+    group.weights = allocate(weight_type, weights, MemoryKind::weights);
+    group.gradients = allocate(gradient_type, gradients, MemoryKind::gradients);
     for (int slot = 0; weight_slot > 0 && slot < sharding_.weight_slots; ++slot)
-      group.weight_slots.push_back(allocate(precision_.parameters, weight_slot, MemoryKind::weights));
+      group.weight_slots.push_back(allocate(weight_type, weight_slot, MemoryKind::weights));
     for (int slot = 0; gradient_slot > 0 && slot < sharding_.gradient_slots; ++slot)
-      group.gradient_slots.push_back(allocate(precision_.gradients, gradient_slot, MemoryKind::gradients));
+      group.gradient_slots.push_back(allocate(gradient_type, gradient_slot, MemoryKind::gradients));
   }
   unwritten_.assign(declarations_.size(), false);
 }

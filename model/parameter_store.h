@@ -19,6 +19,18 @@ struct Precision {
   DType gradients = DType::fp32;
   // The values that the optimiser updates: the weights themselves, or an fp32 copy of narrower weights.
   DType master() const { return accumulation_dtype(parameters); }
+
+  // Of the parameters of a group: how wide their weights and gradients are, and their moments; and whether the
+  // optimiser has a master copy.
+  DType weights_of(const ParameterGroupKey& key) const { return wider(parameters, key.narrowest); }
+  DType gradients_of(const ParameterGroupKey& key) const { return wider(gradients, key.narrowest); }
+  DType moments_of(const ParameterGroupKey& key) const {
+    return weights_of(key) == DType::fp64 ? DType::fp64 : DType::fp32;
+  }
+  bool copies_weights_of(const ParameterGroupKey& key) const { return size_of(weights_of(key)) < size_of(master()); }
+
+ private:
+  static DType wider(DType a, DType b) { return size_of(a) < size_of(b) ? b : a; }
 };
 
 // Which data of the parameters is sharded over the replicas (Rajbhandari et al., ZeRO, arXiv 1910.02054): at stage 1

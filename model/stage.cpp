@@ -52,10 +52,19 @@ std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const
   return list;
 }
 
+void for_each_declaration(const ModelConfig& config, const std::function<void(const ParameterDeclaration&)>& visit) {
+  const auto visit_range = [&](const StageRange& range) {
+    for (const ParameterDeclaration& declaration : declare_stage(config, range, 1)) visit(declaration);
+  };
+  visit_range({0, 0, true, true});
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) visit_range({layer, layer + 1, false, false});
+}
+
 std::int64_t parameter_count(const ModelConfig& config) {
   std::int64_t count = 0;
-  for (const ParameterDeclaration& declaration : declare_stage(config, whole_model(config), 1))
+  for_each_declaration(config, [&](const ParameterDeclaration& declaration) {
     for (const LogicalTensor& tensor : declaration.tensors) count += elements_of(tensor.shape);
+  });
   return count;
 }
 

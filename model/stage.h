@@ -2,6 +2,7 @@
 // last.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -31,6 +32,8 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
 
 std::vector<ParameterDeclaration> declare_stage(const ModelConfig& config, const StageRange& range,
                                                 int pipeline_stages);
+// Calls visit for each parameter of the whole model, and holds a layer's declarations at a time.
+void for_each_declaration(const ModelConfig& config, const std::function<void(const ParameterDeclaration&)>& visit);
 
 class Stage {
  public:

@@ -111,7 +111,7 @@ class Communicator {
   // Conveniences on host values.
   double all_reduce(double value, ReduceOp op);
   std::int64_t all_reduce(std::int64_t value, ReduceOp op);
-  std::string broadcast_text(const std::string& text, int root);
+  virtual std::string broadcast_text(const std::string& text, int root);
 };
 
 // One rank, no launcher, no MPI.

@@ -10,10 +10,9 @@ MasterWeights::MasterWeights(ParameterStore& parameters, const Execution& execut
   const DType master = parameters.precision().master();
   std::vector<Tensor> flat;
   for (std::size_t g = 0; g < parameters.groups().size(); ++g) {
-    const Tensor weights = parameters.groups()[g].weights;
     const std::int64_t elements = parameters.part_elements(g);
     copies_.emplace_back();
-    if (size_of(weights.dtype()) < size_of(master))
+    if (parameters.precision().copies_weights_of(parameters.groups()[g].key))
       copies_.back() = OwnedTensor(execution.device, master, {elements}, MemoryKind::optimizer, *execution.ledger);
     flat.push_back(copies_.back());
   }

@@ -49,6 +49,7 @@ MicroBatchBuffers::MicroBatchBuffers(const BatchShape& shape, double sample_scal
     std::byte* const place = static_cast<std::byte*>(memory_.view().data()) + offsets[next++];
     view = Tensor(place, element_type(values), extents, execution.device);
   });
+  if (execution.plans()) return;
   if (execution.device.kind == DeviceKind::cuda) {
     pinned_.reset(static_cast<std::byte*>(gpu::allocate_pinned(bytes)));
     copied_ = gpu::Event(execution.device);
@@ -62,6 +63,12 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   FULMEN_CHECK(batch.batch == view_.shape.batch && batch.length == view_.shape.length,
                "a batch of {} x {} for buffers of {} x {}", batch.batch, batch.length, view_.shape.batch,
                view_.shape.length);
+  view_.loss_scale = loss_scale;
+  if (execution.plans()) {
+    view_.segments = Tensor(view_.segments.data(), DType::int64, {view_.shape.batch + 1}, execution.device);
+    view_.order.distinct = view_.order.longest_run = view_.shape.tokens();
+    return view_;
+  }
   FULMEN_CHECK(batch.order.places.size() == batch.tokens.size(), "an order of {} for {} tokens",
                batch.order.places.size(), batch.tokens.size());
   const Tensor& memory = memory_.view();
@@ -70,7 +77,6 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   view_.segments = Tensor(view_.segments.data(), DType::int64, {segments}, execution.device);
   view_.order.distinct = batch.order.distinct;
   view_.order.longest_run = batch.order.longest_run;
-  view_.loss_scale = loss_scale;
 
   if (copied_) copied_.synchronize();
   std::size_t used = 0;

@@ -16,7 +16,8 @@ class MicroBatchBuffers {
   // sample_scale: 1 / samples of the global batch.
   MicroBatchBuffers(const BatchShape& shape, double sample_scale, const Execution& execution);
   // Copies a batch of this shape in; loss_scale (fp64 [1]) is passed on. Returns the view that layers read. On a GPU
-  // the host waits for nothing but the copy of the batch before, in case that is still to come.
+  // the host waits for nothing but the copy of the batch before, in case that is still to come. Where memory is planned
+  // alone, only the batch's shape is read.
   const MicroBatch& fill(const Batch& batch, const Tensor& loss_scale, const Execution& execution);
   const MicroBatch& micro_batch() const { return view_; }
 

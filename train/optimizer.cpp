@@ -56,7 +56,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, double clip, ParameterStore&
   };
   std::vector<Tensor> first, second;
   for (std::size_t g = 0; g < parameters.groups().size(); ++g) {
-    const DType type = parameters.groups()[g].weights.view().dtype() == DType::fp64 ? DType::fp64 : DType::fp32;
+    const DType type = parameters.precision().moments_of(parameters.groups()[g].key);
     moments_.push_back(allocate(type, {2, parameters.part_elements(g)}));
     first.push_back(moments_.back().view().select(0, 0));
     second.push_back(moments_.back().view().select(0, 1));

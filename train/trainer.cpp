@@ -424,8 +424,10 @@ void check_training(const TrainerOptions& options, const MeshShape& shape) {
 
 ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution, PhaseTimes& start_up) {
   check_training(options, mesh.shape());
-  check_before_training(options, mesh);
   Communicator& ranks = mesh.world();
+  start_up.run("memory estimate",
+               [&] { require_memory(*options.model, runner_options(options, mesh.shape()), mesh, execution.device); });
+  require_place(options, mesh);
   const auto start = Clock::now();
   start_up.run("corpus verification",
                [&] { run_agreed(ranks, [&] { verify_corpus(options.data.path, ranks.rank(), ranks.size()); }); });

@@ -30,6 +30,7 @@ void add_column_sums(const Execution& execution, std::int64_t rows, std::int64_t
   const std::int64_t sums_width = static_cast<std::int64_t>(totals.size()) * width;
   Arena::Frame frame(*execution.scratch);
   T* const sums = execution.scratch->take(dtype_of<T>, {blocks, sums_width}).template as<T>();
+  if (execution.plans()) return;
   parallel_rows(blocks, of_block * width, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t block = first; block < last; ++block) {
       std::fill_n(sums + block * sums_width, sums_width, T(0));

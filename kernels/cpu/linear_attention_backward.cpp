@@ -312,12 +312,13 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
   double* d_theta = nullptr;
   if (inputs.theta) {
     d_theta = execution.scratch->take(DType::fp64, {tasks, shape.key_width}).as<double>();
-    std::fill_n(d_theta, tasks * shape.key_width, 0.0);
+    if (!execution.plans()) std::fill_n(d_theta, tasks * shape.key_width, 0.0);
   }
   dispatch_fp32_fp64(inputs.query.dtype(), [&]<class T>(T) {
     const std::int64_t states = states_per_row(chunks, static_cast<bool>(inputs.initial_state));
     const std::int64_t bytes = Workspace<T>(shape, inputs, states, nullptr).bytes;
     auto* const memory = execution.scratch->take(DType::uint8, {threads, bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
 #pragma omp parallel num_threads(threads)
     {
       // The padding of every matrix must be finite.
@@ -333,7 +334,7 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
       }
     }
   });
-  if (d_theta != nullptr) add_theta_gradients(shape, d_theta, gradients.d_theta.as<double>());
+  if (d_theta != nullptr && !execution.plans()) add_theta_gradients(shape, d_theta, gradients.d_theta.as<double>());
 }
 
 }  // namespace fulmen::cpu

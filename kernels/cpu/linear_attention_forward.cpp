@@ -188,6 +188,7 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
     const std::int64_t bytes = Workspace<T>(shape, lrpe, nullptr).bytes;
     Arena::Frame frame(*execution.scratch);
     auto* const memory = execution.scratch->take(DType::uint8, {threads, bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
 #pragma omp parallel num_threads(threads)
     {
       // The padding of every matrix must be finite.

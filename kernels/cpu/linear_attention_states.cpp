@@ -251,6 +251,7 @@ void for_each_head(const Execution& execution, const LinearAttentionInputs& inpu
     const std::int64_t bytes = Workspace<T>(shape, nullptr).bytes;
     Arena::Frame frame(*execution.scratch);
     auto* const memory = execution.scratch->take(DType::uint8, {threads, bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
 #pragma omp parallel num_threads(threads)
     {
       // The padding of every matrix must be finite.
@@ -297,13 +298,13 @@ void linear_attention_add_final_state_gradient(const Execution& execution, const
   double* shares = nullptr;
   if (inputs.theta) {
     shares = execution.scratch->take(DType::fp64, {shape.batch * shape.heads, shape.key_width}).as<double>();
-    std::fill_n(shares, shape.batch * shape.heads * shape.key_width, 0.0);
+    if (!execution.plans()) std::fill_n(shares, shape.batch * shape.heads * shape.key_width, 0.0);
   }
   for_each_head(execution, inputs, [&](auto& head, const std::vector<Chunk>& chunks, std::int64_t task) {
     head.add_final_state_gradient(last_segment(chunks), gradients,
                                   shares == nullptr ? nullptr : shares + task * shape.key_width);
   });
-  if (inputs.theta) add_theta_gradients(shape, shares, gradients.d_theta.as<double>());
+  if (inputs.theta && !execution.plans()) add_theta_gradients(shape, shares, gradients.d_theta.as<double>());
 }
 
 void combine_slice_states(const Execution&, const SliceStates& slices, SliceSide side, const Tensor& reach,

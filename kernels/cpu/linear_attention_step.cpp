@@ -95,6 +95,7 @@ void linear_attention_step(const Execution& execution, const LinearAttentionInpu
     Arena::Frame frame(*execution.scratch);
     auto* const memory =
         execution.scratch->take(DType::uint8, {omp_get_max_threads(), bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
     parallel_rows(tasks, shape.state_width * shape.value_width, [&](std::int64_t first, std::int64_t last) {
       const Token<T> token(shape, lrpe, memory + omp_get_thread_num() * bytes);
       for (std::int64_t task = first; task < last; ++task)

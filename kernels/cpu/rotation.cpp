@@ -73,6 +73,7 @@ void rotate(const Execution& execution, const fulmen::Rotation& rotation, const 
     Arena::Frame frame(*execution.scratch);
     auto* const memory =
         execution.scratch->take(DType::uint8, {omp_get_max_threads(), bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
     parallel_rows(x.size(0), x.size(1) + 8 * half, [&](std::int64_t first, std::int64_t last) {
       LrpeScratch<T> tables;
       carve(tables, memory + omp_get_thread_num() * bytes);

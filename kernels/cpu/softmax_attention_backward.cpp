@@ -211,6 +211,7 @@ void softmax_attention_backward(const Execution& execution, const SoftmaxAttenti
     const std::int64_t bytes = Workspace<T>(shape, nullptr).bytes;
     T* const deltas = execution.scratch->take(dtype_of<T>, {shape.batch, shape.heads, shape.length}).template as<T>();
     auto* const memory = execution.scratch->take(DType::uint8, {threads, bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
     write_deltas(shape, gradients, deltas);
 #pragma omp parallel num_threads(threads)
     {

@@ -60,6 +60,7 @@ VisibleKeys::VisibleKeys(const Execution& execution, const SoftmaxAttentionInput
     return reinterpret_cast<KeyRange*>(execution.scratch->take(DType::int64, {words * count}).as<std::int64_t>());
   };
   ranges_ = take(batch * length_), blocks_ = take(batch * blocks_of_row_);
+  if (execution.plans()) return;
   parallel_rows(batch * blocks_of_row_, 64 * block_queries, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t block = first; block < last; ++block) {
       const std::int64_t row = block / blocks_of_row_, begin = block % blocks_of_row_ * block_queries;

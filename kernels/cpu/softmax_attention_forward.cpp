@@ -153,6 +153,7 @@ void softmax_attention_forward(const Execution& execution, const SoftmaxAttentio
   dispatch_fp32_fp64(inputs.query.dtype(), [&]<class T>(T) {
     const std::int64_t bytes = Workspace<T>(shape, nullptr).bytes;
     auto* const memory = execution.scratch->take(DType::uint8, {threads, bytes}).template as<std::uint8_t>();
+    if (execution.plans()) return;
 #pragma omp parallel num_threads(threads)
     {
       // The padding of every matrix must be finite.

@@ -72,11 +72,19 @@ void gemm_in_double_precision(const Execution& execution, const Tensor& a, const
   });
 }
 
+// What a product takes at the least: those in double precision take copies of parts besides.
+void plan_scratch(const Execution& execution, const Tensor& a, const Tensor& c) {
+  const Arena::Frame frame(*execution.scratch);
+  if (c.dtype() == DType::fp64 && a.dtype() != DType::fp64) execution.scratch->take(DType::fp32, c.shape());
+  execution.scratch->take(DType::uint8, {gemm_workspace_bytes});
+}
+
 }  // namespace
 
 void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c, const GemmOptions& options) {
   const std::int64_t k = options.transpose_a ? a.size(0) : a.size(1);
   if (c.elements() == 0) return;
+  if (execution.plans()) return plan_scratch(execution, a, c);
   if (k == 0) {
     if (!options.accumulate) set_zero(execution, c);
     return;

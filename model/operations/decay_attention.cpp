@@ -67,7 +67,8 @@ LinearAttentionInputs DecayAttention::inputs(const Pass& pass, Tensors in, const
     inputs.theta = in[matrices() + 1];
     inputs.positions = pass.micro_batch.positions;
   }
-  inputs.segments = pass.micro_batch.segments;
+  // Planned: one document in each row, which needs the most scratch memory.
+  if (!pass.execution.plans()) inputs.segments = pass.micro_batch.segments;
   inputs.initial_state = initial;
   return inputs;
 }

@@ -61,6 +61,10 @@ class ExpertPass {
     order_by_expert(execution, weights_, owned.begin, chosen, order_);
     offsets_.resize(static_cast<std::size_t>(owned.size() + 1));
     copy_to_host(execution, order_.offsets, offsets_.data());
+    // Planned: as if every expert were chosen equally often.
+    const std::int64_t experts = weights_.size(1);
+    for (std::int64_t e = 0; execution.plans() && e <= owned.size(); ++e)
+      offsets_[static_cast<std::size_t>(e)] = (e * tokens * chosen + experts - 1) / experts;
     x_ = take_rows(in[0].dtype(), in[0].size(1));
     gather_rows(execution, in[0], order_.tokens, x_);
     both_ = take_rows(x_.dtype(), 2 * inner());

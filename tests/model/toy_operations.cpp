@@ -89,6 +89,7 @@ Costs ToyShift::costs(std::int64_t, Widths in) const {
 }
 
 void ToyShift::forward_after(const Pass& pass, Tensors in, const Tensor& before, Tensors out, Tensors) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
     const Matrix<T> x(in[0]), mix(in[1].reshape({2, in[0].size(1)})), y(out[0]);
@@ -108,6 +109,7 @@ void ToyShift::forward_after(const Pass& pass, Tensors in, const Tensor& before,
 
 void ToyShift::backward_after(const Pass& pass, const BackwardTensors& tensors, const Tensor& before,
                               const Tensor& d_before) const {
+  if (pass.execution.plans()) return;
   dispatch(tensors.in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
     const Shape two_rows{2, tensors.in[0].size(1)};
@@ -140,6 +142,7 @@ Costs ToyRunningSum::costs(std::int64_t, Widths in) const {
 }
 
 void ToyRunningSum::summarise(const Pass& pass, Tensors in, const Tensor& state, Tensors) const {
+  if (pass.execution.plans()) return;
   fill_zero(pass.execution, state);
   dispatch(in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
@@ -151,6 +154,7 @@ void ToyRunningSum::summarise(const Pass& pass, Tensors in, const Tensor& state,
 
 void ToyRunningSum::combine(const Pass& pass, Tensors, const SliceTable& table, SliceSide side, const Tensor& reach,
                             const Tensor& out) const {
+  if (pass.execution.plans()) return;
   fill_zero(pass.execution, out);
   const auto* const bounds = table.bounds.as<std::int64_t>();
   const int slices = static_cast<int>(table.states.size(0));
@@ -170,6 +174,7 @@ void ToyRunningSum::combine(const Pass& pass, Tensors, const SliceTable& table, 
 
 void ToyRunningSum::forward_from(const Pass& pass, Tensors in, const Tensor& initial, bool, Tensors out,
                                  Tensors) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
     const Matrix<T> x(in[0]), y(out[0]);
@@ -180,6 +185,7 @@ void ToyRunningSum::forward_from(const Pass& pass, Tensors in, const Tensor& ini
 }
 
 void ToyRunningSum::add_initial_state(const Pass& pass, Tensors in, const Tensor& initial, Tensors out) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
     const Matrix<T> state(initial), y(out[0]);
@@ -190,6 +196,7 @@ void ToyRunningSum::add_initial_state(const Pass& pass, Tensors in, const Tensor
 
 void ToyRunningSum::summarise_gradient(const Pass& pass, const BackwardTensors& tensors, const Tensor&,
                                        const Tensor& d_initial, Tensors) const {
+  if (pass.execution.plans()) return;
   fill_zero(pass.execution, d_initial);
   dispatch(d_initial, [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
@@ -201,6 +208,7 @@ void ToyRunningSum::summarise_gradient(const Pass& pass, const BackwardTensors& 
 
 void ToyRunningSum::backward_to(const Pass& pass, const BackwardTensors& tensors, const Tensor& initial,
                                 const Tensor& d_final, Tensors) const {
+  if (pass.execution.plans()) return;
   dispatch(tensors.in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
     const Matrix<T> d(tensors.d_out[0]), d_x(tensors.d_in[0]);
@@ -213,6 +221,7 @@ void ToyRunningSum::backward_to(const Pass& pass, const BackwardTensors& tensors
 
 void ToyRunningSum::add_final_state_gradient(const Pass& pass, const BackwardTensors& tensors, const Tensor&,
                                              const Tensor& d_final) const {
+  if (pass.execution.plans()) return;
   dispatch(tensors.in[0], [&]<class T>(T) {
     const Documents documents(pass.micro_batch);
     const Matrix<T> d_x(tensors.d_in[0]), d_state(d_final);
@@ -223,6 +232,7 @@ void ToyRunningSum::add_final_state_gradient(const Pass& pass, const BackwardTen
 }
 
 void ToyRunningSum::step(const Pass& pass, Tensors in, Tensors out, Tensors, Tensors states) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Matrix<T> x(in[0]), y(out[0]);
     for (std::int64_t row = 0; row < x.rows; ++row) {
@@ -239,7 +249,8 @@ void ToyRunningSum::step(const Pass& pass, Tensors in, Tensors out, Tensors, Ten
 
 Costs ToyAdd::costs(std::int64_t, Widths in) const { return {static_cast<double>(in[0]), 0.0}; }
 
-void ToyAdd::forward(const Pass&, Tensors in, Tensors out, Tensors) const {
+void ToyAdd::forward(const Pass& pass, Tensors in, Tensors out, Tensors) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Matrix<T> a(in[0]), b(in[1]), y(out[0]);
     for (std::int64_t t = 0; t < y.rows; ++t)
@@ -248,6 +259,7 @@ void ToyAdd::forward(const Pass&, Tensors in, Tensors out, Tensors) const {
 }
 
 void ToyAdd::backward(const Pass& pass, const BackwardTensors& tensors) const {
+  if (pass.execution.plans()) return;
   for (const Tensor& d_in : tensors.d_in) copy(pass.execution, tensors.d_out[0], d_in);
 }
 
@@ -255,7 +267,8 @@ Costs ToySoftmax::costs(std::int64_t, Widths in) const {
   return {3.0 * static_cast<double>(in[0]), 4.0 * static_cast<double>(in[0])};
 }
 
-void ToySoftmax::forward(const Pass&, Tensors in, Tensors out, Tensors) const {
+void ToySoftmax::forward(const Pass& pass, Tensors in, Tensors out, Tensors) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Matrix<T> x(in[0]), p(out[0]);
     for (std::int64_t t = 0; t < x.rows; ++t) {
@@ -266,7 +279,8 @@ void ToySoftmax::forward(const Pass&, Tensors in, Tensors out, Tensors) const {
   });
 }
 
-void ToySoftmax::backward(const Pass&, const BackwardTensors& tensors) const {
+void ToySoftmax::backward(const Pass& pass, const BackwardTensors& tensors) const {
+  if (pass.execution.plans()) return;
   dispatch(tensors.in[0], [&]<class T>(T) {
     const Matrix<T> p(tensors.out[0]), d(tensors.d_out[0]), d_x(tensors.d_in[0]);
     for (std::int64_t t = 0; t < p.rows; ++t) {
@@ -294,6 +308,7 @@ Matrix<T> item_of(const Tensor& stack, IndexRange owned, std::int64_t item) {
 }  // namespace
 
 void ToyExperts::forward_owned(const Execution& execution, IndexRange owned, Tensors in, Tensors out) const {
+  if (execution.plans()) return;
   if (!out[0]) return;
   fill_zero(execution, out[0]);
   dispatch(in[0], [&]<class T>(T) {
@@ -311,6 +326,7 @@ void ToyExperts::forward_owned(const Execution& execution, IndexRange owned, Ten
 }
 
 void ToyExperts::backward_owned(const Execution& execution, IndexRange owned, const BackwardTensors& tensors) const {
+  if (execution.plans()) return;
   fill_zero(execution, tensors.d_in[0]);
   fill_zero(execution, tensors.d_in[1]);
   dispatch(tensors.in[0], [&]<class T>(T) {
@@ -335,6 +351,7 @@ void ToyExperts::backward_owned(const Execution& execution, IndexRange owned, co
 }
 
 void ToyBalance::summarise(const Pass& pass, Tensors in, const Tensor& sums) const {
+  if (pass.execution.plans()) return;
   fill_zero(pass.execution, sums);
   dispatch(in[0], [&]<class T>(T) {
     const Matrix<T> p(in[0]);
@@ -347,7 +364,8 @@ void ToyBalance::summarise(const Pass& pass, Tensors in, const Tensor& sums) con
   });
 }
 
-void ToyBalance::add_loss(const Pass&, const Tensor& sums, double scale, const Tensor& loss) const {
+void ToyBalance::add_loss(const Pass& pass, const Tensor& sums, double scale, const Tensor& loss) const {
+  if (pass.execution.plans()) return;
   const Matrix<double> sum(sums);
   const std::int64_t columns = sum.columns - 1;
   for (std::int64_t row = 0; row < sum.rows; ++row)
@@ -358,6 +376,7 @@ void ToyBalance::add_loss(const Pass&, const Tensor& sums, double scale, const T
 }
 
 void ToyBalance::backward(const Pass& pass, Tensors in, const Tensor& sums, double scale, Tensors d_in) const {
+  if (pass.execution.plans()) return;
   dispatch(in[0], [&]<class T>(T) {
     const Matrix<double> sum(sums);
     const Matrix<T> d_p(d_in[0]);

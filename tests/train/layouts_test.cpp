@@ -19,6 +19,7 @@
 #include "data/corpus_writer.h"
 #include "framework/gpu.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/shard_groups.h"
 #include "parallel/staged_communicator.h"
 #include "tests/framework/temporary_folder.h"
 #include "tests/golden.h"
@@ -28,6 +29,7 @@
 #include "tests/train/layout_matrix.h"
 #include "tests/train/matrix_models.h"
 #include "train/learning_rate.h"
+#include "train/memory_estimate.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
 #include "train/training_state.h"
@@ -152,6 +154,11 @@ class Training {
                                mesh_.world())
         .step;
   }
+  MemoryLedger estimate() {
+    ModelRunnerOptions options = runner_options(options_, mesh_.shape());
+    options.layout.zero_group = std::to_string(shard_count(options.layout, mesh_));
+    return estimate_memory(*options_.model, options, mesh_.shape(), mesh_.rank(), resources_.execution().device);
+  }
   ParameterStore& parameters() { return runner_.parameters(); }
   Communicator& ranks() { return *ranks_; }
   const Execution& execution() const { return resources_.execution(); }
@@ -232,6 +239,20 @@ void expect_equal_step(
   EXPECT_NEAR(norm, reference.norms[i], tolerance() * reference.norms[i]) << "norm of step " << t;
 }
 
+// Kind by kind, what the estimate says that this rank holds is what its ledger has seen. Documents end within samples
+// here, which may take less scratch memory.
+void expect_estimated(Training& training) {
+  const MemoryLedger held = *training.execution().ledger;
+  const MemoryLedger planned = training.estimate();
+  const auto within = [](std::size_t value) { return 0.03 * static_cast<double>(value); };
+  for (std::size_t k = 0; k < memory_kinds; ++k) {
+    const auto kind = static_cast<MemoryKind>(k);
+    if (testing::on_gpu() && kind == MemoryKind::workspace) continue;
+    EXPECT_NEAR(static_cast<double>(planned.peak(kind)), static_cast<double>(held.peak(kind)), within(held.peak(kind)))
+        << name_of(kind) << ": counted, and held";
+  }
+}
+
 // A corpus of random tokens in documents of 1 to 40 tokens, in several shards.
 void write_corpus(const std::filesystem::path& folder) {
   CorpusManifest manifest;
@@ -307,6 +328,7 @@ TEST_P(Layouts, GradientsStepsAndResumeEqualOneRanks) {
       expect_equal_step(training, t, reference);
       if (t + 1 == resumed_after) training.save(saved, resumed_after);
     }
+    expect_estimated(training);
     if (!previous.empty()) {
       EXPECT_EQ(training.load(previous), resumed_after);
       for (int t = resumed_after; t < training_steps; ++t) expect_equal_step(training, t, reference);
