@@ -79,7 +79,7 @@ TEST(GatedNormGain, EqualsTheOracle) {
   Random random(79600);
   std::size_t turn = 0;
   for (const DType dtype : testing::test_dtypes())
-    for (const std::int64_t width : {1, 7, 64, 100, 1024, 5632})
+    for (const std::int64_t width : {3, 7, 64, 100, 1024, 5632})
       for (const std::int64_t offset : testing::slice_offsets)
         check_whole(dtype, testing::rows_for(width), width, offset, gates[turn++ % 3], random);
 }
