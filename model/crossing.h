@@ -69,9 +69,10 @@ class HaloCore : public LocalOperation {
 };
 
 // Queries of some neighbouring tokens of each row, [batch, rows, width], their positions in the sample, and the first
-// position that each of them sees, int64 [batch, rows].
+// position that each of them sees, int64 [batch, rows]. Without positions: those of the keys, all of one document.
 struct RingQueries {
   Tensor query, positions, first_visible;
+  bool sees_all = false;  // every query sees every key of the block
 };
 // Keys and values alike.
 struct RingKeys {

@@ -154,7 +154,7 @@ class RingCrossing final : public Crossing {
         const Arena::Frame block_frame(*execution.scratch);
         const Tensor block = take(work[query][i].dtype(), work[query][i].shape());
         const Tensor log_sum = take(wide(), crossing[i].shape());
-        core_.forward_block(execution, queries(work, i), keys.half(step, j), block, log_sum);
+        core_.forward_block(execution, queries(pass, work, i, keys.owner(step), j), keys.half(step, j), block, log_sum);
         core_.merge_block(execution, block, log_sum, !std::exchange(begun[i], true), output[i], crossing[i]);
       });
       keys.finish();
@@ -185,7 +185,7 @@ class RingCrossing final : public Crossing {
       const int owner = keys.owner(step);
       gradients.begin(step);
       for_each_block(owner, [&](std::size_t i, std::size_t j) {
-        core_.backward_block(execution, queries(work, i), keys.half(step, j),
+        core_.backward_block(execution, queries(pass, work, i, owner, j), keys.half(step, j),
                              {.output = work[output][i],
                               .log_sum = crossing[i],
                               .d_output = work[d_output][i],
@@ -223,8 +223,11 @@ class RingCrossing final : public Crossing {
     for (const Tensor& matrix : matrices) list.push_back(rows_of(pass, matrix));
     return list;
   }
-  static RingQueries queries(const std::vector<Halves>& work, std::size_t i) {
-    return {work[query][i], work[positions][i], work[first_visible][i]};
+  // Half i of the queries here, and half j of the keys of `owner`. In a single document nothing need be looked up.
+  RingQueries queries(const Pass& pass, const std::vector<Halves>& work, std::size_t i, int owner,
+                      std::size_t j) const {
+    if (!pass.micro_batch.one_document) return {work[query][i], work[positions][i], work[first_visible][i]};
+    return {work[query][i], {}, {}, zigzag_.work(owner)[j] < zigzag_.work(rank_)[i]};
   }
 
   // The pairs of a half of queries here and one of the keys of `owner` in which a query may see a key.

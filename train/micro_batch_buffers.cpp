@@ -1,6 +1,7 @@
 // A micro-batch's place in device memory.
 #include "train/micro_batch_buffers.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "framework/transfer.h"
@@ -27,6 +28,17 @@ void for_each_array(const Batch& batch, MicroBatch& view, const F& f) {
 template <class T>
 constexpr DType element_type(const std::vector<T>&) {
   return dtype_of<T>;
+}
+
+// Whether a single document fills every sample, as far as this slice and what it knows of the others say: all slices of
+// a sample say the same.
+bool has_one_document(const Batch& batch) {
+  const std::int64_t behind = batch.sample_length - batch.slice_begin - batch.length;
+  const auto all = [](const std::vector<std::int64_t>& tokens, std::int64_t wanted) {
+    return std::ranges::all_of(tokens, [&](std::int64_t count) { return count == wanted; });
+  };
+  return std::ssize(batch.segments) == batch.batch + 1 && all(batch.tokens_before, batch.slice_begin) &&
+         all(batch.tokens_after, behind);
 }
 
 }  // namespace
@@ -74,6 +86,7 @@ const MicroBatch& MicroBatchBuffers::fill(const Batch& batch, const Tensor& loss
   const Tensor& memory = memory_.view();
   const auto segments = static_cast<std::int64_t>(batch.segments.size());
   FULMEN_CHECK(segments <= view_.shape.tokens() + 1, "{} segments in {} tokens", segments - 1, view_.shape.tokens());
+  view_.one_document = has_one_document(batch);
   view_.segments = Tensor(view_.segments.data(), DType::int64, {segments}, execution.device);
   view_.order.distinct = batch.order.distinct;
   view_.order.longest_run = batch.order.longest_run;

@@ -25,6 +25,16 @@ Tensor SoftmaxAttention::first_visible(const Pass& pass) const {
   return first;
 }
 
+// Of whole samples.
+RingQueries SoftmaxAttention::queries(const Pass& pass, Tensors in) const {
+  if (pass.micro_batch.one_document) return {rows_of(pass, in[0]), {}, {}};
+  return {rows_of(pass, in[0]), pass.micro_batch.positions, first_visible(pass)};
+}
+
+RingKeys SoftmaxAttention::keys(const Pass& pass, Tensors in) const {
+  return {rows_of(pass, in[1]), rows_of(pass, in[2]), pass.micro_batch.positions};
+}
+
 std::vector<Port> SoftmaxAttention::outputs(Widths in) const { return {{.width = in[0], .keep = Keep::all}}; }
 
 // Two products over half of the pairs of tokens, two operations a pair and column each; five in the backward pass.
@@ -43,25 +53,20 @@ SoftmaxAttentionInputs SoftmaxAttention::inputs(const RingQueries& queries, cons
           .value = heads_of(keys.value),
           .scale = 1.0 / std::sqrt(static_cast<double>(head_width_)),
           .query_positions = queries.positions,
-          .key_positions = keys.positions,
-          .first_visible = queries.first_visible};
+          .key_positions = queries.positions ? keys.positions : Tensor(),
+          .first_visible = queries.first_visible,
+          .sees_all = queries.sees_all};
 }
 
 void SoftmaxAttention::forward(const Pass& pass, Tensors in, Tensors out, Tensors kept) const {
   const Arena::Frame frame(*pass.execution.scratch);
-  const Tensor& positions = pass.micro_batch.positions;
-  const RingQueries queries{rows_of(pass, in[0]), positions, first_visible(pass)};
-  forward_block(pass.execution, queries, {rows_of(pass, in[1]), rows_of(pass, in[2]), positions}, rows_of(pass, out[0]),
-                kept[0]);
+  forward_block(pass.execution, queries(pass, in), keys(pass, in), rows_of(pass, out[0]), kept[0]);
 }
 
 void SoftmaxAttention::backward(const Pass& pass, const BackwardTensors& tensors) const {
   const Arena::Frame frame(*pass.execution.scratch);
-  const Tensor& positions = pass.micro_batch.positions;
   const auto rows = [&](const Tensor& matrix) { return heads_of(rows_of(pass, matrix)); };
-  const SoftmaxAttentionInputs in = inputs({rows_of(pass, tensors.in[0]), positions, first_visible(pass)},
-                                           {rows_of(pass, tensors.in[1]), rows_of(pass, tensors.in[2]), positions});
-  softmax_attention_backward(pass.execution, in,
+  softmax_attention_backward(pass.execution, inputs(queries(pass, tensors.in), keys(pass, tensors.in)),
                              {.output = rows(tensors.out[0]),
                               .log_sum_exp = tensors.kept[0],
                               .d_output = rows(tensors.d_out[0]),

@@ -31,6 +31,8 @@ class SoftmaxAttention final : public RingCore {
 
  private:
   Tensor first_visible(const Pass& pass) const;  // in scratch memory
+  RingQueries queries(const Pass& pass, Tensors in) const;
+  RingKeys keys(const Pass& pass, Tensors in) const;
   Tensor heads_of(const Tensor& rows) const { return rows.split_dimension(2, head_width_); }
   SoftmaxAttentionInputs inputs(const RingQueries& queries, const RingKeys& keys) const;
 

@@ -60,7 +60,9 @@ void check_whole(DType dtype, std::int64_t rows, std::int64_t width, std::int64_
   gated_norm_backward(host.execution, d_y, x, inverse_rms, gate, activation, {}, width, d_x, d_gate, again, gain,
                       d_gain);
   EXPECT_EQ(testing::read(again.part), testing::read(y.part));
-  testing::expect_close(d_x, problem.expected.d_x, gradient_tolerance(dtype), "d_x", 0.05);
+  // A single column is normed to 1: all but epsilon's part of its gradient cancels.
+  testing::expect_close(d_x, problem.expected.d_x, gradient_tolerance(dtype) * (d_x.part.size(1) == 1 ? 10.0 : 1.0),
+                        "d_x", 0.05);
   testing::expect_close(d_gate, problem.expected.d_gate, gradient_tolerance(dtype), "d_gate", 0.05);
   Values added = problem.expected.d_gain;
   for (double& value : added) value += 1.0;
