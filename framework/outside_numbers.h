@@ -14,15 +14,16 @@ inline constexpr std::int64_t most_counted = std::int64_t{1} << 60;
 // The most elements of one tensor.
 inline constexpr std::int64_t most_elements = std::int64_t{1} << 58;
 
-// Whether a shape from outside can be counted with: no extent is negative, and their product, zeros left out, is at
-// most most_elements.
-inline bool is_countable(const Shape& shape) {
-  std::int64_t left = most_elements;
-  for (const std::int64_t extent : shape) {
-    if (extent < 0 || extent > left) return false;
-    if (extent > 1) left /= extent;
+// Whether no factor is negative, and their product, zeros left out, at most `most`.
+inline bool is_product_within(std::int64_t most, const Shape& factors) {
+  for (const std::int64_t factor : factors) {
+    if (factor < 0 || factor > most) return false;
+    if (factor > 1) most /= factor;
   }
   return true;
 }
+
+// Whether a shape from outside can be counted with.
+inline bool is_countable(const Shape& shape) { return is_product_within(most_elements, shape); }
 
 }  // namespace fulmen

@@ -7,6 +7,7 @@
 #include "framework/files.h"
 #include "framework/gpu.h"
 #include "framework/log.h"
+#include "framework/outside_numbers.h"
 #include "framework/text.h"
 #include "framework/yaml.h"
 #include "launch/shared_files.h"
@@ -18,7 +19,7 @@ namespace fulmen {
 
 namespace {
 
-constexpr std::int64_t many = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t many = most_counted;
 
 void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transport) {
   schema.add("parallel.data", parallel.data, {1, 1 << 20}, "Data-parallel ranks; auto: what the other axes leave.");
@@ -55,7 +56,7 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
   const std::string* zero_group = &parallel.zero_group;
   schema.check("parallel.zero_group", [=] { return zero_group_problem(*zero_group); });
   schema.add(
-      "parallel.bucket_elements", parallel.bucket_elements, {1, many},
+      "parallel.bucket_elements", parallel.bucket_elements, {1, most_elements},
       "Elements that a bucket of gradients has at least, made of whole layers; from ZeRO 2 on each layer is a bucket.");
   schema.add("parallel.schedule", parallel.schedule, {{"gpipe"}, {"1f1b"}, {"interleaved"}, {"zero-bubble"}},
              "Order of forward and backward passes in the pipeline; zero-bubble: weight gradients fill the bubble.");
@@ -125,7 +126,8 @@ void bind_run(Schema& schema, CheckpointConfig& checkpoint, RunConfig& run) {
   schema.add("checkpoint.async", checkpoint.async, "Write while training goes on.");
   schema.built_only_false("checkpoint.async", "asynchronous checkpoints");
   schema.add_path("run.directory", run.directory, "Folder of the run: checkpoints, metrics.jsonl, configuration.yaml.");
-  schema.add("run.seed", run.seed, {0, many}, "Decides the initial weights and the order of samples.");
+  schema.add("run.seed", run.seed, {0, std::numeric_limits<std::int64_t>::max()},
+             "Decides the initial weights and the order of samples.");
   schema.add("run.device", run.device, {{"auto"}, {"cpu"}, {"cuda"}},
              "Where tensors live; auto: a GPU for each rank where there are GPUs.");
   schema.add("run.threads", run.threads, {1, 1 << 16},
@@ -148,6 +150,26 @@ void bind_precision(Schema& schema, PrecisionConfig& precision) {
       "The weights that the optimiser updates and checkpoints hold; auto: fp32 for bf16 parameters, else as they are.");
   schema.add("precision.gradients", precision.gradients, {{"auto"}, {"fp32"}, {"fp64"}},
              "Accumulated gradients; auto: fp32 for bf16 parameters, else as they are.");
+}
+
+// Each number is within its range; the products of several must be countable, too: the tokens of the whole run, and the
+// elements of the widest tensors of a micro-batch.
+void check_products(const RunConfiguration& configuration) {
+  const TrainConfig& train = configuration.train;
+  const ModelConfig& model = *configuration.model;
+  const std::int64_t length = configuration.data.sequence_length;
+  // The steps that `tokens` comes to are rounded up.
+  if (!is_product_within(most_counted, {train.global_batch, length}) ||
+      !is_product_within(most_counted, {train.total_steps(length), train.global_batch, length}))
+    throw UserError("train.steps, train.tokens",
+                    fmt::format("{} sequences of {} tokens a step come to more than {} tokens in all",
+                                train.global_batch, length, most_counted),
+                    "lower train.steps or train.tokens, train.global_batch or data.sequence_length");
+  if (!is_product_within(most_elements, {train.micro_batch, length, std::max(model.hidden, model.vocabulary)}))
+    throw UserError("train.micro_batch",
+                    fmt::format("{} sequences of {} tokens, each {} wide, are more than {} elements", train.micro_batch,
+                                length, std::max(model.hidden, model.vocabulary), most_elements),
+                    "lower train.micro_batch or data.sequence_length");
 }
 
 // All sections but `model`.
@@ -241,6 +263,7 @@ RunConfiguration parse_run_configuration(const std::string& text, const std::str
   schema.parse(text, source, overrides);
   configuration.model = model.validated();
   check_length(*configuration.model, configuration.data.sequence_length, "data.sequence_length");
+  check_products(configuration);
   configuration.resolved = schema.resolved();
   configuration.flat = schema.flat();
   return configuration;

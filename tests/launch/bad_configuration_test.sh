@@ -61,6 +61,15 @@ refuse_set 1 train.optimizer.betas=0.9 train.optimizer.betas 'list of 2'
 refuse_set 1 data.sequence_length=0 data.sequence_length 'out of range' 'allowed: 1'
 refuse_set 4 data.sequence_length=0 data.sequence_length 'out of range' 'allowed: 1'
 refuse_set 1 train.optimizer.lr=-1 train.optimizer.lr 'out of range'
+for key in train.steps checkpoint.every checkpoint.keep run.log_every train.schedule.warmup_steps train.schedule.decay_steps \
+  parallel.bucket_elements; do
+  refuse_set 1 $key=9223372036854775807 $key 'out of range' 'allowed:'
+done
+# Each within its range, and too many together: 12 x 2^30 x 2^32 tokens, 2^50 steps of 2^14 tokens, a tensor of 2^62 elements.
+refuse 1 'train.steps, train.tokens' 'tokens in all' -- train good.yaml --set train.global_batch=1073741824 --set data.sequence_length=4294967296
+refuse 1 'train.steps, train.tokens' 'tokens in all' -- train good.yaml --set train.steps=1125899906842624 --set data.sequence_length=2048
+refuse 1 train.micro_batch 'elements' -- train good.yaml --set train.steps=1 --set train.global_batch=1048576 --set train.micro_batch=1048576 \
+  --set data.sequence_length=1099511627 --set model.vocabulary=1073741824
 refuse_set 1 train.optimizer.lr=.nan train.optimizer.lr
 refuse_set 1 train.schedule.kind=cosin train.schedule.kind cosine
 refuse_set 1 parallel.recompute=some parallel.recompute selective
