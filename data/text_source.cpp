@@ -8,11 +8,11 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "data/input_stream.h"
 #include "data/text_files.h"
 #include "framework/error.h"
+#include "framework/json_document.h"
 #include "framework/text.h"
 
 namespace fulmen {
@@ -150,22 +150,8 @@ class DocumentBuilder {
 };
 
 std::string extract_document(std::string_view line, const std::string& field, const std::string& where) {
-  const std::string remedy =
-      "every line must be a JSON object with the text under that key (--json-field names another)";
-  nlohmann::json object;
-  try {
-    object = nlohmann::json::parse(line);
-  } catch (const nlohmann::json::parse_error& e) {
-    throw UserError(where, fmt::format("malformed JSON at byte {} of the line", e.byte),
-                    "correct the line, or leave it out");
-  } catch (const nlohmann::json::exception&) {
-    throw UserError(where, "malformed JSON", "correct the line, or leave it out");
-  }
-  if (!object.is_object()) throw UserError(where, "is not a JSON object", remedy);
-  const auto found = object.find(field);
-  if (found == object.end()) throw UserError(where, fmt::format("has no key '{}'", field), remedy);
-  if (!found->is_string()) throw UserError(where, fmt::format("the value of '{}' is not text", field), remedy);
-  return std::move(found->get_ref<std::string&>());
+  return text_in_json_object(
+      line, field, where, "every line must be a JSON object with the text under that key (--json-field names another)");
 }
 
 // Feeds a whole document in parts that end behind a line, or between characters where a line is too long. False for one

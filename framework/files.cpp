@@ -63,6 +63,16 @@ int write_flush_close(Descriptor& file, std::string_view text) {
   return file.close() == 0 ? 0 : errno;
 }
 
+// Fills the front of `piece`; 0 at the end.
+std::size_t read_some(const Descriptor& file, const fs::path& path, std::string& piece) {
+  ssize_t got = 0;
+  do {
+    got = ::read(file.get(), piece.data(), piece.size());
+  } while (got < 0 && errno == EINTR);
+  if (got < 0) throw UserError(path.string(), "cannot be read: " + reason(errno), "check the disk");
+  return static_cast<std::size_t>(got);
+}
+
 }  // namespace
 
 std::string read_text(const fs::path& path, std::size_t most_bytes) {
@@ -77,14 +87,35 @@ std::string read_text(const fs::path& path, std::size_t most_bytes) {
   if (::fstat(file.get(), &status) == 0 && static_cast<std::uint64_t>(status.st_size) > most_bytes) refuse_length();
   std::string text;
   std::string piece(std::size_t{1} << 16, '\0');
-  for (;;) {
-    const ssize_t got = ::read(file.get(), piece.data(), piece.size());
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw UserError(path.string(), "cannot be read: " + reason(errno), "check the disk");
-    if (got == 0) return text;
-    text.append(piece, 0, static_cast<std::size_t>(got));
+  while (const std::size_t got = read_some(file, path, piece)) {
+    text.append(piece, 0, got);
     if (text.size() > most_bytes) refuse_length();  // it has grown
   }
+  return text;
+}
+
+void for_each_line(const fs::path& path, std::size_t most_bytes,
+                   const std::function<void(const std::string& line)>& f) {
+  const Descriptor file = open_regular_file(path);
+  std::string piece(std::size_t{1} << 16, '\0'), line;
+  const auto add = [&](std::string_view text) {
+    if (line.size() + text.size() > most_bytes)
+      throw UserError(path.string(),
+                      fmt::format("holds a line of more than {}", human_bytes(static_cast<double>(most_bytes))),
+                      "it is damaged: remove the line, or move the file away");
+    line += text;
+  };
+  while (const std::size_t got = read_some(file, path, piece)) {
+    std::string_view rest(piece.data(), got);
+    for (std::size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
+      add(rest.substr(0, end));
+      f(line);
+      line.clear();
+      rest.remove_prefix(end + 1);
+    }
+    add(rest);
+  }
+  if (!line.empty()) f(line);
 }
 
 std::string read_document(const fs::path& path) { return read_text(path, longest_document); }

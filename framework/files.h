@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -14,6 +15,10 @@ inline constexpr std::size_t longest_text = std::size_t{1} << 28;
 std::string read_text(const std::filesystem::path& path, std::size_t most_bytes = longest_text);
 // The same for YAML and JSON, as long as framework/document_limits.h allows.
 std::string read_document(const std::filesystem::path& path);
+// Calls f(line) for each line of an ordinary file, without its end; the last may want it. Throws UserError for anything
+// else, for a line of more than `most_bytes`, and where it cannot be read to its end.
+void for_each_line(const std::filesystem::path& path, std::size_t most_bytes,
+                   const std::function<void(const std::string& line)>& f);
 // The home folder for `~` at the beginning of a path, as shells have it. Throws UserError for `~name` (`where` is the
 // flag or key that holds it), and when there is no $HOME.
 std::string expand_home(const std::string& path, const std::string& where);

@@ -1,18 +1,17 @@
 // fulmen inspect: what is in a checkpoint, a corpus, a run or its flight records.
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/checkpoint.h"
 #include "data/corpus.h"
 #include "framework/files.h"
-#include "framework/outside_files.h"
 #include "framework/text.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "parallel/flight_report.h"
+#include "train/metrics.h"
 
 namespace fulmen {
 
@@ -63,13 +62,11 @@ Json inspect_flight(const std::filesystem::path& folder) {
 }
 
 Json inspect_run(const std::filesystem::path& folder) {
-  Json last;
-  require_regular_file(folder / "metrics.jsonl");
-  std::ifstream metrics(folder / "metrics.jsonl");
-  for (std::string line; std::getline(metrics, line);) {
-    const Json object = Json::parse(line, nullptr, false);
-    if (object.is_object() && object.contains("loss_nats")) last = object;
-  }
+  std::string last_line = "null";
+  for_each_metrics_line(folder / "metrics.jsonl", [&](const std::string& line, double /*step*/) {
+    if (line.find("\"loss_nats\":") != std::string::npos) last_line = line;
+  });
+  const Json last = Json::parse(last_line);
   std::vector<std::string> skipped;
   const auto newest = newest_checkpoint(folder / "checkpoints", &skipped);
   Json result = {{"kind", "run"},

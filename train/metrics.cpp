@@ -8,13 +8,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <fstream>
 #include <system_error>
 
 #include <nlohmann/json.hpp>
 
 #include "framework/error.h"
 #include "framework/files.h"
+#include "framework/json_document.h"
 #include "framework/log.h"
 #include "model/stage_costs.h"
 
@@ -22,19 +22,20 @@ namespace fulmen {
 
 namespace {
 
+constexpr std::size_t longest_line = std::size_t{1} << 20;
+constexpr std::size_t most_kept = std::size_t{4} << 30;  // the lines of some six million steps
+
 // The lines of an existing file up to a step, dropping a last line that a crash cut short.
-std::string lines_up_to(const std::filesystem::path& path, std::int64_t step) {
+std::string lines_up_to(const std::filesystem::path& path, std::int64_t last) {
   std::string kept;
   if (!std::filesystem::exists(path)) return kept;
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-    if (!object.is_object()) continue;
-    const auto number = object.find("step");
-    if (number == object.end() || (number->is_number() && number->get<double>() <= static_cast<double>(step)))
-      kept += line + "\n";
-  }
-  if (!file.eof()) throw UserError(path.string(), "cannot be read to its end", "check its permissions and the disk");
+  for_each_metrics_line(path, [&](const std::string& line, double step) {
+    if (step > static_cast<double>(last)) return;
+    if (kept.size() + line.size() >= most_kept)
+      throw UserError(path.string(), "is larger than 4 GiB, more than is read again at a start",
+                      "move it away: the run begins another one");
+    kept += line + "\n";
+  });
   return kept;
 }
 
@@ -45,6 +46,20 @@ double seconds_since_1970() {
 }
 
 }  // namespace
+
+void for_each_metrics_line(const std::filesystem::path& path,
+                           const std::function<void(const std::string& line, double step)>& f) {
+  for_each_line(path, longest_line, [&](const std::string& line) {
+    std::optional<nlohmann::json> object;
+    try {
+      object = parse_json_object(line, path.string());
+    } catch (const UserError&) {
+      return;  // torn
+    }
+    const auto step = object->find("step");
+    f(line, step != object->end() && step->is_number() ? step->get<double>() : -1.0);
+  });
+}
 
 MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step) : path_(path) {
   if (resumed_step == 0 && std::filesystem::exists(path) && std::filesystem::file_size(path) > 0) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -28,11 +29,17 @@ struct StepMetrics {
   std::uint64_t memory_peak_bytes = 0;             // the largest of any rank
 };
 
+// Calls f(line, its step, or -1 where it tells none) for each line of a metrics.jsonl that holds an object: a line that
+// a crash cut short is left out. Throws UserError for what is not an ordinary file, and for a line of more than a
+// mebibyte.
+void for_each_metrics_line(const std::filesystem::path& path,
+                           const std::function<void(const std::string& line, double step)>& f);
+
 // Appends to a file, each line whole or not at all. Only rank 0 has a writer.
 class MetricsWriter {
  public:
   // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not
-  // writable.
+  // writable, or not one of metrics (for_each_metrics_line), or larger than 4 GiB.
   MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step);
   ~MetricsWriter();  // says how many lines the disk has not taken
   MetricsWriter(const MetricsWriter&) = delete;

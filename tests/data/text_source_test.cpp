@@ -166,7 +166,12 @@ TEST_F(Source, MalformedJsonLines) {
   expect_refused("a.jsonl", good + "[1, 2]\n", {"a.jsonl:2", "not a JSON object"});
   expect_refused("a.jsonl", good + R"({"body": "x"})", {"a.jsonl:2", "'text'", "--json-field"});
   expect_refused("a.jsonl", R"({"text": 5})", {"a.jsonl:1", "not text"});
-  expect_refused("a.jsonl", std::string(100'000, '[') + "\n", {"a.jsonl:1", "malformed JSON"});
+  expect_refused("a.jsonl", std::string(100'000, '[') + "\n", {"a.jsonl:1", "more than 64 deep"});
+  std::string many = R"({"text": "x", "ids": [0)";
+  for (int i = 0; i < 1'000'000; ++i) many += ",0";
+  expect_refused("a.jsonl", many + "]}\n", {"a.jsonl:1", "more than 1000000 values"});
+  expect_refused("a.jsonl", R"({"text": "x", "text": "y"})", {"a.jsonl:1", "'text' comes twice"});
+  EXPECT_EQ(of("b.jsonl", R"({"a": {"text": "inside"}, "text": "x", "b": ["text", {"text": 5}]})"), (Texts{"x"}));
 }
 
 TEST_F(Source, Compressed) {

@@ -14,6 +14,7 @@
 
 #include "framework/files.h"
 #include "framework/text.h"
+#include "tests/framework/expect_error.h"
 #include "tests/framework/temporary_folder.h"
 
 namespace fulmen {
@@ -154,6 +155,20 @@ TEST(Metrics, OnResumeLaterAndDamagedLinesAreDropped) {
   MetricsWriter writer(path, 2);
   writer.write(at_step(3));
   EXPECT_EQ(steps_in(path), (std::vector<std::int64_t>{1, 2, 3}));
+}
+
+// What is no metrics file is said to be none, rather than read into memory or waited for.
+TEST(Metrics, LinesHaveALengthThatIsRead) {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path() / "metrics.jsonl";
+  std::ofstream(path) << "{\"step\": 1}\n[]\n{\"step\": 2}\n{\"note\": 1}\n{\"step\": 3}\n{\"st";
+  MetricsWriter(path, 2);
+  EXPECT_EQ(read_text(path), "{\"step\": 1}\n{\"step\": 2}\n{\"note\": 1}\n");
+  std::ofstream(path) << "{\"step\": 1}\n" << std::string(std::size_t{2} << 20, 'x') << "\n";
+  testing_support::expect_user_error([&] { MetricsWriter(path, 2); }, {"metrics.jsonl", "line of more than 1.0 MiB"});
+  std::ofstream(path) << std::string(300'000, '[') << "\n{\"step\": 1}\n";
+  MetricsWriter(path, 2);
+  EXPECT_EQ(read_text(path), "{\"step\": 1}\n");
 }
 
 }  // namespace
