@@ -7,8 +7,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/agreement.h"
 #include "framework/files.h"
 #include "framework/gpu.h"
+#include "framework/pending_output.h"
 #include "framework/profiler.h"
 #include "framework/random.h"
 #include "framework/text.h"
@@ -154,12 +156,16 @@ std::string describe_timeline(const TimelineSummary& timeline, bool on_gpu) {
   return text;
 }
 
-// Collective.
-void write_trace(const std::string& path, Profiler& profiler, Communicator& ranks) {
+// Collective; rank 0 has the output.
+void write_trace(PendingOutput* output, Profiler& profiler, Communicator& ranks) {
   const std::string mine = chrome_trace_events(profiler.intervals(), ranks.rank());
   std::vector<std::string> events;
   for (int rank = 0; rank < ranks.size(); ++rank) events.push_back(ranks.broadcast_text(mine, rank));
-  if (ranks.rank() == 0) write_text_atomically(path, chrome_trace(events));
+  run_agreed(ranks, [&] {
+    if (output == nullptr) return;
+    write_text_atomically(output->place(), chrome_trace(events));
+    output->complete();
+  });
 }
 
 // Dense bf16 operations per second as the vendor states them; 0 for other devices and precisions.
@@ -205,6 +211,7 @@ CommandLine command_line() {
   line.option("steps", "steps to time (5), after 2 that are not; on a GPU as many again are profiled");
   line.repeatable("set", "change a key of the configuration");
   line.option("trace", "write the profiled steps of all ranks to this file, in the Chrome trace format");
+  line.flag("overwrite", overwrite_help);
   line.flag("json", "print one JSON object");
   return line;
 }
@@ -369,6 +376,11 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   configure_threads(configuration.run.threads);
   check_batch(options.train, mesh);
   require_memory(*options.model, runner_options(options, mesh.shape()), mesh, device);
+  std::optional<PendingOutput> trace;  // rank 0's
+  run_agreed(ranks, [&] {
+    if (line.has("trace") && ranks.rank() == 0)
+      trace.emplace(line.path("trace"), PendingOutput::Kind::file, line.has("overwrite"));
+  });
 
   ExecutionResources rate_resources(device, configuration.run.deterministic);
   const DeviceRates rates = measure_rates(rate_resources.execution(), options.precision.parameters);
@@ -376,7 +388,7 @@ ExitCode bench_step(const std::vector<std::string>& arguments, World& world) {
   Profiler profiler(rates.gemm_operations_per_second, rates.copy_bytes_per_second, resources.execution().stream);
   const StepTimes times = time_steps(options, mesh, resources, profiler, steps);
   const TimelineSummary timeline = summarize_profile(profiler, times.profiled, steps);
-  if (line.has("trace")) write_trace(line.path("trace"), profiler, ranks);
+  if (line.has("trace")) write_trace(trace ? &*trace : nullptr, profiler, ranks);
   // A machine's speed drifts: the products are measured again after the steps, and the better rate counts.
   const DeviceRates rates_after = measure_rates(rate_resources.execution(), options.precision.parameters);
   const double best_rate = std::max(rates.gemm_operations_per_second, rates_after.gemm_operations_per_second);

@@ -128,9 +128,10 @@ done
 succeed 1 import --hf exported --output new --overwrite
 check 'asked for, it made way' test -e new/manifest.yaml -a ! -e new.partial
 
-# The files of eval and gradients.
+# The files of eval, gradients and bench step.
 for command in 'eval --checkpoint run --data corpus/holdout --dump-logits' \
-  'gradients model.yaml --checkpoint run --data corpus --output'; do
+  'gradients model.yaml --checkpoint run --data corpus --output' \
+  'bench step --config model.yaml --steps 1 --set train.global_batch=1 --set train.micro_batch=1 --trace'; do
   rm -f result.h5
   succeed 1 $command result.h5
   sums result.h5 >sums
