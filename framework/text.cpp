@@ -34,12 +34,15 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 }  // namespace
 
 std::string nearest_name(std::string_view word, const std::vector<std::string>& candidates) {
+  constexpr std::size_t longest = 256;  // words come from files, too: comparing takes the product of the lengths
   std::string nearest;
   std::size_t least = 0;
   for (const std::string& candidate : candidates) {
-    const std::size_t distance = edit_distance(word, candidate);
     const std::size_t longer = std::max(word.size(), candidate.size());
-    if (distance > std::max<std::size_t>(1, longer / 3) || distance >= longer) continue;
+    const std::size_t most = std::max<std::size_t>(1, longer / 3);
+    if (longer > longest || longer - std::min(word.size(), candidate.size()) > most) continue;
+    const std::size_t distance = edit_distance(word, candidate);
+    if (distance > most || distance >= longer) continue;
     if (nearest.empty() || distance < least) {
       nearest = candidate;
       least = distance;

@@ -13,6 +13,7 @@
 #include "framework/error.h"
 #include "framework/files.h"
 #include "framework/json_document.h"
+#include "framework/outside_numbers.h"
 #include "parallel/flight_recorder.h"
 
 namespace fulmen {
@@ -24,14 +25,22 @@ using Json = nlohmann::json;
 constexpr int most_ranks = 1 << 20;  // of a job
 constexpr std::size_t most_blamed = 64;
 
-// A number of a record. Throws InternalError when it is none or out of range, upon which the record is passed over.
+// Numbers of a record: converted as they are, those of another kind or size would become others, or undefined. All
+// throw InternalError when it is none or out of range, upon which the record is passed over.
+std::uint64_t count(const Json& json) {
+  if (!json.is_number_unsigned() || json.get<std::uint64_t>() > std::uint64_t{most_counted})
+    throw InternalError("a number out of range");
+  return json.get<std::uint64_t>();
+}
+
 int whole_number(const Json& json, int least, int most) {
-  const bool whole = json.is_number_integer();
-  const bool large = json.is_number_unsigned() && json.get<std::uint64_t>() > static_cast<std::uint64_t>(INT_MAX);
-  const auto value = whole && !large ? json.get<std::int64_t>() : std::int64_t{-1};
-  if (!whole || large || value < least || value > most) throw InternalError("a number out of range");
+  const bool negative = json.is_number_integer() && !json.is_number_unsigned();
+  const std::int64_t value = negative ? json.get<std::int64_t>() : static_cast<std::int64_t>(count(json));
+  if (value < least || value > most) throw InternalError("a number out of range");
   return static_cast<int>(value);
 }
+
+std::uint64_t count_or_zero(const Json& json, const char* key) { return json.contains(key) ? count(json.at(key)) : 0; }
 
 struct Entry {
   std::string operation, state;
@@ -59,7 +68,7 @@ using Key = std::tuple<std::string, std::vector<int>, int>;
 struct Record {
   int rank = 0, ranks = 0;
   std::string host, reason, detail;
-  std::int64_t pid = 0;
+  int pid = 0;
   std::map<Key, View> views;
 };
 
@@ -67,7 +76,7 @@ std::string text_of(const Json& json, const Entry& entry) {
   std::string text = entry.operation;
   if (entry.collective != 0) text += fmt::format(" {}", entry.collective);
   if (entry.operation == "barrier" || entry.operation == "subgroup") return text;
-  text += fmt::format(", {} bytes, {}", json.value("bytes", std::uint64_t{0}), json.value("dtype", ""));
+  text += fmt::format(", {} bytes, {}", count_or_zero(json, "bytes"), json.value("dtype", ""));
   if (json.contains("reduce")) text += fmt::format(", {}", json.at("reduce").get<std::string>());
   if (entry.root >= 0) text += fmt::format(", from rank {}", entry.root);
   for (const FlightTransfer& transfer : entry.transfers)
@@ -79,16 +88,15 @@ Entry parse_entry(const Json& json) {
   Entry entry;
   entry.operation = json.at("operation").get<std::string>();
   entry.state = json.at("state").get<std::string>();
-  entry.collective = json.value("collective", std::uint64_t{0});
-  entry.root = json.value("root", -1);
+  entry.collective = count_or_zero(json, "collective");
+  if (json.contains("root")) entry.root = whole_number(json.at("root"), -1, most_ranks);
   entry.entered = json.at("entered").get<double>();
   entry.completed = json.value("completed", 0.0);
   if (json.contains("transfers"))
     for (const Json& transfer : json.at("transfers")) {
       const bool send = transfer.contains("to");
-      entry.transfers.push_back({send, transfer.at(send ? "to" : "from").get<int>(),
-                                 transfer.at("bytes").get<std::uint64_t>(),
-                                 transfer.at("number").get<std::uint64_t>()});
+      entry.transfers.push_back({send, whole_number(transfer.at(send ? "to" : "from"), 0, most_ranks),
+                                 count(transfer.at("bytes")), count(transfer.at("number"))});
     }
   entry.text = text_of(json, entry);
   return entry;
@@ -96,7 +104,7 @@ Entry parse_entry(const Json& json) {
 
 std::map<int, std::uint64_t> parse_counts(const Json& json) {
   std::map<int, std::uint64_t> counts;
-  for (const auto& [peer, count] : json.items()) counts[std::stoi(peer)] = count.get<std::uint64_t>();
+  for (const auto& [peer, transfers] : json.items()) counts[std::stoi(peer)] = count(transfers);
   return counts;
 }
 
@@ -107,19 +115,19 @@ Record parse_record(const Json& json) {
   record.ranks = whole_number(json.at("ranks"), 1, most_ranks);
   record.rank = whole_number(json.at("rank"), 0, record.ranks - 1);
   record.host = json.at("host").get<std::string>();
-  record.pid = json.at("pid").get<std::int64_t>();
+  record.pid = whole_number(json.at("pid"), 0, INT_MAX);
   record.reason = json.at("reason").get<std::string>();
   record.detail = json.at("detail").get<std::string>();
+  std::map<std::pair<std::string, std::vector<int>>, int> alike;
   for (const Json& communicator : json.at("communicators")) {
     View view;
     view.name = communicator.at("name").get<std::string>();
     for (const Json& rank : communicator.at("ranks")) view.ranks.push_back(whole_number(rank, 0, record.ranks - 1));
-    view.collectives = communicator.at("collectives").get<std::uint64_t>();
+    view.collectives = count(communicator.at("collectives"));
     view.sent = parse_counts(communicator.at("sent"));
     view.received = parse_counts(communicator.at("received"));
     for (const Json& entry : communicator.at("entries")) view.entries.push_back(parse_entry(entry));
-    int number = 0;
-    while (record.views.contains({view.name, view.ranks, number})) ++number;
+    const int number = alike[{view.name, view.ranks}]++;
     record.views.emplace(Key{view.name, view.ranks, number}, std::move(view));
   }
   return record;
@@ -168,8 +176,8 @@ class Analysis {
     if (!places) return;
     try {
       for (const Json& place : places->at("ranks"))
-        places_[whole_number(place.at("rank"), 0, most_ranks)] =
-            fmt::format(" (pid {} on {})", place.at("pid").get<std::int64_t>(), place.at("host").get<std::string>());
+        places_[whole_number(place.at("rank"), 0, most_ranks)] = fmt::format(
+            " (pid {} on {})", whole_number(place.at("pid"), 0, INT_MAX), place.at("host").get<std::string>());
     } catch (const std::exception&) {
       places_.clear();  // as good as missing
     }

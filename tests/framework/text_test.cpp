@@ -33,6 +33,14 @@ TEST(Text, NearestNameFindsWhatWasMeant) {
   EXPECT_EQ(nearest_name("steps", {"step", "steps"}), "steps");
 }
 
+// Of a file's words, some may be as long as the file: comparing two such would take hours.
+TEST(Text, NearestNameDoesNotCompareWhatIsVastOrTooDifferent) {
+  const std::string vast(std::size_t{1} << 22, 'a');
+  EXPECT_EQ(nearest_name(vast, {vast + "b", "a"}), "");
+  EXPECT_EQ(nearest_name("a", {vast}), "");
+  EXPECT_EQ(nearest_name(std::string(250, 'a'), {std::string(251, 'a')}), std::string(251, 'a'));
+}
+
 TEST(Text, HumanNumbers) {
   EXPECT_EQ(human_bytes(0), "0 B");
   EXPECT_EQ(human_bytes(1023), "1023 B");

@@ -251,6 +251,34 @@ TEST(FlightReport, NumbersOutOfRangeMakeNoRecord) {
   }
 }
 
+// Numbers that are no whole ones, or too large for what they count, are not made into others.
+TEST(FlightReport, CountsOutOfRangeMakeNoRecord) {
+  const testing_support::TemporaryFolder folder;
+  const auto write = [&](const std::string& entry, const std::string& sent) {
+    std::string text = record_of("0", "2");
+    text.replace(text.find("\"entries\": []"), 13, "\"entries\": [" + entry + "]");
+    text.replace(text.find("\"sent\": {}"), 10, "\"sent\": {" + sent + "}");
+    std::ofstream(folder / "rank-00000.json") << text;
+  };
+  const std::string entry =
+      R"({"operation": "exchange", "state": "waiting", "entered": 1.0, "bytes": 8, "dtype": "fp32")";
+  write(entry + R"(, "root": 1, "transfers": [{"to": 1, "bytes": 8, "number": 1}]})", R"("1": 3)");
+  EXPECT_EQ(report_flight(folder.path()).recorded, std::vector<int>{0});
+  for (const char* rest : {R"(, "root": 1e300})", R"(, "root": 4294967296})", R"(, "collective": -1})",
+                           R"(, "collective": 18446744073709551615})", R"(, "bytes": 1.5})",
+                           R"(, "transfers": [{"to": 1e300, "bytes": 8, "number": 1}]})",
+                           R"(, "transfers": [{"to": 4294967297, "bytes": 8, "number": 1}]})",
+                           R"(, "transfers": [{"to": 1, "bytes": -8, "number": 1}]})",
+                           R"(, "transfers": [{"from": 1, "bytes": 8, "number": 1e300}]})"}) {
+    std::string given = entry;
+    if (std::string(rest).starts_with(", \"bytes\"")) given.replace(given.find(", \"bytes\": 8"), 12, "");
+    write(given + rest, "");
+    testing_support::expect_user_error([&] { report_flight(folder.path()); }, {"no flight record"});
+  }
+  write("", R"("1": 1e300)");
+  testing_support::expect_user_error([&] { report_flight(folder.path()); }, {"no flight record"});
+}
+
 // As large a job as a record may claim: the report stays short.
 TEST(FlightReport, OfManyMissingRanksTheLowestAreNamed) {
   const testing_support::TemporaryFolder folder;
