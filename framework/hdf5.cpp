@@ -10,6 +10,7 @@
 
 #include "framework/error.h"
 #include "framework/hdf5_library.h"
+#include "framework/hdf5_structure.h"
 #include "framework/outside_files.h"
 #include "framework/text.h"
 
@@ -111,6 +112,8 @@ Handle file_access(const std::string& where) {
   Handle access = property_list(H5P_FILE_ACCESS);
   // Some parallel file systems have no locks; there HDF5 is to go on without.
   checked_call(H5Pset_file_locking(access.id(), true, true), where, "no property");
+  // The form that every version reads, and that framework/hdf5_structure.h checks; newer libraries write another.
+  checked_call(H5Pset_libver_bounds(access.id(), H5F_LIBVER_EARLIEST, H5F_LIBVER_LATEST), where, "no property");
   return access;
 }
 
@@ -206,22 +209,17 @@ File File::open(const fs::path& path) {
   if (!fs::exists(path, error)) throw UserError(where, "there is no such file", "check the path");
   require_regular_file(path);
   if (fs::file_size(path, error) == 0 && !error) throw UserError(where, "is empty: it was cut short", restore);
+  auto structure = std::make_shared<const Structure>(path);
   const Handle access = file_access(where);
   const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id());
   if (id < 0) {
-    const std::string why = library_message();
-    const std::string detail = fmt::format(" (HDF5: {})", why);
-    if (why.find("truncated") != std::string::npos) throw UserError(where, "the file is truncated" + detail, restore);
-    if (why.find("signature") != std::string::npos) {
-      open_regular_file(path);  // says so of a pointer in place of the file
-      throw UserError(where, "is not an HDF5 file" + detail, "check the path");
-    }
-    throw UserError(where, "cannot be opened as an HDF5 file" + detail,
+    throw UserError(where, fmt::format("cannot be opened as an HDF5 file (HDF5: {})", library_message()),
                     "check its permissions; if it is damaged, " + std::string(restore));
   }
   File file;
   file.handle_ = Handle(id, H5Fclose);
   file.path_ = path;
+  file.structure_ = std::move(structure);
   return file;
 }
 
@@ -238,6 +236,10 @@ File File::create(const fs::path& path) {
   return file;
 }
 
+void File::check_object(const std::string& name) const {
+  if (structure_) structure_->check_object(name);
+}
+
 bool File::exists(const std::string& name) const {
   const Lock lock;
   return object_exists(handle_.id(), name, path_.string());
@@ -247,6 +249,7 @@ Dataset File::dataset(const std::string& name) const {
   const Lock lock;
   Dataset dataset;
   dataset.where_ = fmt::format("{}: {}", path_.string(), name);
+  if (exists(name)) check_object(name);
   OpenedDataset opened = open_dataset(handle_.id(), path_.string(), name, dataset.where_);
   if (opened.layout == H5D_VIRTUAL) {
     throw UserError(dataset.where_, "keeps its elements in other datasets (it is virtual), which are not read",
@@ -270,6 +273,10 @@ std::vector<std::string> File::dataset_names() const {
   const Handle access = closed_access(H5P_LINK_ACCESS);
   for (const std::string& link : links) {
     if (!object_exists(handle_.id(), link, path_.string())) continue;
+    if (structure_) {
+      if (structure_->is_dataset(link)) names.push_back(link);
+      continue;
+    }
     const Handle object(checked(H5Oopen(handle_.id(), link.c_str(), access.id()), path_.string(),
                                 fmt::format("{} cannot be opened", link), restore),
                         H5Oclose);
@@ -308,11 +315,13 @@ Dataset File::create_extendible(const std::string& name, DType dtype, std::int64
 
 bool File::has_attribute(const std::string& name) const {
   const Lock lock;
+  check_object("/");
   return attribute_exists(handle_.id(), name, path_.string());
 }
 
 double File::read_number_attribute(const std::string& name) const {
   const Lock lock;
+  check_object("/");
   std::vector<double> values;
   read_attribute_of(handle_.id(), name, path_.string(), values);
   if (values.size() != 1) {

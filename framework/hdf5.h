@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,6 +29,8 @@ class Handle {
   std::int64_t id_ = -1;
   int (*close_)(std::int64_t) = nullptr;
 };
+
+class Structure;
 
 class Dataset {
  public:
@@ -75,7 +78,8 @@ struct VirtualMap {
 
 class File {
  public:
-  // Throws UserError when the file is missing, truncated or not HDF5.
+  // Throws UserError when the file is missing, truncated, not HDF5, or of a structure that the library must not be
+  // shown (framework/hdf5_structure.h).
   static File open(const std::filesystem::path& path);
   // Throws UserError when it cannot be written.
   static File create(const std::filesystem::path& path);
@@ -111,8 +115,12 @@ class File {
   const std::filesystem::path& path() const { return path_; }
 
  private:
+  // What of the file the library is about to look at. Throws UserError.
+  void check_object(const std::string& name) const;
+
   Handle handle_;
   std::filesystem::path path_;
+  std::shared_ptr<const Structure> structure_;  // of a file that was opened, not of our own making
 };
 
 }  // namespace fulmen::hdf5

@@ -93,6 +93,7 @@ VirtualSource source_in_map(const Handle& creation, std::size_t number, const Sh
 VirtualMap File::virtual_map(const std::string& name) const {
   const Lock lock;
   const std::string where = fmt::format("{}: {}", path_.string(), name);
+  if (exists(name)) check_object(name);
   const OpenedDataset opened = open_dataset(handle_.id(), path_.string(), name, where);
   if (opened.layout != H5D_VIRTUAL) throw UserError(where, "is not a virtual dataset", restore);
   std::size_t count = 0;
