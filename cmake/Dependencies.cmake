@@ -1,8 +1,10 @@
 # The libraries that Fulmen stands on, all from the distribution (scripts/setup.sh installs them). Nothing is downloaded.
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
-find_package(OpenMP REQUIRED COMPONENTS CXX)
-find_package(MPI REQUIRED COMPONENTS C)
+if(NOT FULMEN_FUZZ)  # no reader of files computes, and clang has an OpenMP of its own
+  find_package(OpenMP REQUIRED COMPONENTS CXX)
+  find_package(MPI REQUIRED COMPONENTS C)
+endif()
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(yaml-cpp REQUIRED)
@@ -15,7 +17,7 @@ pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
 find_package(nlohmann_json REQUIRED)
-if(FULMEN_ONEDNN)
+if(FULMEN_ONEDNN AND NOT FULMEN_FUZZ)
   # oneDNN by hand: Debian's package configuration asks for OpenCL headers, which nothing here uses.
   find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.h REQUIRED)
   find_library(DNNL_LIBRARY dnnl REQUIRED)

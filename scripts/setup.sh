@@ -14,6 +14,7 @@ packages=(
   libsentencepiece-dev zlib1g-dev libzstd-dev libxxhash-dev # text, compression, checksums
   libgtest-dev                                              # tests
   clang-format-14 clang-tidy-16 doxygen                     # the sources' form
+  clang-14 libclang-rt-14-dev                               # fuzzing
   dict-gcide                                                # the demo's text: Webster's dictionary
 )
 # For the test of the batch scripts, on virtual nodes. Where there is a Slurm already, it stays as it is.

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds Fulmen and runs its tests. What CI runs, and what a newcomer runs.
 #
-#   scripts/test.sh             installs what is missing, checks the sources' form, builds, runs every test; where nvcc is,
-#                               the CUDA build is compiled too, and its GPU tests are run where a GPU is
+#   scripts/test.sh             installs what is missing, checks the sources' form, builds, runs every test, fuzzes each
+#                               reader for 20 seconds; where nvcc is, the CUDA build is compiled too, and its GPU tests are run
+#                               where a GPU is
 #   scripts/test.sh --fast      only the fast suite (within three minutes on two cores)
 #   scripts/test.sh --all [FIRST/SHARES]
 #                               besides, every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
@@ -18,7 +19,7 @@ case ${1:-} in
   "") ;;
   --fast) selection=(-L fast) ;;
   --all) shares=${2:-0/5000} ;;
-  *) sed -n '2,11p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,12p' "$0" >&2; exit 2 ;;
 esac
 
 scripts/setup.sh
@@ -39,6 +40,11 @@ if [ "$preset" = cpu ] && [ ${#selection[@]} -eq 0 ] && command -v nvcc >/dev/nu
   cmake --preset cuda
   cmake --build --preset cuda
   ctest --preset cuda -L gpu
+fi
+
+# Every reader of outside bytes, on bytes that nobody wrote.
+if [ "$preset" = cpu ] && [ ${#selection[@]} -eq 0 ]; then
+  scripts/fuzz.sh
 fi
 
 # Last, so that its summary is what a run ends with.
