@@ -140,6 +140,7 @@ void Dataset::read(const std::vector<std::int64_t>& offset, const Tensor& memory
   if (memory.elements() == 0) return;
   const Lock lock;
   const Shape shape = covered(shape_, offset, memory, where_);
+  if (filtered_) filtered_->check(structure_->file(), offset, shape, where_);
   const Handle stored = simple_space(shape_, where_);
   select(stored, offset, shape, where_);
   const Handle space = memory_space(memory, where_);
@@ -236,8 +237,8 @@ File File::create(const fs::path& path) {
   return file;
 }
 
-void File::check_object(const std::string& name) const {
-  if (structure_) structure_->check_object(name);
+FilteredChunks File::check_object(const std::string& name) const {
+  return structure_ ? structure_->check_object(name) : FilteredChunks();
 }
 
 bool File::exists(const std::string& name) const {
@@ -249,7 +250,13 @@ Dataset File::dataset(const std::string& name) const {
   const Lock lock;
   Dataset dataset;
   dataset.where_ = fmt::format("{}: {}", path_.string(), name);
-  if (exists(name)) check_object(name);
+  if (exists(name)) {
+    FilteredChunks filtered = check_object(name);
+    if (!filtered.empty()) {
+      dataset.structure_ = structure_;
+      dataset.filtered_ = std::make_shared<FilteredChunks>(std::move(filtered));
+    }
+  }
   OpenedDataset opened = open_dataset(handle_.id(), path_.string(), name, dataset.where_);
   if (opened.layout == H5D_VIRTUAL) {
     throw UserError(dataset.where_, "keeps its elements in other datasets (it is virtual), which are not read",

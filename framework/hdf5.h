@@ -31,6 +31,7 @@ class Handle {
 };
 
 class Structure;
+class FilteredChunks;
 
 class Dataset {
  public:
@@ -57,7 +58,9 @@ class Dataset {
   Handle handle_;
   Shape shape_;
   DType dtype_ = DType::fp32;
-  std::string where_;  // "<file>: <dataset>", for messages
+  std::string where_;                           // "<file>: <dataset>", for messages
+  std::shared_ptr<const Structure> structure_;  // of the file, where chunks are filtered
+  std::shared_ptr<FilteredChunks> filtered_;    // to be unpacked before the library does
 };
 
 // One source of a virtual dataset: `file` (relative to the folder of the virtual file), `dataset` in it, the whole of
@@ -115,8 +118,9 @@ class File {
   const std::filesystem::path& path() const { return path_; }
 
  private:
-  // What of the file the library is about to look at. Throws UserError.
-  void check_object(const std::string& name) const;
+  // What of the file the library is about to look at. Throws UserError. Returns the filtered chunks of a dataset, which
+  // are to be checked when they are read.
+  FilteredChunks check_object(const std::string& name) const;
 
   Handle handle_;
   std::filesystem::path path_;

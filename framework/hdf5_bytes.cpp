@@ -56,6 +56,11 @@ std::string Part::text() {
   return found;
 }
 
+void Part::copy(void* target, std::uint64_t bytes) {
+  const std::string_view taken = take(bytes);
+  std::copy(taken.begin(), taken.end(), static_cast<char*>(target));
+}
+
 void Part::go_to(std::uint64_t offset) {
   if (offset > size()) refuse_damage(where_, "a part of it ends too early");
   used_ = offset;

@@ -37,6 +37,7 @@ class Part {
   std::string text();                       // up to a zero byte, which is taken, too
   std::string text_at(std::uint64_t offset) const;
   void go_to(std::uint64_t offset);
+  void copy(void* target, std::uint64_t bytes);
   std::uint64_t left() const { return bytes_.size() - used_; }
   std::uint64_t size() const { return bytes_.size(); }
   std::uint64_t used() const { return used_; }

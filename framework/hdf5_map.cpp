@@ -7,6 +7,7 @@
 
 #include "framework/error.h"
 #include "framework/hdf5.h"
+#include "framework/hdf5_chunks.h"
 #include "framework/hdf5_library.h"
 
 namespace fulmen::hdf5 {

@@ -28,12 +28,13 @@ class Checker {
   Checker(const FileBytes& file, const ObjectHeader& header, std::uint64_t chunk_k, const std::string& where)
       : file_(file), header_(header), chunk_k_(chunk_k), where_(where) {}
 
-  void check() {
+  FilteredChunks check() {
     for (const HeaderMessage& message : header_.messages) {
       if (message.type == Message::attribute) check_attribute(content(message));
       if (message.type == Message::attribute_info) refuse_kind(where_, "keeps its attributes in a newer form");
     }
     if (header_.is_dataset) check_dataset();
+    return std::move(filtered_);
   }
 
  private:
@@ -55,7 +56,7 @@ class Checker {
     if (only(Message::external_files))
       throw UserError(where_, "keeps its elements in other files (external storage), which are not read",
                       "put the data itself into the file");
-    if (only(Message::filters)) refuse_kind(where_, "is compressed or filtered");
+    if (const auto filters = only(Message::filters)) filters_ = read_filters(*filters, where_);
     const Extent extent = read_extent(*only(Message::dataspace), true);
     Part type = *only(Message::datatype);
     const std::uint64_t element = read_type(type, false);
@@ -213,6 +214,7 @@ class Checker {
       bytes *= chunk[d];
     }
     if (chunk.back() != element) refuse_damage(where_, "its chunks have elements of another size");
+    if (filters_) filtered_ = FilteredChunks(*filters_, Shape(chunk.begin(), chunk.end() - 1), bytes);
     if (tree != no_address) check_chunk_tree(tree, -1, chunk, bytes);
   }
 
@@ -232,15 +234,22 @@ class Checker {
     for (std::uint64_t i = 0; i <= children; ++i) {
       const std::uint64_t held = node.number(4);
       if (node.number(4) != 0) refuse_kind(where_, "has chunks that are filtered in ways of their own");
-      for (const std::uint64_t extent : chunk)
-        if (node.number(8) % extent != 0) refuse_damage(where_, "a chunk lies between two others");
+      std::vector<std::int64_t> first;
+      for (const std::uint64_t extent : chunk) {
+        const std::uint64_t at = node.number(8);
+        if (at % extent != 0 || at > std::uint64_t{most_elements})
+          refuse_damage(where_, "a chunk lies between two others");
+        first.push_back(static_cast<std::int64_t>(at));
+      }
+      first.pop_back();  // of the bytes of an element
       if (i == children) break;
       const std::uint64_t child = node.address();
       if (level > 0) {
         check_chunk_tree(child, level, chunk, bytes);
       } else {
-        if (held != bytes) refuse_damage(where_, "a chunk has another size than the others");
-        file_.require_inside(child, bytes, where_);
+        if (!filters_ && held != bytes) refuse_damage(where_, "a chunk has another size than the others");
+        file_.require_inside(child, held, where_);
+        if (filters_) filtered_.add(first, {child, held});
       }
     }
   }
@@ -318,14 +327,16 @@ class Checker {
   const ObjectHeader& header_;
   std::uint64_t chunk_k_;
   const std::string& where_;
+  std::optional<Filters> filters_;
+  FilteredChunks filtered_;
   std::set<std::uint64_t> seen_;  // nodes of the tree of chunks
 };
 
 }  // namespace
 
-void check_messages(const FileBytes& file, const ObjectHeader& header, std::uint64_t chunk_k,
-                    const std::string& where) {
-  Checker(file, header, chunk_k, where).check();
+FilteredChunks check_messages(const FileBytes& file, const ObjectHeader& header, std::uint64_t chunk_k,
+                              const std::string& where) {
+  return Checker(file, header, chunk_k, where).check();
 }
 
 }  // namespace fulmen::hdf5

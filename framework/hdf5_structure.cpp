@@ -324,11 +324,11 @@ bool Structure::is_dataset(const std::string& name) const {
   return found != nullptr && found->is_dataset;
 }
 
-void Structure::check_object(const std::string& name) const {
+FilteredChunks Structure::check_object(const std::string& name) const {
   const std::string where = name == "/" ? file_.where() : fmt::format("{}: {}", file_.where(), name);
   const ObjectHeader* found = find(name);
   if (found == nullptr) refuse_damage(where, "no object of that name is found");
-  check_messages(file_, *found, chunk_k_, where);
+  return check_messages(file_, *found, chunk_k_, where);
 }
 
 }  // namespace fulmen::hdf5

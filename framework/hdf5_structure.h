@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "framework/hdf5_bytes.h"
+#include "framework/hdf5_chunks.h"
 
 namespace fulmen::hdf5 {
 
@@ -56,7 +57,9 @@ class Structure {
 
   // Checks all that the library looks at when it opens the object of that name: the type, shape and place of its
   // elements, and its attributes. Throws UserError, naming it, also when no such object is found. Follows soft links.
-  void check_object(const std::string& name) const;
+  // Returns the chunks that are still to be unpacked before they are read: none where nothing is filtered.
+  FilteredChunks check_object(const std::string& name) const;
+  const FileBytes& file() const { return file_; }
   // Whether such a path is a dataset; false for links out of the file and those that lead nowhere.
   bool is_dataset(const std::string& name) const;
 
@@ -100,6 +103,8 @@ class Structure {
 
 // Checks the messages of a dataset or group that the library decodes when it opens it. `chunk_k`: half the children
 // that a node of the tree of chunks has at most.
-void check_messages(const FileBytes& file, const ObjectHeader& header, std::uint64_t chunk_k, const std::string& where);
+// Returns its filtered chunks.
+FilteredChunks check_messages(const FileBytes& file, const ObjectHeader& header, std::uint64_t chunk_k,
+                              const std::string& where);
 
 }  // namespace fulmen::hdf5

@@ -6,11 +6,13 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 #include <hdf5.h>
+#include <zlib.h>
 
 #include "framework/files.h"
 #include "framework/hdf5.h"
@@ -170,28 +172,78 @@ TEST_F(Hdf5Structure, ChunksBeyondTheFileOrOfAnotherSize) {
   FAIL() << "no tree of chunks";
 }
 
-TEST_F(Hdf5Structure, FormsThatAreNotReadSayHowTheyAreRewritten) {
+using Change = std::function<void(hid_t)>;
+
+// A dataset "x" of 64 elements in a chunk, with what the property lists are changed to; floats are 0, 1, 2, ...
+void write_with(const fs::path& path, hid_t type, const Change& access_change, const Change& creation_change) {
   const hsize_t dims = 64;
-  const auto make = [&](const char* name, bool newest, bool compressed, hid_t type) {
-    const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose), creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
-    EXPECT_TRUE(!newest || H5Pset_libver_bounds(access.id(), H5F_LIBVER_LATEST, H5F_LIBVER_LATEST) >= 0);
-    EXPECT_GE(H5Pset_chunk(creation.id(), 1, &dims), 0);
-    EXPECT_TRUE(!compressed || H5Pset_deflate(creation.id(), 6) >= 0);
-    const fs::path path = folder_ / name;
-    const Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
-    const Handle space(H5Screate_simple(1, &dims, nullptr), H5Sclose);
-    Handle(H5Dcreate2(file.id(), "x", type, space.id(), H5P_DEFAULT, creation.id(), H5P_DEFAULT), H5Dclose);
-    return path;
-  };
-  expect_user_error([&] { File::open(make("newest.h5", true, false, H5T_NATIVE_FLOAT)); },
-                    {"newest.h5", "newer format", "h5repack --low=0 -f NONE"});
-  const File compressed = File::open(make("compressed.h5", false, true, H5T_NATIVE_FLOAT));
-  EXPECT_EQ(compressed.dataset_names(), std::vector<std::string>{"/x"});
-  expect_user_error([&] { compressed.dataset("x"); }, {"compressed.h5: x", "compressed", "h5repack --low=0 -f NONE"});
+  const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose), creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  if (access_change) access_change(access.id());
+  ASSERT_GE(H5Pset_chunk(creation.id(), 1, &dims), 0);
+  if (creation_change) creation_change(creation.id());
+  const Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
+  const Handle space(H5Screate_simple(1, &dims, nullptr), H5Sclose);
+  const Handle dataset(H5Dcreate2(file.id(), "x", type, space.id(), H5P_DEFAULT, creation.id(), H5P_DEFAULT), H5Dclose);
+  std::vector<float> values(64);
+  std::iota(values.begin(), values.end(), 0.0f);
+  ASSERT_GE(H5Dwrite(dataset.id(), H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), 0);
+}
+
+TEST_F(Hdf5Structure, FormsThatAreNotReadSayHowTheyAreRewritten) {
+  const fs::path path = folder_ / "x.h5";
+  write_with(path, H5T_NATIVE_FLOAT,
+             [](hid_t access) { H5Pset_libver_bounds(access, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST); }, {});
+  expect_user_error([&] { File::open(path); }, {"x.h5", "newer format", "h5repack --low=0 -f NONE"});
+  write_with(path, H5T_NATIVE_INT, {}, [](hid_t creation) { H5Pset_scaleoffset(creation, H5Z_SO_INT, 0); });
+  EXPECT_EQ(File::open(path).dataset_names(), std::vector<std::string>{"/x"});
+  expect_user_error([&] { File::open(path).dataset("x"); }, {"x.h5: x", "filter 6", "h5repack --low=0 -f NONE"});
+  write_with(path, H5T_NATIVE_FLOAT, {}, [](hid_t creation) {
+    H5Pset_fletcher32(creation);
+    H5Pset_deflate(creation, 6);
+  });
+  expect_user_error([&] { File::open(path).dataset("x"); }, {"x.h5: x", "another order"});
   const Handle odd(H5Tcopy(H5T_NATIVE_INT), H5Tclose);
   ASSERT_GE(H5Tset_precision(odd.id(), 17), 0);
-  expect_user_error([&] { File::open(make("odd.h5", false, false, odd.id())).dataset("x"); },
-                    {"odd.h5: x", "do not fill their bytes"});
+  write_with(path, odd.id(), {}, {});
+  expect_user_error([&] { File::open(path).dataset("x"); }, {"x.h5: x", "do not fill their bytes"});
+}
+
+void shuffle(hid_t creation) { H5Pset_shuffle(creation); }
+void deflate(hid_t creation) { H5Pset_deflate(creation, 6); }
+void fletcher(hid_t creation) { H5Pset_fletcher32(creation); }
+void all_three(hid_t creation) { shuffle(creation), deflate(creation), fletcher(creation); }
+
+TEST_F(Hdf5Structure, FilteredChunksAreReadAndUnpackedFirst) {
+  const fs::path path = folder_ / "x.h5";
+  for (void (*filters)(hid_t) : {shuffle, deflate, fletcher, all_three}) {
+    write_with(path, H5T_NATIVE_FLOAT, {}, filters);
+    std::vector<float> read(63, -1.0f);
+    File::open(path).dataset("x").read({1}, Tensor(read.data(), DType::fp32, {63}));
+    for (int i = 0; i < 63; ++i) EXPECT_EQ(read[static_cast<std::size_t>(i)], static_cast<float>(i + 1));
+  }
+  // A stream that is whole and comes to fewer bytes, or to more, than a chunk: the library would read beyond its
+  // buffer.
+  write_with(path, H5T_NATIVE_FLOAT, {}, deflate);
+  const std::string whole = read_text(path);
+  std::size_t tree = 0;
+  for (const std::size_t at : places_of(whole, "TREE"))
+    if (whole[at + 4] == 1) tree = at;
+  ASSERT_NE(tree, 0u);
+  std::uint64_t chunk = 0;
+  std::memcpy(&chunk, whole.data() + tree + 24 + 8 + 16, 8);
+  for (const std::size_t length : {std::size_t{0}, std::size_t{40}, std::size_t{255}, std::size_t{257}}) {
+    const std::string shorter(length, 'a');
+    std::vector<Bytef> packed(1000);
+    uLongf size = packed.size();
+    ASSERT_EQ(compress(packed.data(), &size, reinterpret_cast<const Bytef*>(shorter.data()), shorter.size()), Z_OK);
+    std::string bytes = whole;
+    std::memcpy(bytes.data() + chunk, packed.data(), size);
+    set_number(bytes, tree + 24, size, 4);
+    std::vector<float> read(64);
+    const Dataset dataset = File::open(put(bytes)).dataset("x");
+    expect_user_error([&] { dataset.read({0}, Tensor(read.data(), DType::fp32, {64})); },
+                      {"x.h5: x", "does not unpack into 256 bytes"});
+  }
 }
 
 TEST_F(Hdf5Structure, SoftLinksAreFollowedAndEndSomewhere) {
