@@ -182,7 +182,10 @@ void Structure::walk_group(const std::string& path, const ObjectHeader& header, 
   }
   for (const HeaderMessage& message : header.messages) {
     Part content = file_.read(message.address, message.bytes);
-    if (message.type == Message::link) take_link(path, std::move(content), depth);
+    if (message.type == Message::link) {
+      take_link(path, std::move(content), depth);
+      continue;
+    }
     if (message.type != Message::link_info) continue;
     if (content.byte() != 0) refuse_kind(file_.where(), "has groups of a newer format");
     content.skip((content.byte() & 1) != 0 ? 8 : 0);

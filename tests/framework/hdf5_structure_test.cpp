@@ -74,7 +74,7 @@ class Hdf5Structure : public ::testing::Test {
         attempt([&] {
           const Dataset dataset = file.dataset(name);
           std::vector<double> memory(1 << 12);
-          const Shape shape = dataset.shape();
+          const Shape& shape = dataset.shape();
           if (elements_of(shape) > static_cast<std::int64_t>(memory.size())) return;
           dataset.read(std::vector<std::int64_t>(shape.size(), 0), Tensor(memory.data(), DType::fp64, shape));
           dataset.has_attribute("offset");
@@ -252,7 +252,8 @@ TEST_F(Hdf5Structure, SoftLinksAreFollowedAndEndSomewhere) {
     const Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
     const Handle group(H5Gcreate2(file.id(), "group", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Gclose);
     const Handle space(H5Screate(H5S_SCALAR), H5Sclose);
-    Handle(H5Dcreate2(group.id(), "x", H5T_NATIVE_DOUBLE, space.id(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
+    const Handle dataset(
+        H5Dcreate2(group.id(), "x", H5T_NATIVE_DOUBLE, space.id(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
     ASSERT_GE(H5Lcreate_soft("/group", file.id(), "absolute", H5P_DEFAULT, H5P_DEFAULT), 0);
     ASSERT_GE(H5Lcreate_soft("x", group.id(), "beside", H5P_DEFAULT, H5P_DEFAULT), 0);
     ASSERT_GE(H5Lcreate_soft("round", file.id(), "round", H5P_DEFAULT, H5P_DEFAULT), 0);
