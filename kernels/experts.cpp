@@ -47,18 +47,20 @@ void router_backward(const Execution& execution, const Tensor& probabilities, co
 }
 
 void order_by_expert(const Execution& execution, const Tensor& weights, std::int64_t first, std::int64_t chosen,
-                     const ExpertOrder& order) {
+                     std::int64_t alignment, const ExpertOrder& order) {
   const std::int64_t tokens = weights.size(0), owned = order.offsets.size(0) - 1;
+  FULMEN_CHECK(alignment >= 1, "an alignment of {}", alignment);
+  const std::int64_t places = most_expert_places(tokens, chosen, owned, alignment);
   check_table(weights, weights.dtype(), {tokens, weights.size(1)}, "weights");
-  check_table(order.tokens, DType::int32, {tokens * chosen}, "tokens");
-  check_table(order.experts, DType::int32, {tokens * chosen}, "experts");
+  check_table(order.tokens, DType::int32, {places}, "tokens");
+  check_table(order.experts, DType::int32, {places}, "experts");
   check_table(order.places, DType::int32, {tokens, chosen}, "places");
   check_table(order.offsets, DType::int64, {owned + 1}, "offsets");
   FULMEN_CHECK(first >= 0 && owned >= 0 && first + owned <= weights.size(1), "experts from {}, {} of {}", first, owned,
                weights.size(1));
-  FULMEN_CHECK(tokens * chosen < (std::int64_t{1} << 31), "{} places of experts", tokens * chosen);
+  FULMEN_CHECK(places < (std::int64_t{1} << 31), "{} places of experts", places);
   run_on_device(execution, {"order by expert", 0.0, traffic({weights, order.tokens, order.experts, order.places})},
-                backends::order_by_expert, weights, first, chosen, order);
+                backends::order_by_expert, weights, first, chosen, alignment, order);
 }
 
 void gather_rows(const Execution& execution, const Tensor& x, const Tensor& tokens, const Tensor& y) {

@@ -19,19 +19,27 @@ void router_backward(const Execution& execution, const Tensor& probabilities, co
                      const Tensor& d_probabilities, const Tensor& d_weights, const Tensor& d_logits);
 FULMEN_BACKENDS(router_backward);
 
-// Tokens sorted by the expert that has a weight above 0 for them, and for each expert in their own order.
+// Tokens sorted by the expert that has a weight above 0 for them, and for each expert in their own order. The places of
+// an expert begin at a multiple of `alignment`; what that leaves between experts is no token's, so that products of an
+// expert's places have few different sizes, which a GPU's library prepares for once.
 struct ExpertOrder {
-  Tensor tokens;   // int32 [tokens * chosen]: the token at each place; places behind the last are undefined
-  Tensor experts;  // int32 [tokens * chosen]: its expert, counted from the first owned
+  Tensor tokens;   // int32 [places]: the token at each place, -1 at those of no token
+  Tensor experts;  // int32 [places]: its expert, counted from the first owned
   Tensor places;   // int32 [tokens, chosen]: the places of a token, by expert; -1 where it has fewer
   Tensor offsets;  // int64 [owned experts + 1]: where those of each expert begin
 };
+// The most places that there can be.
+inline std::int64_t most_expert_places(std::int64_t tokens, std::int64_t chosen, std::int64_t owned,
+                                       std::int64_t alignment) {
+  return tokens * chosen + owned * (alignment - 1);
+}
 // weights [tokens, experts], contiguous, at most `chosen` of a row above 0. Experts [first, first + owned) count.
 void order_by_expert(const Execution& execution, const Tensor& weights, std::int64_t first, std::int64_t chosen,
-                     const ExpertOrder& order);
+                     std::int64_t alignment, const ExpertOrder& order);
 FULMEN_BACKENDS(order_by_expert);
 
-// y[i] = x[tokens[i]] for the rows of y. x [tokens, width], y [places, width], unit inner stride.
+// y[i] = x[tokens[i]] for the rows of y, 0 where there is no token. x [tokens, width], y [places, width], unit inner
+// stride.
 void gather_rows(const Execution& execution, const Tensor& x, const Tensor& tokens, const Tensor& y);
 FULMEN_BACKENDS(gather_rows);
 // out[t] = the sum of y at the places of t, in their order. places int32 [tokens, chosen].

@@ -69,12 +69,13 @@ void differentiate_row(const T* p, const T* w, const T* d_p, const T* d_w, std::
   for (std::int64_t e = 0; e < experts; ++e) d_logits[e] = p[e] * (d_logits[e] - of_probabilities);
 }
 
-// Calls f(row of x, token, expert) for each place, expert counted over all.
+// Calls f(row of x, token, expert) for each place of a token, expert counted over all.
 template <class T, class F>
 void for_each_place(const ExpertOrder& order, std::int64_t first, const Tensor& x, const F& f) {
   parallel_rows(x.size(0), x.size(1), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i)
-      f(i, order.tokens.as<std::int32_t>()[i], first + order.experts.as<std::int32_t>()[i]);
+      if (order.tokens.as<std::int32_t>()[i] >= 0)
+        f(i, order.tokens.as<std::int32_t>()[i], first + order.experts.as<std::int32_t>()[i]);
   });
 }
 
@@ -108,13 +109,14 @@ void router_backward(const Execution&, const Tensor& probabilities, const Tensor
 }
 
 void order_by_expert(const Execution&, const Tensor& weights, std::int64_t first, std::int64_t chosen,
-                     const ExpertOrder& order) {
+                     std::int64_t alignment, const ExpertOrder& order) {
   const std::int64_t tokens = weights.size(0), experts = weights.size(1), owned = order.offsets.size(0) - 1;
   auto* const offsets = order.offsets.as<std::int64_t>();
   auto* const places = order.places.as<std::int32_t>();
   dispatch_fp32_fp64(weights.dtype(), [&]<class T>(T) {
     const auto has = [&](std::int64_t t, std::int64_t e) { return weights.as<T>()[t * experts + first + e] > T(0); };
     std::int64_t place = 0;
+    std::fill_n(order.tokens.as<std::int32_t>(), order.tokens.size(0), -1);
     for (std::int64_t e = 0; e < owned; ++e) {
       offsets[e] = place;
       for (std::int64_t t = 0; t < tokens; ++t) {
@@ -122,12 +124,15 @@ void order_by_expert(const Execution&, const Tensor& weights, std::int64_t first
         order.tokens.as<std::int32_t>()[place] = static_cast<std::int32_t>(t);
         order.experts.as<std::int32_t>()[place++] = static_cast<std::int32_t>(e);
       }
+      place = (place + alignment - 1) / alignment * alignment;
     }
     offsets[owned] = place;
   });
   std::fill_n(places, tokens * chosen, -1);
   for (std::int64_t i = 0; i < offsets[owned]; ++i) {
-    std::int32_t* const own = places + order.tokens.as<std::int32_t>()[i] * chosen;
+    const std::int32_t token = order.tokens.as<std::int32_t>()[i];
+    if (token < 0) continue;
+    std::int32_t* const own = places + token * chosen;
     *std::find(own, own + chosen, -1) = static_cast<std::int32_t>(i);
   }
 }
@@ -135,8 +140,13 @@ void order_by_expert(const Execution&, const Tensor& weights, std::int64_t first
 void gather_rows(const Execution&, const Tensor& x, const Tensor& tokens, const Tensor& y) {
   dispatch_fp32_fp64(x.dtype(), [&]<class T>(T) {
     parallel_rows(y.size(0), y.size(1), [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t i = first; i < last; ++i)
-        std::copy_n(x.as<T>() + tokens.as<std::int32_t>()[i] * x.stride(0), y.size(1), y.as<T>() + i * y.stride(0));
+      for (std::int64_t i = first; i < last; ++i) {
+        T* const row = y.as<T>() + i * y.stride(0);
+        if (const std::int32_t token = tokens.as<std::int32_t>()[i]; token >= 0)
+          std::copy_n(x.as<T>() + token * x.stride(0), y.size(1), row);
+        else
+          std::fill_n(row, y.size(1), T(0));
+      }
     });
   });
 }

@@ -107,9 +107,10 @@ __global__ void count_kernel(const A* weights, std::int64_t tokens, int experts,
   if (threadIdx.x == 0) counts[blockIdx.x + 1] = count;
 }
 
-__global__ void accumulate_kernel(std::int64_t* offsets, int owned) {
+__global__ void accumulate_kernel(std::int64_t* offsets, int owned, std::int64_t alignment) {
   offsets[0] = 0;
-  for (int e = 0; e < owned; ++e) offsets[e + 1] += offsets[e];
+  for (int e = 0; e < owned; ++e)
+    offsets[e + 1] = offsets[e] + (offsets[e + 1] + alignment - 1) / alignment * alignment;
 }
 
 // A block for each expert goes through all tokens, so many at a time as it has threads, and gives places in their
@@ -140,7 +141,8 @@ __global__ void place_kernel(const A* weights, std::int64_t tokens, int experts,
   }
 }
 
-// A token's places: for each owned expert that it has, its rank among the expert's tokens, found by halving.
+// A token's places: for each owned expert that it has, its rank among the expert's tokens, found by halving. Places of
+// no token are behind all others: -1 is the largest of unsigned numbers.
 template <class A>
 __global__ void find_places_kernel(const A* weights, std::int64_t tokens, int experts, int first, int owned, int chosen,
                                    const std::int64_t* offsets, const std::int32_t* of_tokens, std::int32_t* places) {
@@ -152,7 +154,7 @@ __global__ void find_places_kernel(const A* weights, std::int64_t tokens, int ex
     std::int64_t low = offsets[e], high = offsets[e + 1];
     while (low < high) {
       const std::int64_t middle = (low + high) / 2;
-      if (of_tokens[middle] < t)
+      if (static_cast<std::uint32_t>(of_tokens[middle]) < static_cast<std::uint32_t>(t))
         low = middle + 1;
       else
         high = middle;
@@ -174,7 +176,9 @@ struct GatherRowsOf {
 
   template <int length>
   __device__ __forceinline__ Loaded<length> load(std::int64_t row, std::int64_t column) const {
-    return {load_packet<length>(x.at(tokens[row], column))};
+    const std::int32_t token = tokens[row];
+    if (token < 0) return {make_packet<T, length>([](int) { return Accumulated<T>(0); })};
+    return {load_packet<length>(x.at(token, column))};
   }
   template <int length>
   __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
@@ -240,7 +244,7 @@ __global__ void weigh_gradient_kernel(Rows<T> d_y, Rows<T> x, std::int64_t rows,
                                       int first, const Accumulated<T>* weights, Accumulated<T>* d_weights) {
   using A = Accumulated<T>;
   const std::int64_t row = warp_of_grid();
-  if (row >= rows) return;
+  if (row >= rows || tokens[row] < 0) return;
   const std::int64_t at = static_cast<std::int64_t>(tokens[row]) * experts + first + of_experts[row];
   const A weight = weights[at];
   A dot = 0;
@@ -279,7 +283,7 @@ void router_backward(const Execution& execution, const Tensor& probabilities, co
 }
 
 void order_by_expert(const Execution& execution, const Tensor& weights, std::int64_t first, std::int64_t chosen,
-                     const ExpertOrder& order) {
+                     std::int64_t alignment, const ExpertOrder& order) {
   const std::int64_t tokens = weights.size(0), owned = order.offsets.size(0) - 1;
   auto* const offsets = pointer_to<std::int64_t>(order.offsets);
   auto* const of_tokens = pointer_to<std::int32_t>(order.tokens);
@@ -291,7 +295,8 @@ void order_by_expert(const Execution& execution, const Tensor& weights, std::int
     if (owned > 0)
       count_kernel<A>
           <<<blocks, order_threads, 0, stream>>>(all, tokens, narrow(weights.size(1)), narrow(first), offsets);
-    accumulate_kernel<<<1, 1, 0, stream>>>(offsets, narrow(owned));
+    accumulate_kernel<<<1, 1, 0, stream>>>(offsets, narrow(owned), alignment);
+    FULMEN_CUDA_CHECK(cudaMemsetAsync(of_tokens, 0xff, order.tokens.bytes(), stream));
     if (owned > 0)
       place_kernel<A><<<blocks, order_threads, 0, stream>>>(all, tokens, narrow(weights.size(1)), narrow(first),
                                                             offsets, of_tokens,

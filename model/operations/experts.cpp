@@ -1,6 +1,9 @@
 // A mixture of experts as operations.
 #include "model/operations/experts.h"
 
+#include <algorithm>
+#include <bit>
+
 #include "framework/transfer.h"
 #include "kernels/elementwise.h"
 #include "kernels/experts.h"
@@ -47,18 +50,26 @@ void RouterLoss::backward(const Pass& pass, Tensors in, const Tensor& sums, doub
 
 namespace {
 
+// Places of an expert on a GPU come in steps of a sixteenth of what it has on the average, in powers of two: its
+// products then have few different sizes.
+std::int64_t alignment(const Execution& execution, std::int64_t average) {
+  if (execution.device.kind == DeviceKind::cpu) return 1;
+  return std::max<std::int64_t>(8, static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(average))) / 16);
+}
+
 // The tokens of the owned experts, one expert after another, through the first products. Memory is taken from the
 // scratch arena.
 class ExpertPass {
  public:
   ExpertPass(const Execution& execution, IndexRange owned, std::int64_t chosen, Tensors in)
       : execution_(execution), owned_(owned), weights_(in[1]), gate_up_(in[2]), down_(in[3]) {
-    const std::int64_t tokens = in[0].size(0);
-    order_.tokens = take(DType::int32, {tokens * chosen});
-    order_.experts = take(DType::int32, {tokens * chosen});
+    const std::int64_t tokens = in[0].size(0), step = alignment(execution, tokens * chosen / owned.size());
+    const std::int64_t places = most_expert_places(tokens, chosen, owned.size(), step);
+    order_.tokens = take(DType::int32, {places});
+    order_.experts = take(DType::int32, {places});
     order_.places = take(DType::int32, {tokens, chosen});
     order_.offsets = take(DType::int64, {owned.size() + 1});
-    order_by_expert(execution, weights_, owned.begin, chosen, order_);
+    order_by_expert(execution, weights_, owned.begin, chosen, step, order_);
     offsets_.resize(static_cast<std::size_t>(owned.size() + 1));
     copy_to_host(execution, order_.offsets, offsets_.data());
     // Planned: as if every expert were chosen equally often.

@@ -71,25 +71,28 @@ TEST(Router, ChoosesTheLargestAndDifferentiates) {
   }
 }
 
-TEST(Experts, BringTokensTogetherAndBack) {
+void check_order(std::int64_t alignment) {
   Random random(82500);
   const std::int64_t tokens = 70, experts = 6, chosen = 2, width = 19, first = 1, owned = 4;
+  const std::int64_t places = most_expert_places(tokens, chosen, owned, alignment);
   const Routed routed = route(random.normals(tokens * experts), experts, chosen);
   const Values x = random.normals(tokens * width);
   Host host;
   const Tensor weights = host.tensor(DType::fp64, {tokens, experts}, routed.weights);
-  const ExpertOrder order{host.integers<std::int32_t>({tokens * chosen}, std::vector<std::int32_t>(tokens * chosen)),
-                          host.integers<std::int32_t>({tokens * chosen}, std::vector<std::int32_t>(tokens * chosen)),
+  const ExpertOrder order{host.integers<std::int32_t>({places}, std::vector<std::int32_t>(places)),
+                          host.integers<std::int32_t>({places}, std::vector<std::int32_t>(places)),
                           host.integers<std::int32_t>({tokens, chosen}, std::vector<std::int32_t>(tokens * chosen)),
                           host.integers<std::int64_t>({owned + 1}, std::vector<std::int64_t>(owned + 1))};
-  order_by_expert(host.execution, weights, first, chosen, order);
+  order_by_expert(host.execution, weights, first, chosen, alignment, order);
   std::vector<std::int32_t> expected_tokens, expected_experts;
-  for (std::int64_t e = 0; e < owned; ++e)
+  for (std::int64_t e = 0; e < owned; ++e) {
     for (std::int64_t t = 0; t < tokens; ++t)
       if (routed.weights[t * experts + first + e] > 0.0) {
         expected_tokens.push_back(static_cast<std::int32_t>(t));
         expected_experts.push_back(static_cast<std::int32_t>(e));
       }
+    while (std::ssize(expected_tokens) % alignment != 0) expected_tokens.push_back(-1), expected_experts.push_back(0);
+  }
   const auto count = static_cast<std::int64_t>(expected_tokens.size());
   auto of_tokens = testing::read_integers<std::int32_t>(order.tokens);
   of_tokens.resize(expected_tokens.size());
@@ -103,7 +106,7 @@ TEST(Experts, BringTokensTogetherAndBack) {
   combine_rows(host.execution, rows, order.places, out);
   Values expected(x.size(), 0.0);
   for (std::int64_t i = 0; i < count; ++i)
-    for (std::int64_t c = 0; c < width; ++c)
+    for (std::int64_t c = 0; c < width && expected_tokens[i] >= 0; ++c)
       expected[expected_tokens[i] * width + c] +=
           routed.weights[expected_tokens[i] * experts + first + expected_experts[i]] *
           x[expected_tokens[i] * width + c];
@@ -116,7 +119,7 @@ TEST(Experts, BringTokensTogetherAndBack) {
   weigh_rows_backward(host.execution, order, weights, first, d_y, y, d_weights);
   Values dots(tokens * experts, 0.0), weighed = values, d_weighed = gradients;
   for (std::int64_t i = 0; i < count; ++i)
-    for (std::int64_t c = 0; c < width; ++c) {
+    for (std::int64_t c = 0; c < width && expected_tokens[i] >= 0; ++c) {
       const std::int64_t at = expected_tokens[i] * experts + first + expected_experts[i];
       dots[at] += values[i * width + c] * gradients[i * width + c];
       weighed[i * width + c] *= routed.weights[at];
@@ -125,6 +128,10 @@ TEST(Experts, BringTokensTogetherAndBack) {
   testing::expect_close(d_weights, dots, 1e-13, "d_weights", 1.0);
   testing::expect_close(y, weighed, 1e-14, "y");
   testing::expect_close(d_y, d_weighed, 1e-14, "d_y");
+}
+
+TEST(Experts, BringTokensTogetherAndBack) {
+  for (const std::int64_t alignment : {1, 16}) check_order(alignment);
 }
 
 TEST(RouterLoss, IsTheProductOfMeans) {
