@@ -13,7 +13,7 @@ packages=(
   libdnnl-dev libopenblas-dev                               # matrix products, fp32 and fp64
   libsentencepiece-dev zlib1g-dev libzstd-dev libxxhash-dev # text, compression, checksums
   libgtest-dev                                              # tests
-  clang-format-14 clang-tidy-16 doxygen                     # the sources' form
+  clang-format-14 clang-tidy-16 libomp-16-dev doxygen       # the sources' form
   clang-14 libclang-rt-14-dev                               # fuzzing
   dict-gcide                                                # the demo's text: Webster's dictionary
 )
