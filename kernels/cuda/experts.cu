@@ -233,6 +233,7 @@ struct WeighRows {
   }
   template <int length>
   __device__ __forceinline__ void finish(const Loaded<length>& loaded, std::int64_t row, std::int64_t column) const {
+    if (tokens[row] < 0) return;
     const Accumulated<T> weight = weights[static_cast<std::int64_t>(tokens[row]) * experts + first + of_experts[row]];
     store_packet(x.at(row, column), make_packet<T, length>([&](int i) { return weight * loaded.x[i]; }));
   }

@@ -80,7 +80,7 @@ void check_order(std::int64_t alignment) {
   Host host;
   const Tensor weights = host.tensor(DType::fp64, {tokens, experts}, routed.weights);
   const ExpertOrder order{host.integers<std::int32_t>({places}, std::vector<std::int32_t>(places)),
-                          host.integers<std::int32_t>({places}, std::vector<std::int32_t>(places)),
+                          host.integers<std::int32_t>({places}, std::vector<std::int32_t>(places, 1 << 28)),
                           host.integers<std::int32_t>({tokens, chosen}, std::vector<std::int32_t>(tokens * chosen)),
                           host.integers<std::int64_t>({owned + 1}, std::vector<std::int64_t>(owned + 1))};
   order_by_expert(host.execution, weights, first, chosen, alignment, order);
