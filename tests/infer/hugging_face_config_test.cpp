@@ -35,20 +35,23 @@ class HuggingFaceConfig : public ::testing::Test {
 };
 
 TEST_F(HuggingFaceConfig, EveryPresetComesBack) {
-  for (const std::string& name : preset_names()) EXPECT_EQ(read(written(name))->identity(), preset(name)->identity());
+  for (const std::string& name : preset_names()) {
+    if (name == "minimax-1b") continue;  // without experts: config.json cannot say it
+    EXPECT_EQ(read(written(name))->identity(), preset(name)->identity()) << name;
+  }
 }
 
 TEST_F(HuggingFaceConfig, TheModelTypeOrElseTheArchitecturesSayOfWhichFamily) {
   nlohmann::json json = config_;
   json.erase("model_type");
   EXPECT_EQ(read(json)->identity(), preset("tnl3-410m")->identity());
-  json["architectures"] = {"LlamaForCausalLM"};
-  refused(json, {"LlamaForCausalLM", "not known", "transnormer"});
+  json["architectures"] = {"BertForCausalLM"};
+  refused(json, {"BertForCausalLM", "not known", "transnormer"});
   json.erase("architectures");
   refused(json, {"neither model_type nor architectures", "transnormer"});
   json = config_;
-  json["model_type"] = "llama";
-  refused(json, {"model_type is \"llama\"", "not known", "have the model_type transnormer"});
+  json["model_type"] = "bert";
+  refused(json, {"model_type is \"bert\"", "not known", "have the model_type transnormer"});
   json["model_type"] = 3;
   refused(json, {"model_type is 3"});
 }
@@ -99,7 +102,7 @@ TEST_F(HuggingFaceConfig, SizesAreComparedBeforeAnythingIsAllocated) {
   writer.write("model.embed_tokens.weight", {0, 0}, Tensor(weights.data(), DType::fp32, {64, 8}));
   writer.close();
   expect_user_error([&] { import_hugging_face(folder_.path(), folder_ / "imported"); },
-                    {folder_.path().string(), "config.json makes it"});
+                    {folder_.path().string(), "description makes it"});
   EXPECT_FALSE(std::filesystem::exists(folder_ / "imported"));
 }
 

@@ -64,8 +64,10 @@ TEST(ModelConfig, IdentityIsEverythingThatMakesItThisModelAndNothingElse) {
 
 TEST(ModelConfig, ComesBackFromItsIdentity) {
   for (const std::string& name : preset_names()) {
-    TransnormerConfig config = as<TransnormerConfig>(*preset(name));
-    EXPECT_EQ(ModelConfig::from_identity(config.identity(), "here")->identity(), config.identity()) << name;
+    const std::shared_ptr<const ModelConfig> known = preset(name);
+    EXPECT_EQ(ModelConfig::from_identity(known->identity(), "here")->identity(), known->identity()) << name;
+    if (known->family() != TransnormerConfig().family()) continue;
+    TransnormerConfig config = as<TransnormerConfig>(*known);
     config.lrpe_layers = std::vector<std::int64_t>{};
     config.norm_epsilon = 1.0 / 3.0;
     const std::shared_ptr<const ModelConfig> read = ModelConfig::from_identity(config.identity(), "here");

@@ -90,13 +90,13 @@ TEST_F(ModelFamilies, KeysOfAnotherFamilyAreRefusedWithTheirFamily) {
   refused("model:\n  layers: 1\n  channels: 3",
           {"a.yaml:3", "model.channels belongs to the family other", "this model is " + first_});
   refused("model: {pool: {keys: 3}}", {"model.pool belongs to the family other"});
-  refused("model: {family: other, heads: 3}", {"model.heads belongs to the family " + first_, "this model is other"});
+  refused("model: {family: other, heads: 3}", {"model.heads belongs to the families " + first_, "this model is other"});
   refused("model: {family: other, chanels: 3}", {"unknown key model.chanels", "model.channels"});
 }
 
 TEST_F(ModelFamilies, UnknownAndContradictingNamesAreRefused) {
   refused("model: {family: othr}", {"model.family", "'othr'", "did you mean other"});
-  refused("model: {family: x}", {"model.family", "'x'", first_ + ", other"});
+  refused("model: {family: x}", {"model.family", "'x'", "known: " + first_, ", other"});
   refused("model: {preset: other-smal}", {"model.preset", "did you mean other-small"});
   refused("model: {preset: other-small, family: " + first_ + "}", {"model.family", "other-small is of other"});
   refused("model: {family: [other]}", {"model.family", "a list"});
