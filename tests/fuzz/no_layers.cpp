@@ -17,9 +17,8 @@ namespace {
 
 }  // namespace
 
-#define FULMEN_NO_LAYERS(Config)                        \
-  EmbeddingSpec Config::embedding() const { refuse(); } \
-  HeadSpec Config::head() const { refuse(); }           \
+#define FULMEN_NO_LAYERS(Config)              \
+  HeadSpec Config::head() const { refuse(); } \
   std::vector<Branch> Config::layer(std::int64_t /*layer*/) const { refuse(); }
 
 FULMEN_NO_LAYERS(GptConfig)

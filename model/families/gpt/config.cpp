@@ -34,4 +34,11 @@ void GptConfig::add_identity(std::map<std::string, std::string>& identity) const
 
 void GptConfig::check_shares(int shares) const { check_head_shares(heads, heads, shares); }
 
+EmbeddingSpec GptConfig::embedding() const {
+  const std::string prefix = "transformer.";
+  return {.name = prefix + (norms_after() ? "tokens_embed.weight" : "wte.weight"),
+          .positions = prefix + (norms_after() ? "positions_embed.weight" : "wpe.weight"),
+          .most_positions = positions};
+}
+
 }  // namespace fulmen

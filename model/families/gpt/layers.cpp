@@ -84,13 +84,6 @@ Branch channel_mixer(const GptConfig& config, std::int64_t layer, double last_de
 
 }  // namespace
 
-EmbeddingSpec GptConfig::embedding() const {
-  const std::string prefix = "transformer.";
-  return {.name = prefix + (norms_after() ? "tokens_embed.weight" : "wte.weight"),
-          .positions = prefix + (norms_after() ? "positions_embed.weight" : "wpe.weight"),
-          .most_positions = positions};
-}
-
 HeadSpec GptConfig::head() const {
   return {layer_norm(*this, norms_after() ? layer_prefix(layers - 1) + "ln_2" : "transformer.ln_f"), embedding().name};
 }

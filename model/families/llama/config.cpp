@@ -60,4 +60,6 @@ void LlamaConfig::add_identity(std::map<std::string, std::string>& identity) con
 
 void LlamaConfig::check_shares(int shares) const { check_head_shares(heads, kv(), shares); }
 
+EmbeddingSpec LlamaConfig::embedding() const { return {"model.embed_tokens.weight"}; }
+
 }  // namespace fulmen

@@ -22,8 +22,6 @@ std::vector<double> LlamaConfig::frequencies() const {
                                               static_cast<double>(rope_original_length)});
 }
 
-EmbeddingSpec LlamaConfig::embedding() const { return {"model.embed_tokens.weight"}; }
-
 HeadSpec LlamaConfig::head() const {
   return {norm_with_gain(*this, "model.norm.weight"), tied_head ? "model.embed_tokens.weight" : "lm_head.weight"};
 }

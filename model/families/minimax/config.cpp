@@ -78,4 +78,6 @@ void MinimaxConfig::add_identity(std::map<std::string, std::string>& identity) c
 
 void MinimaxConfig::check_shares(int shares) const { check_head_shares(heads, kv(), shares); }
 
+EmbeddingSpec MinimaxConfig::embedding() const { return {"model.embed_tokens.weight"}; }
+
 }  // namespace fulmen

@@ -67,8 +67,6 @@ Branch channel_mixer(const MinimaxConfig& config, const std::string& prefix) {
 
 }  // namespace
 
-EmbeddingSpec MinimaxConfig::embedding() const { return {"model.embed_tokens.weight"}; }
-
 HeadSpec MinimaxConfig::head() const { return {norm_with_gain(*this, "model.norm.weight"), "lm_head.weight"}; }
 
 std::vector<Branch> MinimaxConfig::layer(std::int64_t layer) const {

@@ -1,6 +1,8 @@
 // RetNet's keys, and what it refuses.
 #include "model/families/retnet/config.h"
 
+#include <cmath>
+
 #include "framework/configuration.h"
 #include "framework/text.h"
 #include "model/families/attention_keys.h"
@@ -47,5 +49,9 @@ void RetnetConfig::add_identity(std::map<std::string, std::string>& identity) co
 }
 
 void RetnetConfig::check_shares(int shares) const { check_head_shares(heads, heads, shares); }
+
+EmbeddingSpec RetnetConfig::embedding() const {
+  return {"embed_tokens.weight", scale_embedding ? std::sqrt(static_cast<double>(hidden)) : 1.0};
+}
 
 }  // namespace fulmen

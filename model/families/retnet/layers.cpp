@@ -1,6 +1,4 @@
 // What RetNet's layers are made of.
-#include <cmath>
-
 #include "model/branch.h"
 #include "model/families/retnet/config.h"
 #include "model/mixers/gated_linear_unit.h"
@@ -15,10 +13,6 @@ Norm norm_with_gain(const RetnetConfig& config, const std::string& name) {
 }
 
 }  // namespace
-
-EmbeddingSpec RetnetConfig::embedding() const {
-  return {"embed_tokens.weight", scale_embedding ? std::sqrt(static_cast<double>(hidden)) : 1.0};
-}
 
 HeadSpec RetnetConfig::head() const { return {norm_with_gain(*this, "layer_norm.weight"), "output_projection.weight"}; }
 

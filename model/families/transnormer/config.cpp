@@ -2,6 +2,7 @@
 #include "model/families/transnormer/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "framework/configuration.h"
@@ -62,6 +63,10 @@ void TransnormerConfig::check_shares(int shares) const {
   if (heads % shares != 0)
     throw UserError("parallel.tensor", fmt::format("{} tensor ranks do not divide {} heads", shares, heads),
                     "choose a number that divides model.heads");
+}
+
+EmbeddingSpec TransnormerConfig::embedding() const {
+  return {tied_embedding_name, std::sqrt(static_cast<double>(hidden))};
 }
 
 }  // namespace fulmen

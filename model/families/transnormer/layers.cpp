@@ -1,6 +1,4 @@
 // The layers of TransNormerLLM.
-#include <cmath>
-
 #include "model/branch.h"
 #include "model/families/transnormer/config.h"
 #include "model/mixers/decay_slopes.h"
@@ -8,10 +6,6 @@
 #include "model/mixers/gated_linear_unit.h"
 
 namespace fulmen {
-
-EmbeddingSpec TransnormerConfig::embedding() const {
-  return {tied_embedding_name, std::sqrt(static_cast<double>(hidden))};
-}
 
 HeadSpec TransnormerConfig::head() const { return {{.epsilon = norm_epsilon}, tied_embedding_name}; }
 
