@@ -6,90 +6,13 @@
 
 #include "kernels/elementwise.h"
 #include "model/rank_crossing.h"
-#include "model/zigzag.h"
+#include "model/zigzag_exchange.h"
 
 namespace fulmen {
 
 namespace {
 
-using Halves = std::array<Tensor, 2>;  // the early and the late one, [batch, rows, ...] each
-
-// A rank's queries, keys or whatever a token has, between where tokens are held and where they are worked on.
-class Rearrangement {
- public:
-  Rearrangement(const ModelContext& context, const Zigzag& zigzag)
-      : context_(context), zigzag_(zigzag), rank_(context.sequence.ranks->rank()) {}
-
-  // held [batch, length, ...] each. Memory is taken from the scratch arena.
-  std::vector<Halves> to_work(const std::vector<Tensor>& held) const {
-    std::vector<Halves> work(held.size());
-    for (std::size_t t = 0; t < held.size(); ++t)
-      for (std::size_t i = 0; i < 2; ++i) work[t][i] = take(held[t], zigzag_.tokens(zigzag_.work(rank_)[i]).size());
-    std::vector<Transfer> transfers;
-    const Arena::Frame frame(*context_.execution.scratch);
-    for (int half = 0; half < zigzag_.halves(); ++half) {
-      if (zigzag_.tokens(half).size() == 0) continue;
-      for (std::size_t t = 0; t < held.size(); ++t) {
-        if (Zigzag::home(half) == rank_) send(held_rows(held[t], half), zigzag_.worker(half), transfers);
-        if (zigzag_.worker(half) == rank_)
-          transfers.push_back({Transfer::Direction::receive, Zigzag::home(half), place(work[t], half)});
-      }
-    }
-    exchange(transfers);
-    return work;
-  }
-
-  // The reverse: writes held [batch, length, ...], whose dtype may be another.
-  void to_held(const std::vector<Halves>& work, const std::vector<Tensor>& held) const {
-    const Arena::Frame frame(*context_.execution.scratch);
-    std::vector<Transfer> transfers;
-    std::vector<std::pair<Tensor, Tensor>> arriving;
-    for (int half = 0; half < zigzag_.halves(); ++half) {
-      if (zigzag_.tokens(half).size() == 0) continue;
-      for (std::size_t t = 0; t < held.size(); ++t) {
-        if (zigzag_.worker(half) == rank_) {
-          const Tensor from = place(work[t], half), sent = take_as(from, held[t].dtype());
-          copy(context_.execution, from, sent);
-          transfers.push_back({Transfer::Direction::send, Zigzag::home(half), sent});
-        }
-        if (Zigzag::home(half) != rank_) continue;
-        const Tensor rows = held_rows(held[t], half);
-        arriving.emplace_back(take_as(rows, rows.dtype()), rows);
-        transfers.push_back({Transfer::Direction::receive, zigzag_.worker(half), arriving.back().first});
-      }
-    }
-    exchange(transfers);
-    for (const auto& [received, rows] : arriving) copy(context_.execution, received, rows);
-  }
-
- private:
-  Tensor take_as(const Tensor& like, DType dtype) const {
-    return context_.execution.scratch->take(dtype, like.shape());
-  }
-  Tensor take(const Tensor& held, std::int64_t rows) const {
-    Shape shape = held.shape();
-    shape[1] = rows;
-    return context_.execution.scratch->take(held.dtype(), shape);
-  }
-  Tensor held_rows(const Tensor& held, int half) const {
-    const IndexRange rows = zigzag_.rows(half);
-    return held.slice(1, rows.begin, rows.end);
-  }
-  Tensor place(const Halves& work, int half) const { return work[half == zigzag_.work(rank_)[0] ? 0 : 1]; }
-  void send(const Tensor& rows, int peer, std::vector<Transfer>& transfers) const {
-    const Tensor sent = take_as(rows, rows.dtype());
-    copy(context_.execution, rows, sent);
-    transfers.push_back({Transfer::Direction::send, peer, sent});
-  }
-  void exchange(const std::vector<Transfer>& transfers) const {
-    const ProfileScope scope = ProfileScope::communication(context_.execution.profiler, "sequence communication");
-    context_.sequence.ranks->exchange(transfers, context_.execution.stream);
-  }
-
-  const ModelContext& context_;
-  const Zigzag& zigzag_;
-  int rank_;
-};
+using Halves = ZigzagExchange::Halves;
 
 // Tensors of a pair of halves that go round the ring together: room for the largest pair, in one piece of memory.
 class RingBuffer {
@@ -142,24 +65,34 @@ class RingCrossing final : public Crossing {
     (void)kept;
     const Execution& execution = context_.execution;
     const Arena::Frame frame(*execution.scratch);
-    const Rearrangement rearrangement(context_, zigzag_);
-    const std::vector<Halves> work = rearrangement.to_work(held(pass, {in[0], in[1], in[2]}));
+    const ZigzagExchange exchange(context_, zigzag_);
+    Arrival arrival(exchange, held(pass, {in[0], in[1], in[2]}));
+    const std::vector<Halves>& work = arrival.work();
     Halves output;
     for (std::size_t i = 0; i < 2; ++i) output[i] = take(wide(), work[query][i].shape());
     std::array<bool, 2> begun{};
+    const auto compute = [&](const Block& block, const RingKeys& keys) {
+      const Arena::Frame block_frame(*execution.scratch);
+      const Tensor result = take(work[query][block.i].dtype(), work[query][block.i].shape());
+      const Tensor log_sum = take(wide(), crossing[block.i].shape());
+      core_.forward_block(execution, queries(pass, work, block), keys, result, log_sum);
+      core_.merge_block(execution, result, log_sum, !std::exchange(begun[block.i], true), output[block.i],
+                        crossing[block.i]);
+    };
+    begin(arrival, compute);
     KeyRing keys(*this, work);
+    std::vector<ZigzagExchange::Rows> returning;
     for (int step = 0; step < zigzag_.ranks(); ++step) {
       keys.start(step);
-      for_each_block(keys.owner(step), [&](std::size_t i, std::size_t j) {
-        const Arena::Frame block_frame(*execution.scratch);
-        const Tensor block = take(work[query][i].dtype(), work[query][i].shape());
-        const Tensor log_sum = take(wide(), crossing[i].shape());
-        core_.forward_block(execution, queries(pass, work, i, keys.owner(step), j), keys.half(step, j), block, log_sum);
-        core_.merge_block(execution, block, log_sum, !std::exchange(begun[i], true), output[i], crossing[i]);
-      });
+      for (std::size_t i = 0; i < 2; ++i) {
+        for (const Block& block : blocks(step))
+          if (block.i == i) compute(block, keys.half(step, block.j));
+        if (step + 1 == zigzag_.ranks())
+          returning.push_back(exchange.start_to_held(i, 0, {output[i]}, {rows_of(pass, out[0])}));
+      }
       keys.finish();
     }
-    rearrangement.to_held({output}, {rows_of(pass, out[0])});
+    for (ZigzagExchange::Rows& rows : returning) rows.finish();
   }
 
   void forward_again(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors crossing) const override {
@@ -169,42 +102,85 @@ class RingCrossing final : public Crossing {
   void backward(const Pass& pass, const BackwardTensors& tensors, Tensors crossing) const override {
     const Execution& execution = context_.execution;
     const Arena::Frame frame(*execution.scratch);
-    const Rearrangement rearrangement(context_, zigzag_);
-    const std::vector<Halves> work = rearrangement.to_work(
-        held(pass, {tensors.in[0], tensors.in[1], tensors.in[2], tensors.out[0], tensors.d_out[0]}));
-    constexpr std::size_t output = 5, d_output = 6;
+    const ZigzagExchange exchange(context_, zigzag_);
+    Arrival arrival(exchange,
+                    held(pass, {tensors.in[0], tensors.in[1], tensors.in[2], tensors.out[0], tensors.d_out[0]}));
+    const std::vector<Halves>& work = arrival.work();
     Halves d_query;
     for (std::size_t i = 0; i < 2; ++i) {
       d_query[i] = take(wide(), work[query][i].shape());
       fill_zero(execution, d_query[i]);
     }
-    KeyRing keys(*this, work);
     GradientRing gradients(*this, work);
-    for (int step = 0; step < zigzag_.ranks(); ++step) {
+    const auto compute = [&](const Block& block, const RingKeys& keys) {
+      core_.backward_block(execution, queries(pass, work, block), keys,
+                           {.output = work[output][block.i],
+                            .log_sum = crossing[block.i],
+                            .d_output = work[d_output][block.i],
+                            .d_query = d_query[block.i],
+                            .d_key = gradients.d_key(block),
+                            .d_value = gradients.d_value(block)});
+    };
+    gradients.begin(0);
+    begin(arrival, compute);
+    KeyRing keys(*this, work);
+    const int last = zigzag_.ranks() - 1;
+    for (int step = 0; step < last; ++step) {
       keys.start(step);
-      const int owner = keys.owner(step);
-      gradients.begin(step);
-      for_each_block(owner, [&](std::size_t i, std::size_t j) {
-        core_.backward_block(execution, queries(pass, work, i, owner, j), keys.half(step, j),
-                             {.output = work[output][i],
-                              .log_sum = crossing[i],
-                              .d_output = work[d_output][i],
-                              .d_query = d_query[i],
-                              .d_key = gradients.d_key(step, owner, j),
-                              .d_value = gradients.d_value(step, owner, j)});
-      });
-      gradients.pass_on(step, owner);
+      if (step > 0) gradients.begin(step);
+      for (const Block& block : blocks(step)) compute(block, keys.half(step, block.j));
+      gradients.pass_on(step);
       keys.finish();
     }
-    const std::array<Halves, 2> d_keys = gradients.arrived();
-    rearrangement.to_held(
-        {d_query, d_keys[0], d_keys[1]},
-        {rows_of(pass, tensors.d_in[0]), rows_of(pass, tensors.d_in[1]), rows_of(pass, tensors.d_in[2])});
+    // In the last step each gradient goes home as soon as it is whole.
+    gradients.begin(last);
+    std::vector<ZigzagExchange::Rows> returning;
+    const auto compute_last = [&](std::size_t i, std::size_t j) {
+      for (const Block& block : blocks(last))
+        if (block.i == i && block.j == j) compute(block, keys.half(last, j));
+    };
+    const auto return_query = [&](std::size_t i) {
+      returning.push_back(exchange.start_to_held(i, 0, {d_query[i]}, {rows_of(pass, tensors.d_in[0])}));
+    };
+    const auto return_keys = [&](std::size_t j) {
+      returning.push_back(exchange.start_to_held(j, 1, gradients.whole(last, j),
+                                                 {rows_of(pass, tensors.d_in[1]), rows_of(pass, tensors.d_in[2])}));
+    };
+    compute_last(0, 0);
+    return_query(0);
+    compute_last(1, 1);
+    return_keys(1);
+    compute_last(1, 0);
+    return_keys(0);
+    return_query(1);
+    for (ZigzagExchange::Rows& rows : returning) rows.finish();
   }
 
  private:
-  // Places in what is rearranged.
-  static constexpr std::size_t positions = 0, first_visible = 1, query = 2, key = 3, value = 4;
+  // Places in what is rearranged; the last two in the backward pass.
+  static constexpr std::size_t positions = 0, first_visible = 1, query = 2, key = 3, value = 4, output = 5,
+                               d_output = 6;
+
+  // Half i of the queries here, and half j of the keys of `owner`.
+  struct Block {
+    int step, owner;
+    std::size_t i, j;
+  };
+
+  // What this rank works on, on its way here.
+  class Arrival {
+   public:
+    Arrival(const ZigzagExchange& exchange, const std::vector<Tensor>& held) : work_(exchange.take_work(held)) {
+      for (const bool first : {true, false}) rows_.push_back(exchange.start_to_work(first, held, work_));
+    }
+    const std::vector<Halves>& work() const { return work_; }
+    void finish_first() { rows_[0].finish(); }
+    void finish() { rows_[1].finish(); }
+
+   private:
+    std::vector<Halves> work_;
+    std::vector<ZigzagExchange::Rows> rows_;
+  };
 
   DType wide() const { return accumulation_dtype(context_.activation_dtype()); }
   Tensor take(DType dtype, const Shape& shape) const { return context_.execution.scratch->take(dtype, shape); }
@@ -223,22 +199,41 @@ class RingCrossing final : public Crossing {
     for (const Tensor& matrix : matrices) list.push_back(rows_of(pass, matrix));
     return list;
   }
-  // Half i of the queries here, and half j of the keys of `owner`. In a single document nothing need be looked up.
-  RingQueries queries(const Pass& pass, const std::vector<Halves>& work, std::size_t i, int owner,
-                      std::size_t j) const {
-    if (!pass.micro_batch.one_document) return {work[query][i], work[positions][i], work[first_visible][i]};
-    return {work[query][i], {}, {}, zigzag_.work(owner)[j] < zigzag_.work(rank_)[i]};
+  // In a single document nothing need be looked up.
+  RingQueries queries(const Pass& pass, const std::vector<Halves>& work, const Block& block) const {
+    if (!pass.micro_batch.one_document)
+      return {work[query][block.i], work[positions][block.i], work[first_visible][block.i]};
+    return {work[query][block.i], {}, {}, zigzag_.work(block.owner)[block.j] < zigzag_.work(rank_)[block.i]};
   }
 
-  // The pairs of a half of queries here and one of the keys of `owner` in which a query may see a key.
+  int owner(int step) const { return (rank_ + zigzag_.ranks() - step) % zigzag_.ranks(); }
+  bool meet(const Block& block) const {
+    const int queries = zigzag_.work(rank_)[block.i], keys = zigzag_.work(block.owner)[block.j];
+    return keys <= queries && zigzag_.tokens(queries).size() > 0 && zigzag_.tokens(keys).size() > 0;
+  }
+  // The half that a rank begins with meets itself while the other arrives.
+  Block first_block() const {
+    const std::size_t i = zigzag_.begins_with(rank_);
+    return {0, rank_, i, i};
+  }
   template <class F>
-  void for_each_block(int owner, const F& f) const {
+  void begin(Arrival& arrival, const F& compute) const {
+    const std::vector<Halves>& work = arrival.work();
+    const Block block = first_block();
+    arrival.finish_first();
+    if (meet(block)) compute(block, RingKeys{work[key][block.i], work[value][block.i], work[positions][block.i]});
+    arrival.finish();
+  }
+  // The other blocks of a step in which a query may see a key.
+  std::vector<Block> blocks(int step) const {
+    std::vector<Block> list;
     for (std::size_t i = 0; i < 2; ++i)
       for (std::size_t j = 0; j < 2; ++j) {
-        const int queries = zigzag_.work(rank_)[i], keys = zigzag_.work(owner)[j];
-        if (keys > queries || zigzag_.tokens(queries).size() == 0 || zigzag_.tokens(keys).size() == 0) continue;
-        f(i, j);
+        const Block block{step, owner(step), i, j};
+        const bool begun = step == 0 && i == first_block().i && j == first_block().j;
+        if (!begun && meet(block)) list.push_back(block);
       }
+    return list;
   }
 
   // Keys and values on their way round the ring: those of the next step arrive while those of this one are used.
@@ -255,12 +250,9 @@ class RingCrossing final : public Crossing {
       }
     }
 
-    int owner(int step) const {
-      return (crossing_.rank_ + crossing_.zigzag_.ranks() - step) % crossing_.zigzag_.ranks();
-    }
     RingKeys half(int step, std::size_t j) const {
       const std::vector<RingBuffer>& buffers = buffers_[static_cast<std::size_t>(step % 2)];
-      const int from = owner(step);
+      const int from = crossing_.owner(step);
       return {buffers[0].half(from, j), buffers[1].half(from, j), buffers[2].half(from, j)};
     }
     // What this step uses is sent on, and what the next one uses received.
@@ -269,9 +261,10 @@ class RingCrossing final : public Crossing {
       std::vector<Transfer> transfers;
       for (std::size_t part = 0; part < 3; ++part) {
         const std::size_t here = static_cast<std::size_t>(step % 2);
-        transfers.push_back({Transfer::Direction::send, crossing_.next(), buffers_[here][part].whole(owner(step))});
         transfers.push_back(
-            {Transfer::Direction::receive, crossing_.previous(), buffers_[1 - here][part].whole(owner(step + 1))});
+            {Transfer::Direction::send, crossing_.next(), buffers_[here][part].whole(crossing_.owner(step))});
+        transfers.push_back({Transfer::Direction::receive, crossing_.previous(),
+                             buffers_[1 - here][part].whole(crossing_.owner(step + 1))});
       }
       pending_ = crossing_.ring().start_exchange(transfers, crossing_.context_.execution.stream);
       if (!crossing_.context_.sequence.overlap_ring) finish();
@@ -289,7 +282,7 @@ class RingCrossing final : public Crossing {
     Pending pending_;
   };
 
-  // The gradients of keys and values follow them one step behind, and are at home after the last.
+  // The gradients of keys and values follow them one step behind. After the last step they go home.
   class GradientRing {
    public:
     GradientRing(const RingCrossing& crossing, const std::vector<Halves>& work) : crossing_(crossing) {
@@ -301,44 +294,46 @@ class RingCrossing final : public Crossing {
     }
 
     void begin(int step) const {
-      for (const RingBuffer& buffer : own(step)) fill_zero(crossing_.context_.execution, buffer.whole(owner(step)));
+      for (const RingBuffer& buffer : own(step))
+        fill_zero(crossing_.context_.execution, buffer.whole(crossing_.owner(step)));
     }
-    Tensor d_key(int step, int owner, std::size_t j) const { return own(step)[0].half(owner, j); }
-    Tensor d_value(int step, int owner, std::size_t j) const { return own(step)[1].half(owner, j); }
+    Tensor d_key(const Block& block) const { return own(block.step)[0].half(block.owner, block.j); }
+    Tensor d_value(const Block& block) const { return own(block.step)[1].half(block.owner, block.j); }
 
     // Adds what the ranks before this one have found, and sends the sum on.
-    void pass_on(int step, int block) {
+    void pass_on(int step) {
       const Execution& execution = crossing_.context_.execution;
       if (step > 0) {
         wait();
         for (std::size_t part = 0; part < 2; ++part) {
-          const Tensor sum = own(step)[part].whole(block);
-          add(execution, sum, received()[part].whole(block), sum);
+          const Tensor sum = own(step)[part].whole(crossing_.owner(step));
+          add(execution, sum, received()[part].whole(crossing_.owner(step)), sum);
         }
       }
       std::vector<Transfer> transfers;
       for (std::size_t part = 0; part < 2; ++part) {
-        transfers.push_back({Transfer::Direction::send, crossing_.next(), own(step)[part].whole(block)});
         transfers.push_back(
-            {Transfer::Direction::receive, crossing_.previous(), received()[part].whole(owner(step + 1))});
+            {Transfer::Direction::send, crossing_.next(), own(step)[part].whole(crossing_.owner(step))});
+        transfers.push_back(
+            {Transfer::Direction::receive, crossing_.previous(), received()[part].whole(crossing_.owner(step + 1))});
       }
       pending_ = crossing_.ring().start_exchange(transfers, execution.stream);
       if (!crossing_.context_.sequence.overlap_ring) wait();
     }
-    // Of the keys and the values that this rank works on.
-    std::array<Halves, 2> arrived() {
+    // The sums over all ranks for half j, of keys and of values.
+    std::vector<Tensor> whole(int last, std::size_t j) {
       wait();
-      std::array<Halves, 2> list;
-      for (std::size_t part = 0; part < 2; ++part)
-        for (std::size_t i = 0; i < 2; ++i) list[part][i] = received()[part].half(crossing_.rank_, i);
-      return list;
+      std::vector<Tensor> sums;
+      for (std::size_t part = 0; part < 2; ++part) {
+        const int owner = crossing_.owner(last);
+        sums.push_back(own(last)[part].half(owner, j));
+        if (sums.back().elements() > 0)
+          add(crossing_.context_.execution, sums.back(), received()[part].half(owner, j), sums.back());
+      }
+      return sums;
     }
 
    private:
-    int owner(int step) const {
-      const int ranks = crossing_.zigzag_.ranks();
-      return (crossing_.rank_ + 2 * ranks - step) % ranks;
-    }
     // Written in a step while what was sent in the step before may still be under way.
     const std::vector<RingBuffer>& own(int step) const { return buffers_[static_cast<std::size_t>(step % 2)]; }
     const std::vector<RingBuffer>& received() const { return buffers_[2]; }

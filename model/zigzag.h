@@ -34,6 +34,10 @@ class Zigzag {
   int worker(int half) const { return half < ranks() ? half : halves() - 1 - half; }
   // The early and the late half that a rank works on.
   std::array<int, 2> work(int rank) const { return {rank, halves() - 1 - rank}; }
+  // Which of the two a half is: 0, early, or 1, late.
+  std::size_t index(int half) const { return half < ranks() ? 0 : 1; }
+  // Which of its two halves a rank begins with: the half that it holds, so that the other may arrive meanwhile.
+  std::size_t begins_with(int rank) const { return home(work(rank)[1]) == rank ? 1 : 0; }
 
  private:
   std::vector<std::int64_t> starts_;
