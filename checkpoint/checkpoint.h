@@ -1,5 +1,5 @@
-// Checkpoints, version 2: a folder `step-00000500/` with one `shard-*.h5` per writing rank, `parameters.h5` whose
-// virtual datasets show every tensor whole, the tokeniser's file, and `manifest.yaml`, written last. Files hold pieces
+// Checkpoints, version 2: a folder `step-00000500/` with a `shard-*.h5` of each writing rank and the tokeniser's file.
+// The virtual datasets of `parameters.h5` show every tensor whole. `manifest.yaml` is written last. Files hold pieces
 // of logical tensors with their global shapes and offsets: nothing in them depends on the layout that wrote them.
 #pragma once
 
@@ -23,8 +23,8 @@ struct TensorPiece {
   Shape global_shape;
   std::vector<std::int64_t> offset;  // of the piece in the logical tensor
   Tensor memory;                     // the piece; may be strided. Its dtype is the stored one when saving
-  // Null for a piece in host memory. To save one from a device: copies it, row-major, to memory.bytes() bytes of the
-  // host.
+  // Null for a piece in host memory. To save a piece from a device: copies it, row-major, to memory.bytes() bytes of
+  // the host.
   std::function<void(void* host)> to_host = {};
 };
 
@@ -45,11 +45,11 @@ struct CheckpointDescription {
   TokenizerRecord tokenizer = {};
 };
 
-// Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set): every rank
-// writes its pieces into a temporary folder, all agree, rank 0 writes parameters.h5 and the manifest and renames the
-// folder. Every cell of every tensor must be written exactly once (checked; InternalError). `extra_files` are copied in
-// by rank 0. Returns the folder. Throws UserError on all ranks when the place cannot be written or the disk is full;
-// what was there before stays valid.
+// Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set). Every rank
+// writes its pieces into a temporary folder. When all agree, rank 0 writes parameters.h5 and the manifest and renames
+// the folder. Every cell of every tensor must be written exactly once (checked; InternalError). `extra_files` are
+// copied in by rank 0. Returns the folder. Throws UserError on all ranks when the place cannot be written or the disk
+// is full; what was there before stays valid.
 struct SaveOptions {
   bool exact_folder = false;  // `root` is the checkpoint folder itself
   std::vector<std::filesystem::path> extra_files;
@@ -66,7 +66,7 @@ class CheckpointReader {
   ~CheckpointReader();
   CheckpointReader(CheckpointReader&&) noexcept;
 
-  // Compares the checksum of every file, the files dealt out over the ranks; all ranks agree on the verdict and throw
+  // Compares the checksum of every file, the files dealt out over the ranks. All ranks agree on the verdict and throw
   // UserError naming the damaged file.
   void verify(Communicator& communicator) const;
 
@@ -80,8 +80,8 @@ class CheckpointReader {
   Shape shape(const std::string& name) const;
   DType dtype(const std::string& name) const;
   // Reads the hyperslab at `offset` of `memory`'s shape, converting to its dtype. Throws UserError naming the tensor
-  // when it is missing, of another shape (global_shape is compared unless empty), incomplete, or kept anywhere but in
-  // the shards that the manifest lists.
+  // when it is missing, incomplete or of another shape (global_shape is compared unless empty). So is a tensor refused
+  // that lies elsewhere than in the shards that the manifest lists.
   void read(const TensorPiece& piece) const;
 
  private:
@@ -89,15 +89,15 @@ class CheckpointReader {
   std::unique_ptr<State> state_;
 };
 
-// `path` itself when it is a checkpoint, else the newest valid one (by step) of those in it, else, of a run's folder,
-// in its `checkpoints`. Throws UserError when there is none (listing what was found invalid and why).
+// `path` itself when it is a checkpoint, else the newest valid checkpoint (by step) in it. In a run's folder it looks
+// in `checkpoints`. Throws UserError when there is none (listing what was found invalid and why).
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 // The same for all ranks, as rank 0 finds it: another rank may look a moment later, when a run has saved again.
 // Collective.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, Communicator& communicator);
-// Calls use(checkpoint) on all ranks with the checkpoint that find_checkpoint finds. Where that is the newest of
-// several and a concurrent run has deleted it before `use` was done, calls it with the newest that is there by then.
-// `use` must fail on all ranks or on none. Collective.
+// Calls use(checkpoint) on all ranks with the checkpoint that find_checkpoint finds. A concurrent run may delete the
+// newest of several before `use` is done. Then calls `use` with the newest that is there by then. `use` must fail on
+// all ranks or on none. Collective.
 void with_checkpoint(const std::filesystem::path& path, Communicator& communicator,
                      const std::function<void(const CheckpointReader&)>& use);
 // As the first, but nothing when there is none; folders that are not valid are named in `skipped`.
@@ -107,8 +107,8 @@ std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::pa
 std::int64_t count_checkpoints(const std::filesystem::path& root);
 // Deletes all but the newest `keep` valid checkpoints of root, and leftovers of interrupted saves. keep = 0 keeps all.
 void prune_checkpoints(const std::filesystem::path& root, std::int64_t keep);
-// Moves the valid checkpoints of root that lie after a step into a new folder in it, where they are neither found nor
-// counted: a run that goes on from that step leaves their branch. That folder, if there was something to move. Throws
+// Moves the valid checkpoints of root that lie after a step into a new folder in it. They are neither found nor counted
+// there: a run that goes on from that step leaves their branch. That folder, if there was something to move. Throws
 // UserError when it cannot.
 std::optional<std::filesystem::path> set_aside_checkpoints_after(const std::filesystem::path& root, std::int64_t step);
 

@@ -34,8 +34,8 @@ FileRecord record_file(const std::filesystem::path& folder, const std::string& f
 
 // Flushes to disk.
 void write_manifest(const std::filesystem::path& folder, const CheckpointManifest& manifest);
-// Throws UserError: no folder, no manifest, malformed, another format, a newer version, not as it was written, a key
-// missing or out of range, the folder named after another step.
+// Throws UserError: no folder, no manifest, malformed, another format, a newer version, not as it was written. Also
+// where a key is missing or out of range, or the folder has the name of another step.
 CheckpointManifest read_manifest(const std::filesystem::path& folder);
 // Throws UserError naming the file that is missing or has not the size recorded.
 void check_file_sizes(const std::filesystem::path& folder, const CheckpointManifest& manifest);

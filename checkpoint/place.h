@@ -18,8 +18,8 @@ struct CheckpointDemand {
 // the oldest is deleted.
 std::string room_problem(const CheckpointDemand& demand, std::int64_t existing, double free_bytes);
 
-// Throws UserError on all ranks when `root` cannot be made or written, when not all ranks see one folder there, or when
-// its disk has no room. With keep = 0 only one checkpoint must fit; if not all do, that is warned of. Collective.
+// Throws UserError on all ranks when `root` cannot be made or written, or its disk has no room. Also when not all ranks
+// see the same folder there. With keep = 0 a single checkpoint must fit; if not all do, that is warned of. Collective.
 void require_place_for_checkpoints(const std::filesystem::path& root, const CheckpointDemand& demand,
                                    Communicator& communicator);
 

@@ -1,5 +1,5 @@
-// Reading piece by piece: the virtual datasets of the index say where each piece lies, and are themselves never read,
-// so that no file is opened that the manifest does not list, and a hole among the pieces is not taken for NaN.
+// Reading piece by piece: the virtual datasets of the index say where each piece lies, and are themselves never read.
+// So no file is opened that the manifest does not list, and a hole among the pieces is not taken for NaN.
 #include <algorithm>
 #include <map>
 #include <set>

@@ -131,7 +131,8 @@ FileRecord write_shard(const fs::path& partial, const std::string& shard, const 
                        const std::vector<StoredPiece>& described) {
   std::error_code error;
   if (!fs::is_directory(partial, error)) {
-    throw UserError(partial.string(), "the ranks do not see one folder: one has made it, another cannot find it",
+    throw UserError(partial.string(),
+                    "the ranks do not see one folder: a rank has made it, and this rank cannot find it",
                     "put checkpoints on a file system that all nodes share");
   }
   hdf5::File file = hdf5::File::create(partial / shard);
@@ -200,8 +201,8 @@ void rename_or_throw(const fs::path& from, const fs::path& to) {
   if (::rename(from.c_str(), to.c_str()) != 0) throw_unwritable(to, "it cannot be renamed: " + reason(errno));
 }
 
-// Puts the finished folder in its place. One that stands there is exchanged for it in one step where the file system
-// can; elsewhere it steps aside under a name that readers know, so that at every moment one of the two is found.
+// Puts the finished folder in its place. A folder that stands there is exchanged for it in a single step where the file
+// system can. Elsewhere it steps aside under a name that readers know. So at every moment either of the two is found.
 void put_in_place(const fs::path& partial, const fs::path& folder) {
   if (::rename(partial.c_str(), folder.c_str()) == 0) return;
   if (errno != ENOTEMPTY && errno != EEXIST && errno != ENOTDIR) throw_unwritable(folder, reason(errno));
@@ -231,8 +232,8 @@ void complete(const fs::path& partial, const fs::path& folder, const CheckpointD
   flush(folder.parent_path());
 }
 
-// A full disk shows itself as an HDF5 error, a system error or a short write; all become the user's error, with the
-// disk's state with it. Defects stay defects.
+// A full disk shows itself as an HDF5 error, a system error or a short write. All become the user's error, with the
+// disk's state. Defects stay defects.
 template <class Work>
 void writing(const fs::path& place, Work work) {
   try {

@@ -32,7 +32,7 @@ if(FULMEN_CUDA)
   add_library(NCCL::nccl UNKNOWN IMPORTED)
   set_target_properties(NCCL::nccl PROPERTIES
     IMPORTED_LOCATION ${NCCL_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${NCCL_INCLUDE_DIR})
-  # Softmax attention through cuDNN. Its graphs want 9.16; older ones refuse lengths that are no multiple of 128.
+  # Softmax attention through cuDNN. Its graphs want 9.16; older versions refuse lengths that are no multiple of 128.
   set(FULMEN_CUDNN AUTO CACHE STRING "Softmax attention on GPUs through cuDNN: AUTO (where it is found), ON or OFF")
   if(FULMEN_CUDNN)  # AUTO, too
     find_path(CUDNN_INCLUDE_DIR cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS})

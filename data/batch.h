@@ -29,7 +29,7 @@ struct Batch {
   StableOrder order;
   double target_count() const;  // sum of the weights
 
-  // Of the arrays above that have an element for each token.
+  // Bytes of the arrays above that have an element for each token.
   static constexpr std::size_t bytes_per_token = 3 * sizeof(std::int32_t) + sizeof(float) + sizeof(std::int64_t);
 };
 

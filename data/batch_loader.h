@@ -26,9 +26,9 @@ struct BatchLoaderOptions {
   int read_ahead = 8;             // micro-batches
 };
 
-// A sample (or the batch's slice of it) as a row of a Batch: tokens [i*S, i*S + S] of the stream, inputs and targets
-// shifted by one before they are sliced. When states are reset at documents, segments mark the documents and a target
-// that is the first token of one has weight 0. The last row makes the batch's order.
+// A sample (or the batch's slice of it) as a row of a Batch: tokens [i*S, i*S + S] of the stream. Targets are the
+// inputs shifted by a token, before they are sliced. When states are reset at documents, segments mark the documents,
+// and a target that is a document's first token has weight 0. The last row makes the batch's order.
 void fill_row(const CorpusReader& corpus, std::int64_t sample, bool reset_state_at_documents, Batch& batch,
               std::int64_t row);
 // A batch of rows with its arrays sized but the order, segments holding what rows were filled (rows are filled in

@@ -1,4 +1,4 @@
-// The corpus format, version 2: a folder with `manifest.yaml`, the tokeniser's own file and HDF5 shards, each with
+// The corpus format, version 2: a folder with `manifest.yaml`, the tokeniser's own file and HDF5 shards. A shard has
 // `/tokens` (uint16 or uint32, chunked) and `/document_ends` (uint64, increasing, the last equal to the token count).
 #pragma once
 
@@ -42,8 +42,8 @@ struct CorpusManifest {
 
 // Throws UserError when the manifest is missing, malformed, of another format or version, or incomplete.
 CorpusManifest read_corpus_manifest(const std::filesystem::path& folder);
-// The identity of the corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where one
-// has none.
+// The identity of the corpus wherever it lies: a hash of the checksums of its shards in their order. Empty where a
+// shard has none.
 std::string corpus_identity(const CorpusManifest& manifest);
 // Which parts no checksum covers, for people: "the document ends of 3 shards". Empty where `prepare` made it.
 std::vector<std::string> unprotected(const CorpusManifest& manifest);
@@ -72,9 +72,9 @@ class CorpusReader {
   std::unique_ptr<State> state_;
 };
 
-// Reads shards part, part + parts, ... and compares their checksums with the manifest's (those that have one); also
-// every token id with the vocabulary, and that document ends increase. Part 0 compares the tokeniser's file, too.
-// Throws UserError naming the file. The defaults mean all shards.
+// Reads shards part, part + parts, ... and compares their checksums with the manifest's, where it has them; also every
+// token id with the vocabulary, and that document ends increase. Part 0 compares the tokeniser's file, too. Throws
+// UserError naming the file. The defaults mean all shards.
 void verify_corpus(const std::filesystem::path& folder, int part = 0, int parts = 1);
 
 }  // namespace fulmen

@@ -14,7 +14,7 @@ namespace fulmen {
 
 namespace {
 
-// HDF5 reads whole chunks, and holds an index of a shard's chunks while it is written: larger chunks keep that index
+// HDF5 reads whole chunks, and holds an index of a shard's chunks while it is written. Larger chunks keep that index
 // small, smaller chunks waste less on a shuffled sample. With 16 Ki tokens shuffled samples of 2048 cost the same as
 // with 8 Ki; with 32 Ki they cost about 30% more.
 constexpr std::int64_t token_chunk = std::int64_t{1} << 14;

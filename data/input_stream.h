@@ -12,8 +12,8 @@ namespace fulmen {
 
 enum class Compression { none, gzip, zstd };
 
-// The meaning of a file's name, in lower case: the compression by its ending (.gz, .gzip and .dz; .zst and .zstd), and
-// the name of what is compressed. The number of a share behind an ending (-00001-of-00010) is left out of it.
+// The meaning of a file's name, in lower case: the compression by its ending, and the name without it. Endings are .gz,
+// .gzip and .dz, .zst and .zstd. The number of a share behind an ending (-00001-of-00010) is left out of it.
 struct StoredName {
   Compression compression = Compression::none;
   std::string content;

@@ -38,8 +38,8 @@ constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of text, tokenised
 constexpr const char* model_name = "tokenizer.model";
 constexpr const char* holdout_name = "holdout";
 
-// Which documents are held out: a pure function of (seed, document), except that one of the first two documents is held
-// out and one is not, so that neither part is ever empty.
+// Whether a document is held out: a pure function of (seed, document). But exactly one document among the first two is
+// held out, so that neither part is ever empty.
 class HoldoutChoice {
  public:
   HoldoutChoice(std::uint64_t seed, double share) : random_(seed, "holdout"), share_(share) {}

@@ -1,5 +1,5 @@
-// A balanced Feistel network with Philox as its round function, walked along its cycle until it lands below the number
-// of samples (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, method 2).
+// A balanced Feistel network with Philox as its round function. It is walked along its cycle until it lands below the
+// number of samples. Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, method 2.
 #include "data/sampling_order.h"
 
 #include <utility>

@@ -59,8 +59,8 @@ bool begins_like_json(std::string_view head) {
   return quote != std::string_view::npos && head[quote] == '"';
 }
 
-// The name of an encoding in units of several bytes, or "". Without a mark text in UTF-16 is known by zero bytes: in
-// UTF-8 there are none, in UTF-16 the same half of every ASCII character is zero.
+// The name of an encoding in units of several bytes, or "". Without a mark, text in UTF-16 is known by zero bytes.
+// UTF-8 has none. In UTF-16 the same half of every ASCII character is zero.
 std::string_view wide_encoding(std::string_view head) {
   using namespace std::string_view_literals;
   if (head.starts_with("\xff\xfe\0\0"sv) || head.starts_with("\0\0\xfe\xff"sv)) return "UTF-32";

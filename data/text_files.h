@@ -11,8 +11,8 @@ namespace fulmen {
 
 enum class TextKind { plain, json_lines };
 
-// The meaning of the name, without the endings of a compression and of a share (-00001-of-00010), whatever their case:
-// .jsonl, .ndjson and .json are JSON lines, every other name is plain text.
+// The meaning of the name, without the endings of a compression and of a share (-00001-of-00010), whatever their case.
+// JSON lines end in .jsonl, .ndjson or .json; every other name is plain text.
 TextKind text_kind_of_name(const std::filesystem::path& path);
 
 struct TextFile {
@@ -32,12 +32,12 @@ struct TextListing {
 };
 
 // The files meant by `inputs`. A file that is named itself may have any name. Folders are walked in alphabetical order,
-// links followed, for .txt and JSON lines, plain or compressed; hidden names and what is not named as text are left
-// out. A file or folder is taken once, however many names lead to it. Each file is opened, so that what cannot be read
-// is known before the first is.
+// links followed, for .txt and JSON lines, plain or compressed. Hidden names and names of other kinds are left out. A
+// file or folder is taken once, however many names lead to it. Each file is opened, so that what cannot be read is
+// known before the first is.
 //
-// Throws UserError for a path that does not exist, a link to text that is gone, a folder without such files, a kind of
-// file that holds no text, and as check_text_head does.
+// Throws UserError for a path that does not exist, a link to text that is gone, and a folder without such files. Also
+// for a kind of file that holds no text, and as check_text_head does.
 TextListing list_text_files(const std::vector<std::filesystem::path>& inputs);
 
 // `head`: what the text begins with, all of it or at least text_head_bytes. Throws UserError for UTF-16 and UTF-32,

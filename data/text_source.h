@@ -9,8 +9,8 @@
 
 namespace fulmen {
 
-// A document, or the next piece of a document larger than a mebibyte: cut behind a line end if there is any, else
-// between two characters.
+// A document, or the next piece of a document larger than a mebibyte. A piece ends behind a line end if there is any,
+// else between two characters.
 struct TextPiece {
   std::string text;
   bool ends_document = true;
@@ -26,17 +26,17 @@ struct TextSourceOptions {
 };
 
 // Reads files by the kinds that their names say (data/text_files.h). Plain text: lines joined by `\n` (`\r\n` is one
-// line end), the last line end and empty lines before the first left out; a blank line may hold white space. Documents
-// of nothing but white space are skipped. Bytes that are not UTF-8 are handed on as they are.
+// line end). The last line end and empty lines before the first are left out. A blank line may hold white space.
+// Documents of nothing but white space are skipped. Bytes that are not UTF-8 are handed on as they are.
 class TextSource {
  public:
   TextSource(std::vector<std::filesystem::path> files, TextSourceOptions options);
   ~TextSource();
   TextSource(TextSource&&) noexcept;
 
-  // False at the end of the last file. Throws UserError for a line that is not a JSON object with that field (file and
-  // line), for damaged or truncated compressed data, for what is not UTF-8 text (check_text_head), and for unreadable
-  // files.
+  // False at the end of the last file. Throws UserError for a line that is not a JSON object with that field, naming
+  // file and line. Also for damaged or truncated compressed data, bytes that are not UTF-8 text (check_text_head), and
+  // unreadable files.
   bool next(TextPiece& piece);
   std::int64_t blank_documents() const;  // of JSON lines, skipped so far
   std::int64_t file_bytes_read() const;  // of all files so far, as they are stored

@@ -75,8 +75,8 @@ class SentencePieceTokenizer : public Tokenizer {
     return ids;
   }
 
-  // Whether text may be cut behind a line end without changing its pieces: a line end is a piece that joins no other
-  // and nothing is put before a text. So it is with the models trained here.
+  // Whether text may be cut behind a line end without changing its pieces. That is so where a line end is a piece that
+  // joins no other, and nothing is put before a text. So it is with the models trained here.
   bool probe_lines() const {
     for (const std::string line : {"a\n", "  b c\n", "\n"}) {
       std::vector<std::int32_t> apart = encode_whole(line);

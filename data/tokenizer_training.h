@@ -8,8 +8,8 @@
 
 namespace fulmen {
 
-// Lines chosen evenly over a text of unknown length, holding at most `most_bytes` of them: a line is kept when a keyed
-// hash of its number is below a threshold, which falls by an eighth whenever the sample is full. The same text gives
+// Lines chosen evenly over a text of unknown length, at most `most_bytes` of them. A line is kept when a keyed hash of
+// its number is below a threshold. The threshold falls by an eighth whenever the sample is full. The same text gives
 // the same sample.
 class SentenceSample {
  public:
@@ -35,7 +35,7 @@ class SentenceSample {
 };
 
 // A serialised unigram model (Kudo, "Subword Regularization", ACL 2018) with byte fallback and line ends as a piece of
-// their own, so that encoding and decoding keep every line end and space; `<unk>` 0, `<s>` 1, `</s>` 2. The same
+// their own. So encoding and decoding keep every line end and space. `<unk>` is 0, `<s>` 1, `</s>` 2. The same
 // sentences give the same model on every machine. Throws UserError when the text is too small for so large a
 // vocabulary, or a vocabulary too small for its characters.
 std::string train_sentencepiece(std::vector<std::string> sentences, std::int64_t vocabulary);

@@ -21,7 +21,7 @@ struct Range {
   T most = std::numeric_limits<T>::max();
 };
 
-// A word that a key may hold. One that is not built yet is known, and refused with `missing` as the reason.
+// A word that a key may hold. A word that is not built yet is known, and refused with `missing` as the reason.
 struct Choice {
   std::string name;
   std::string missing = {};
@@ -69,8 +69,8 @@ class Schema {
   void check(const std::string& name, std::function<std::string()> problem);
 
   // Reads YAML text (`source` names it in messages), then each "key=value" of `overrides`. Throws UserError: malformed
-  // YAML (with line and column), an unknown key (with the nearest known key), a wrong type, a value out of range or not
-  // built yet, a missing required key.
+  // YAML (with line and column), an unknown key (with the nearest known key), a missing required key. Also for a value
+  // of a wrong type, out of range, or not built yet.
   void parse(const std::string& text, const std::string& source, const std::vector<std::string>& overrides = {});
   // The same from what flat() wrote: dotted key -> value as YAML. Errors name the key alone.
   void parse(const std::map<std::string, std::string>& values);

@@ -10,9 +10,9 @@
 
 namespace fulmen {
 
-// Scratch memory handed out in stack order. It grows while the first step finds out what is needed: by a block where it
-// must, and once all is given back, blocks become one block that holds the most that was ever out at once. Afterwards
-// it allocates nothing (`blocks()` stays constant; a test watches it).
+// Scratch memory handed out in stack order. It grows, a block at a time, while the first step finds out what is needed.
+// Once all is given back, the blocks become one block. It holds the most that was ever out at once. Afterwards it
+// allocates nothing (`blocks()` stays constant; a test watches it).
 class Arena {
  public:
   Arena(Device device, MemoryKind kind, MemoryLedger& ledger) : device_(device), kind_(kind), ledger_(&ledger) {}

@@ -12,8 +12,8 @@ namespace {
 
 cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
-// Before CUDA starts: as many queues on the GPU as it has. Streams that share one wait for each other, and where one of
-// them waits for another rank that may be for ever.
+// Before CUDA starts: as many queues on the GPU as it has. Streams that share a queue wait for each other, and where
+// any of them waits for another rank that may be for ever.
 void ask_for_queues() {
   static const bool asked = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) == 0;
   if (!asked) throw_system_error("cannot set CUDA_DEVICE_MAX_CONNECTIONS");

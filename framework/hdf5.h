@@ -63,8 +63,8 @@ class Dataset {
   std::shared_ptr<FilteredChunks> filtered_;    // to be unpacked before the library does
 };
 
-// One source of a virtual dataset: `file` (relative to the folder of the virtual file), `dataset` in it, the whole of
-// which is placed at `offset`.
+// A source of a virtual dataset: `dataset` in `file`, relative to the folder of the virtual file. The whole of it is
+// placed at `offset`.
 struct VirtualSource {
   std::string file;
   std::string dataset;
@@ -89,8 +89,7 @@ class File {
 
   bool exists(const std::string& name) const;
   // Throws UserError when it is missing, when its elements are of none of the types of DType, and when they lie outside
-  // this file: in files named by a virtual dataset, by external storage or by an external link, none of which is
-  // followed.
+  // this file. Virtual datasets, external storage and external links are not followed.
   Dataset dataset(const std::string& name) const;
   // Reads the map of a virtual dataset, and nothing that it names. Throws UserError when it is missing, not virtual, or
   // maps anything but whole sources.
@@ -102,8 +101,8 @@ class File {
   Dataset create_dataset(const std::string& name, DType dtype, const Shape& shape);
   // A 1-D dataset of length 0 that can be appended to.
   Dataset create_extendible(const std::string& name, DType dtype, std::int64_t chunk);
-  // A virtual dataset over pieces in other files, for other programs to read and for virtual_map(). What no piece
-  // covers, and a piece whose file is missing, read as NaN there.
+  // A virtual dataset over pieces in other files, for other programs to read and for virtual_map(). Elements that no
+  // piece covers, and a piece whose file is missing, read as NaN there.
   void create_virtual(const std::string& name, DType dtype, const Shape& shape,
                       const std::vector<VirtualSource>& sources);
 
@@ -118,8 +117,8 @@ class File {
   const std::filesystem::path& path() const { return path_; }
 
  private:
-  // What of the file the library is about to look at. Throws UserError. Returns the filtered chunks of a dataset, which
-  // are to be checked when they are read.
+  // Checks the part of the file that the library is about to look at. Throws UserError. Returns the filtered chunks of
+  // a dataset, which are to be checked when they are read.
   FilteredChunks check_object(const std::string& name) const;
 
   Handle handle_;

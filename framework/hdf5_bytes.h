@@ -1,5 +1,5 @@
-// Bytes of an HDF5 file for the check of its structure: nothing is read beyond the end of the file, or of the part that
-// is being read. For framework/hdf5_structure*.cpp only.
+// Bytes of an HDF5 file for the check of its structure. Nothing is read beyond the end of the file, or of the part
+// under inspection. For framework/hdf5_structure*.cpp only.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ class Part {
   std::uint8_t byte() { return static_cast<std::uint8_t>(number(1)); }
   std::uint64_t address() { return number(8); }
   void skip(std::uint64_t bytes) { take(bytes); }
-  // What follows, as a part of its own.
+  // The bytes that follow, as a part of its own.
   Part part(std::uint64_t bytes) {
     const std::string_view taken = take(bytes);
     return Part({taken.begin(), taken.end()}, where_);

@@ -1,4 +1,4 @@
-// What the header of a dataset says of its elements and attributes.
+// The elements and attributes of a dataset, as its header describes them.
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -292,7 +292,7 @@ class Checker {
     }
   }
 
-  // Of the whole heap, since the library reads all of it.
+  // It covers the whole heap, since the library reads all of it.
   Part heap_object(std::uint64_t address, std::uint64_t index) const {
     Part head = file_.read(address, 16);
     head.expect("GCOL");

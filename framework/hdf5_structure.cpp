@@ -94,7 +94,7 @@ void Structure::check_root_entry(Part& entry) {
   const std::uint64_t cached = entry.number(4);
   entry.skip(4);
   const SymbolTable table{entry.address(), entry.address()};
-  // The library goes by what is cached here, without a look at the header.
+  // The library trusts the copy that is cached here, without a look at the header.
   const ObjectHeader& root = header(root_);
   if (cached > 1 || (cached == 1 && has(root, Message::symbol_table) && table != symbol_table_of(root)))
     refuse_damage(file_.where(), "the root's entry is not what its header says");

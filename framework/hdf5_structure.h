@@ -1,7 +1,7 @@
 // The structure of an HDF5 file, checked before the library is shown it. The library trusts what it reads: sizes,
-// places and counts of a damaged or hostile file lead it beyond its buffers, or round in circles. What passes here is
-// the format that the library writes by default (superblock 0 or 1, groups by symbol tables or links, plain numbers),
-// with all parts inside the file, and with no part within itself. Source: "HDF5 File Format Specification Version 3.0".
+// places and counts of a damaged or hostile file lead it beyond its buffers, or round in circles. The format that the
+// library writes by default passes: superblock 0 or 1, groups by symbol tables or links, plain numbers. All parts lie
+// inside the file, and no part within itself. Source: "HDF5 File Format Specification Version 3.0".
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ constexpr int highest_tree = 32;  // levels; a tree has at least two children at
 
 struct HeaderMessage {
   Message type = Message::nothing;
-  bool shared = false;  // it stands for one that lies elsewhere
+  bool shared = false;  // it stands for a message that lies elsewhere
   std::uint64_t address = 0, bytes = 0;
 };
 
@@ -55,9 +55,9 @@ class Structure {
   // read.
   explicit Structure(const std::filesystem::path& path);
 
-  // Checks all that the library looks at when it opens the object of that name: the type, shape and place of its
-  // elements, and its attributes. Throws UserError, naming it, also when no such object is found. Follows soft links.
-  // Returns the chunks that are still to be unpacked before they are read: none where nothing is filtered.
+  // Checks all that the library looks at when it opens the object of that name. That is the type, shape and place of
+  // its elements, and its attributes. Throws UserError, naming it, also when no such object is found. Follows soft
+  // links. Returns the chunks that are still to be unpacked before they are read: none where nothing is filtered.
   FilteredChunks check_object(const std::string& name) const;
   const FileBytes& file() const { return file_; }
   // Whether such a path is a dataset; false for links out of the file and those that lead nowhere.

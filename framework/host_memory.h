@@ -15,9 +15,9 @@ struct MemoryRoom {
   double available = 0.0;      // bytes; infinity where nothing limits it
 };
 
-// Always three, in this order: the host's (MemAvailable of /proc/meminfo), that of the control group that leaves least
-// (version 1 or 2, with those around it; pages of files that can be given back count as free), and the process's own
-// (ulimit -v). `root` stands in front of /proc and /sys, for tests.
+// Always three, in this order. The host's is MemAvailable of /proc/meminfo. The control group's is the least of it and
+// the groups around it (version 1 or 2). Pages of files that can be given back count as free. The process's own is
+// ulimit -v. `root` stands in front of /proc and /sys, for tests.
 std::vector<MemoryRoom> host_memory_rooms(const std::filesystem::path& root = "/");
 
 }  // namespace fulmen

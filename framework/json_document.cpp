@@ -62,7 +62,7 @@ class Watch {
   std::int64_t values_ = 0;
 };
 
-// Takes one text out of an object as it goes by.
+// Takes the text of a single key out of an object that is not kept.
 class TextFinder : public nlohmann::json_sax<json> {
  public:
   TextFinder(const std::string& wanted, const std::string& source) : wanted_(wanted), source_(source) {}

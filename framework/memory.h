@@ -17,8 +17,8 @@ std::string_view name_of(MemoryKind kind);
 
 // Bytes held now and at most, by kind. Every Buffer of a run is entered in the run's one ledger.
 //
-// A planning ledger counts what a run would hold: its buffers have sizes and addresses, but no memory stands behind
-// these, and kernels, copies and planned communicators touch none. So the code that allocates is the code that counts.
+// A planning ledger counts what a run would hold. Its buffers have sizes and addresses without memory behind them.
+// Kernels, copies and planned communicators touch none. So the code that allocates is the code that counts.
 class MemoryLedger {
  public:
   enum class Purpose : std::uint8_t { holding, planning };
@@ -47,9 +47,9 @@ class MemoryLedger {
   std::size_t peak_total_ = 0;
 };
 
-// Owns `bytes` of zeroed memory on a device, aligned to 256 bytes, entered in a ledger that must outlive it; of a
-// planning ledger, an address alone. Move-only. Throws UserError with the ledger's breakdown when the memory is not to
-// be had.
+// Owns `bytes` of zeroed memory on a device, aligned to 256 bytes, entered in a ledger that must outlive it. With a
+// planning ledger it has an address alone. Move-only. Throws UserError with the ledger's breakdown when the memory is
+// not to be had.
 class Buffer {
  public:
   Buffer() = default;

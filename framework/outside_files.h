@@ -1,5 +1,5 @@
 // Files that come from outside, and the names of files that such files give. Every reader of a manifest, an index, a
-// configuration or a data file goes through these, so that one rule holds for all.
+// configuration or a data file goes through these, so that the same rule holds for all.
 #pragma once
 
 #include <filesystem>
@@ -14,7 +14,7 @@ namespace fulmen {
 // a plain name: no folder in it, neither "." nor "..", no control character, at most 255 bytes.
 std::string file_name_problem(std::string_view name);
 
-// Throws UserError unless `path` is, or links to, an ordinary file: what is missing, a folder, a FIFO, a socket and a
+// Throws UserError unless `path` is, or links to, an ordinary file. A missing file, a folder, a FIFO, a socket and a
 // device are refused without being opened.
 void require_regular_file(const std::filesystem::path& path);
 

@@ -1,5 +1,5 @@
-// Ranges of the numbers that files from outside give: whatever is within them can be added up and multiplied by the
-// size of an element without overflow.
+// Ranges of the numbers that files from outside give. Numbers within them can be summed, and multiplied by the size of
+// an element, without overflow.
 #pragma once
 
 #include <cstdint>

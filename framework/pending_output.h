@@ -10,16 +10,16 @@
 namespace fulmen {
 
 // A file or folder NAME that is written as NAME.partial/NAME and moved to its place when it is complete. NAME.partial
-// holds a mark that is locked by its writer, so that what a killed writer left is told from the work of a living one,
-// and from a folder of that name that is somebody's own.
+// holds a mark that its writer has locked. So remains of a killed writer are told from the work of a living writer, and
+// from a folder of that name of other origin.
 class PendingOutput {
  public:
   enum class Kind { file, folder };
 
-  // Claims the name. Throws UserError: something stands there and is not to be overwritten, or is of another kind; a
-  // folder holds an entry that `is_part` does not know (what is replaced goes as a whole); another program is writing
-  // there; NAME.partial is not of our making and is not to be overwritten; the place cannot be written. An empty folder
-  // stands in no folder's way. A killed writer's leftovers are removed.
+  // Claims the name. Throws UserError where something stands there and is not to be overwritten, or is of another kind.
+  // Also where a folder holds an entry that `is_part` does not know, since a result is replaced as a whole. Also where
+  // another program is writing there, where NAME.partial is not of our making, and where the place cannot be written.
+  // An empty folder stands in no folder's way. A killed writer's leftovers are removed.
   PendingOutput(const std::filesystem::path& path, Kind kind, bool overwrite,
                 const std::function<bool(const std::string& name)>& is_part = {});
   ~PendingOutput();  // without complete(): removes what was written

@@ -1,5 +1,5 @@
-// Where the time of a step goes: each kernel states its work, so that its time can be held against its floor, and each
-// communication its stream, so that what is hidden behind kernels can be told from what is not.
+// Where the time of a step goes. Each kernel states its work, so that its time can be held against its floor. Each
+// communication states its stream, so that hidden and exposed communication are told apart.
 #pragma once
 
 #include <chrono>

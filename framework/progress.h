@@ -1,5 +1,5 @@
-// A progress bar on a terminal (or where FULMEN_PROGRESS=bar says that mpirun leads to one), a plain line now and then
-// otherwise. Writes to standard error.
+// A progress bar on a terminal (or where FULMEN_PROGRESS=bar says that mpirun leads to a terminal), a plain line now
+// and then otherwise. Writes to standard error.
 #pragma once
 
 #include <chrono>

@@ -3,9 +3,9 @@
 
 namespace fulmen {
 
-// To be called first. A closed descriptor 0, 1 or 2 is taken, so that no file opened later becomes a
-// standard stream; its use fails as before. SIGPIPE and SIGXFSZ are ignored: a write that nobody reads, or that goes
-// beyond the limit of a file's size, is then an error where it happens, and not a silent end. Throws InternalError.
+// To be called first. A closed descriptor 0, 1 or 2 is taken, so that no file opened later becomes a standard stream;
+// its use fails as before. SIGPIPE and SIGXFSZ are ignored. A write that nobody reads, or beyond the limit of a file's
+// size, is then an error where it happens, and not a silent end. Throws InternalError.
 void settle_standard_streams();
 
 // Writes what standard output still holds. Throws UserError when this, or a write before, has failed: then a result is

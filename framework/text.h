@@ -18,8 +18,8 @@ std::string with_thousands(std::int64_t n);  // "173,524,660,224"
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 std::vector<std::string> split(std::string_view text, char separator);
 
-// For people's eyes: what would steer a terminal (control characters but line ends and tabs, bytes that are no UTF-8)
-// stands as its number in hexadecimal. Names of files and what files hold come from outside: all that goes to a
+// Text for people. Characters that would steer a terminal (control characters but line ends and tabs, bytes that are no
+// UTF-8) stand as their number in hexadecimal. Names of files and what files hold come from outside: all that goes to a
 // terminal passes through here.
 std::string printable(std::string_view text);
 

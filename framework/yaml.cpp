@@ -27,8 +27,8 @@ bool is_plain_text(const std::string& text) {
   });
 }
 
-// Follows the parser through a document before its nodes are made, and refuses what would take the machine: nesting
-// that no stack holds, more values than memory, aliases that multiply or hold themselves.
+// Follows the parser through a document before its nodes are made. It refuses nesting that no stack holds, more values
+// than memory, and aliases that multiply or hold themselves.
 class LimitCheck : public YAML::EventHandler {
  public:
   explicit LimitCheck(const std::string& source) : source_(source) {}

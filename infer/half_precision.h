@@ -17,8 +17,8 @@ inline float fp16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112F));
 }
 
-// Rounds a number given by its bits (`mantissa` and `exponent` count them) to 16 bits: to the nearest,
-// ties to even, beyond the largest to infinity. NaN stays NaN.
+// Rounds a number given by its bits (`mantissa` and `exponent` count them) to 16 bits. It rounds to the nearest, ties
+// to even, beyond the largest to infinity. NaN stays NaN.
 template <int to_mantissa, int mantissa, int exponent, class Bits>
 std::uint16_t round_to_16_bits(Bits bits) {
   constexpr int to_exponent = 15 - to_mantissa;

@@ -1,5 +1,6 @@
-// The safetensors format (github.com/huggingface/safetensors): 8 bytes of header length, little-endian, a JSON header
-// with each tensor's dtype, shape and place, then the elements, row-major and little-endian, without gaps.
+// The safetensors format (github.com/huggingface/safetensors). 8 bytes, little-endian, have the header's length. The
+// header is JSON with each tensor's dtype, shape and place. The elements follow, row-major and little-endian, without
+// gaps.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ std::string safetensors_dtype(DType dtype);
 
 class SafetensorsReader {
  public:
-  // Reads and checks the header: its length against the file's, the JSON, each dtype, shape and byte count, and that
-  // the tensors fill the file without overlap or gap. Throws UserError.
+  // Reads and checks the header: its length against the file's, the JSON, each dtype, shape and byte count. The tensors
+  // must fill the file without overlap or gap. Throws UserError.
   explicit SafetensorsReader(const std::filesystem::path& path);
   ~SafetensorsReader();
   SafetensorsReader(SafetensorsReader&&) noexcept;
@@ -56,8 +57,8 @@ class SafetensorsWriter {
   ~SafetensorsWriter();  // without close(): removes the temporary file
   SafetensorsWriter(SafetensorsWriter&&) noexcept;
 
-  // Writes the hyperslab at `offset` of `memory`'s shape; `memory` may be strided. fp32 and fp64 memory is converted to
-  // F64, F32, F16 and BF16, rounded to nearest; otherwise both types must be the same.
+  // Writes the hyperslab at `offset` of `memory`'s shape. `memory` may be strided. fp32 and fp64 memory is converted to
+  // F64, F32, F16 and BF16, rounded to nearest. Otherwise both types must be the same.
   void write(const std::string& name, const std::vector<std::int64_t>& offset, const Tensor& memory);
   // Checks that as many elements were written as declared, flushes to disk and gives the file its name.
   void close();

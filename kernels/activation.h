@@ -13,7 +13,7 @@ enum class Activation : std::uint8_t {
   squared_relu,  // max(x, 0)^2
 };
 
-// Whether gates know it: those of gated linear units, gated norms and linear attention. activation_function.h has all.
+// Whether the gates of gated linear units, gated norms and linear attention know it. activation_function.h has all.
 constexpr bool is_gate_activation(Activation activation) { return activation <= Activation::sigmoid; }
 
 }  // namespace fulmen

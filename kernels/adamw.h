@@ -9,7 +9,7 @@
 namespace fulmen {
 
 // Values that change from step to step. Kept in device memory as an fp64 tensor [adamw_scalars], so that a captured
-// step can be replayed: {learning rate, correction1 = 1 - b1^t, correction2 = 1 - b2^t, clip_scale}.
+// step can be replayed. They are {learning rate, correction1 = 1 - b1^t, correction2 = 1 - b2^t, clip_scale}.
 inline constexpr std::int64_t adamw_scalars = 4;
 
 struct AdamwOptions {
@@ -20,9 +20,8 @@ struct AdamwOptions {
   double learning_rate_scale = 1.0;  // of the parameter group
 };
 
-// parameters, exp_avg, exp_avg_sq, gradients: flat, equal lengths; gradients may be wider than the parameters.
-// rounded: null, or (on a GPU) the weights that the model computes with: the new parameters, rounded to its narrower
-// dtype.
+// parameters, exp_avg, exp_avg_sq, gradients: flat, equal lengths; gradients may be wider than the parameters. rounded:
+// null, or (on a GPU) the weights that the model computes with, in a narrower dtype.
 void adamw_update(const Execution& execution, const Tensor& parameters, const Tensor& gradients, const Tensor& exp_avg,
                   const Tensor& exp_avg_sq, const Tensor& scalars, const AdamwOptions& options,
                   const Tensor& rounded = {});

@@ -1,5 +1,5 @@
-// The backends of the kernels. A kernel's signature stands once, in its family's header, and FULMEN_BACKENDS after it
-// declares the same function in cpu:: (kernels/cpu/) and in cuda:: (kernels/cuda/), and enters both in a table from
+// The backends of the kernels. A kernel's signature stands once, in its family's header. FULMEN_BACKENDS after it
+// declares the same function in cpu:: (kernels/cpu/) and in cuda:: (kernels/cuda/). It enters both in a table from
 // which run_on_device (kernels/dispatch.h) picks.
 #pragma once
 

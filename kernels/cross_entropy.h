@@ -13,7 +13,7 @@ namespace fulmen {
 // and count as minus infinity. targets int32 [tokens].
 //   maximum [tokens] = max over valid columns (minus infinity when valid = 0)
 //   exp_sum [tokens] = sum of exp(l - maximum) over valid columns
-//   target_logit [tokens] = l at the target if it is one of these columns, else 0
+//   target_logit [tokens] = l at the target if it is among these columns, else 0
 // The three are in the accumulation dtype.
 void cross_entropy_local(const Execution& execution, const Tensor& logits, const Tensor& targets, std::int64_t first,
                          std::int64_t valid, const Tensor& maximum, const Tensor& exp_sum, const Tensor& target_logit);
@@ -38,9 +38,9 @@ void cross_entropy_backward(const Execution& execution, const Tensor& logits, co
                             const Tensor& exp_sum, const Tensor& scale, const Tensor& d_logits);
 FULMEN_BACKENDS(cross_entropy_backward);
 
-// Where the whole vocabulary is here: the losses as cross_entropy_losses and the gradient as cross_entropy_backward
-// have them, in one, so that a GPU reads the logits once. d_logits may alias logits; null: the losses alone, the same
-// to the bit as where the gradient takes the place of the logits.
+// For a rank that has the whole vocabulary: the losses of cross_entropy_losses and the gradient of
+// cross_entropy_backward together. So a GPU reads the logits once. d_logits may alias logits; null: the losses alone,
+// the same to the bit as where the gradient takes the place of the logits.
 void cross_entropy(const Execution& execution, const Tensor& logits, const Tensor& targets, const Tensor& weights,
                    std::int64_t valid, const Tensor& scale, const Tensor& losses, const Tensor& d_logits);
 

@@ -7,8 +7,8 @@
 
 namespace fulmen {
 
-// p = softmax(logits) of each row; the `chosen` largest (the first of equal ones) get the weights p_e / sum of the
-// chosen p, all others 0. logits [tokens, experts]; probabilities, weights alike in the accumulation dtype, contiguous.
+// p = softmax(logits) of each row. The `chosen` largest (of equals the first) get the weights p_e / sum of the chosen
+// p, all others 0. logits [tokens, experts]; probabilities, weights alike in the accumulation dtype, contiguous.
 void router_forward(const Execution& execution, const Tensor& logits, std::int64_t chosen, const Tensor& probabilities,
                     const Tensor& weights);
 FULMEN_BACKENDS(router_forward);
@@ -20,13 +20,13 @@ void router_backward(const Execution& execution, const Tensor& probabilities, co
 FULMEN_BACKENDS(router_backward);
 
 // Tokens sorted by the expert that has a weight above 0 for them, and for each expert in their own order. The places of
-// an expert begin at a multiple of `alignment`; what that leaves between experts is no token's, so that products of an
+// an expert begin at a multiple of `alignment`. Places left between experts belong to no token. So products of an
 // expert's places have few different sizes, which a GPU's library prepares for once.
 struct ExpertOrder {
-  Tensor tokens;   // int32 [places]: the token at each place, -1 at those of no token
+  Tensor tokens;   // int32 [places]: the token at each place, -1 for no token
   Tensor experts;  // int32 [places]: its expert, counted from the first owned
   Tensor places;   // int32 [tokens, chosen]: the places of a token, by expert; -1 where it has fewer
-  Tensor offsets;  // int64 [owned experts + 1]: where those of each expert begin
+  Tensor offsets;  // int64 [owned experts + 1]: where the places of each expert begin
 };
 // The most places that there can be.
 inline std::int64_t most_expert_places(std::int64_t tokens, std::int64_t chosen, std::int64_t owned,

@@ -14,7 +14,7 @@ struct GemmOptions {
 };
 
 // c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] (+ c). Matrices are row-major with unit inner stride and any row
-// stride, or transposed views of such; a and b share a dtype (fp32 or fp64 on the CPU). Sums accumulate in fp32 or
+// stride, or transposed views of such. a and b share a dtype (fp32 or fp64 on the CPU). Sums accumulate in fp32 or
 // wider. k = 0 gives zero (or leaves c).
 void gemm(const Execution& execution, const Tensor& a, const Tensor& b, const Tensor& c,
           const GemmOptions& options = {});

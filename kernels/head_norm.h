@@ -1,5 +1,5 @@
-// RMSNorm of each head by itself, fused with the gain and the gate beside it: what follows retention, gated linear
-// attention and the delta rules, what Mamba-2 has before its last product, and the norm of queries and keys.
+// RMSNorm of each head by itself, fused with its gain and its gate. It follows retention, gated linear attention and
+// the delta rules. Mamba-2 has it before its last product. It is also the norm of queries and keys.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,8 @@ struct HeadNormGradients {
   Tensor y;       // the forward pass's result, written again for the layer after it; null: not wanted
 };
 
-// The gradients of what head_norm_forward computed. d_x, d_gate and y may have any row stride and each stand in the
-// place of d_y, x or the gate. d_gain is summed in an order that no number of threads changes.
+// The gradients of what head_norm_forward computed. d_x, d_gate and y may have any row stride, and lie in the place of
+// d_y, x or the gate. d_gain is summed in an order that no number of threads changes.
 void head_norm_backward(const Execution& execution, const HeadNorm& norm, const Tensor& d_y, const Tensor& x,
                         const Tensor& inverse_rms, const HeadNormGradients& gradients);
 FULMEN_BACKENDS(head_norm_backward);

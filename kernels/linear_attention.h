@@ -1,8 +1,8 @@
 // Linear attention with decay, the kernel family of TransNormerLLM, RetNet and their relatives:
 //   S_t = decay * S_(t-1) + k_t^T v_t,   o_t = q_t S_t
 // in chunk form for training (Lightning Attention-2, arXiv 2401.04658, algorithms 1 and 2) and in recurrent form for
-// decoding. SiLU on q and k and LRPE are folded in: q, k and v are read where the fused projection left them and the
-// gradients written where its backward pass reads them. No scale, no denominator.
+// decoding. SiLU on q and k and LRPE are folded in. q, k and v are read where the fused projection left them. The
+// gradients are written where its backward pass reads them. No scale, no denominator.
 #pragma once
 
 #include "framework/execution.h"
@@ -27,9 +27,9 @@ struct LinearAttentionInputs {
   // doubles the state's key width. theta fp64 [heads, key width], or null for none. positions int64 [batch, length],
   // from 0 and below 2^32. Angles are formed in fp64 or in fixed point, and reduced modulo 2 pi.
   Tensor theta, positions;
-  // Documents in a row: int64 [segments + 1] offsets into batch * length, increasing, the first 0, the last
-  // batch * length; every multiple of length is among them. The state starts anew at each, except that a row's first
-  // segment starts from initial_state.
+  // Documents in a row: int64 [segments + 1] offsets into batch * length, increasing, the first 0, the last batch *
+  // length. Every multiple of length is among them. The state starts anew at each, except that a row's first segment
+  // starts from initial_state.
   Tensor segments;
   Tensor initial_state;  // [batch, heads, state key width, value width] in the accumulation dtype, or null for zero
   Tensor piece_states =
@@ -37,8 +37,8 @@ struct LinearAttentionInputs {
 };
 
 // A path may cut long rows of few heads into pieces that it computes side by side. The states between them take a pass
-// of their own over keys and values, and in reverse one over queries and output gradients, which a later function of
-// the same tensors can be spared by tensors of this many elements, in the accumulation dtype. 0: nothing is cut, none
+// of their own over keys and values, and in reverse a pass over queries and output gradients. Tensors of this many
+// elements, in the accumulation dtype, spare a later function of the same tensors that pass. 0: nothing is cut, none
 // may be given.
 struct LinearAttentionSize {
   std::int64_t batch = 0, length = 0, heads = 0, key_width = 0, value_width = 0;

@@ -1,6 +1,6 @@
-// The states that linear attention passes between the slices of a sequence on several ranks. A slice needs of slices in
-// front of it nothing but their final states, and of those behind it nothing but the gradients of their initial states,
-// so that what travels does not grow with the length (LASP, arXiv 2404.02882; gathered once as in LASP-2, arXiv
+// The states that linear attention passes between the slices of a sequence on several ranks. A slice needs the final
+// states of the slices in front of it, and the gradients of the initial states of the slices behind it. It needs
+// nothing else, so the traffic does not grow with the length (LASP, arXiv 2404.02882; gathered once as in LASP-2, arXiv
 // 2502.07563).
 #pragma once
 
@@ -31,8 +31,8 @@ struct SliceStates {
 };
 enum class SliceSide : std::uint8_t { before, after };
 
-// The state in front of the slice, from the final states of those before it; or the gradient of the state behind it,
-// from the gradients of initial states of those after it:
+// The state in front of the slice, from the final states of earlier slices. Or the gradient of the state behind it,
+// from the gradients of initial states of later slices:
 //   out = sum over the slices on that side, those that begin less than reach tokens away, of decay^distance * their
 //   state
 // where the distance runs between the facing ends. reach, int64 [batch]: how far the row's document goes on to that

@@ -25,7 +25,7 @@ FULMEN_BACKENDS(residual_norm_forward);
 //   d_sum = d_residual + inverse_rms * (d_normed - normed * mean_j(d_normed * normed)),  normed = sum * inverse_rms
 // d_residual [tokens, width] is the gradient that reaches `sum` past the norm; null means none. d_sum is the gradient
 // of both `residual` and `branch`. Writes normed again, which the weight gradient of the layer after the norm reads
-// (null: not wanted). d_sum and normed may each alias one of d_residual, d_normed and sum.
+// (null: not wanted). d_sum and normed may each alias d_residual, d_normed or sum.
 void residual_norm_backward(const Execution& execution, const Tensor& d_normed, const Tensor& sum,
                             const Tensor& inverse_rms, const Tensor& d_residual, const Tensor& d_sum,
                             const Tensor& normed);
@@ -76,17 +76,17 @@ void sum_rows(const Execution& execution, const Tensor& values, const Tensor& ro
 FULMEN_BACKENDS(sum_rows);
 
 // The gated norm over all heads together: y = act(gate) * x * inverse_rms * gain, inverse_rms = 1/sqrt(sum/width +
-// eps). gain [local width], the activations' dtype, is 1 where it is null (MiniMax has a gain, TransNormerLLM none).
-// x, gate, y [tokens, local width] (any row stride); square_sums [tokens, n]: their sum is the sum of squares over
-// the whole width. They are the heads', as the attention kernel yields them, or their sum over all tensor ranks. width
-// is global. Writes inverse_rms [tokens] for the backward pass.
+// eps). gain [local width], the activations' dtype; null: 1 (MiniMax has a gain, TransNormerLLM none). x, gate, y
+// [tokens, local width] (any row stride). square_sums [tokens, n] sum to the squares of the whole width. They are the
+// heads', as the attention kernel yields them, or their sum over all tensor ranks. width is global. Writes inverse_rms
+// [tokens] for the backward pass.
 void gated_norm_forward(const Execution& execution, const Tensor& x, const Tensor& square_sums, std::int64_t width,
                         double epsilon, const Tensor& gate, Activation gate_activation, const Tensor& y,
                         const Tensor& inverse_rms, const Tensor& gain = {});
 FULMEN_BACKENDS(gated_norm_forward);
 
-// dot [tokens] = sum over the local width of d_y * act(gate) * gain * x * inverse_rms, for a width that is split: the
-// caller sums it over the tensor group before the backward pass.
+// dot [tokens] = sum over the local width of d_y * act(gate) * gain * x * inverse_rms, for a split width. The caller
+// sums it over the tensor group before the backward pass.
 void gated_norm_backward_dot(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                              const Tensor& gate, Activation gate_activation, const Tensor& dot,
                              const Tensor& gain = {});
@@ -96,10 +96,9 @@ FULMEN_BACKENDS(gated_norm_backward_dot);
 //   d_x = inverse_rms * (d_n - n * dot / width),  d_gate = d_y * n * gain * act'(gate),
 //   d_gain += sum over the tokens of d_y * n * act(gate).
 // d_gain [local width], accumulation dtype, null without a gain, is added to in an order that no number of threads
-// changes.
-// A null dot is formed in the same pass; the whole width must be here. Writes y again, which the weight gradient of the
-// layer after it reads (null: not wanted). d_x, d_gate and y may have any row stride and each alias one of d_y, x and
-// gate.
+// changes. A null dot is formed in the same pass; the whole width must be here. Writes y again, which the weight
+// gradient of the layer after it reads (null: not wanted). d_x, d_gate and y may have any row stride and each alias
+// d_y, x or gate.
 void gated_norm_backward(const Execution& execution, const Tensor& d_y, const Tensor& x, const Tensor& inverse_rms,
                          const Tensor& gate, Activation gate_activation, const Tensor& dot, std::int64_t width,
                          const Tensor& d_x, const Tensor& d_gate, const Tensor& y, const Tensor& gain = {},

@@ -12,8 +12,8 @@ namespace fulmen {
 std::int64_t rate_matrix_order(Device device);
 
 // Operations per second of products of square matrices of random numbers, over a tenth of a second after one product
-// that does not count. `ready` is called before the clock starts: ranks wait there for each other where all are to run
-// at once. dtype: fp64, fp32 or, on a GPU, bf16.
+// that does not count. `ready` is called before the clock starts: ranks that are to run at once wait there for each
+// other. dtype: fp64, fp32 or, on a GPU, bf16.
 double measure_product_rate(const Execution& execution, DType dtype, const std::function<void()>& ready);
 
 }  // namespace fulmen

@@ -40,7 +40,7 @@ std::vector<double> rotary_frequencies_with_end(double theta, std::int64_t rotat
 
 // Stretches low frequencies for longer contexts; transformers' rope type `llama3`. With n = original_length f / (2 pi)
 // turns of a frequency f in the original context: f / factor where n < low_frequency_factor, f where n >
-// high_frequency_factor, and between them (1 - s) f / factor + s f, s = (n - low) / (high - low).
+// high_frequency_factor, between them (1 - s) f / factor + s f. There s = (n - low) / (high - low).
 struct FrequencyScaling {
   double factor = 1.0;
   double low_frequency_factor = 1.0;

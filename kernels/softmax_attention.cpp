@@ -56,7 +56,7 @@ void check_log_sum_exp(const Tensor& x, const Shape& heads, DType dtype, const c
   check_contiguous(x, accumulation_dtype(dtype), {heads[0], heads[2], heads[1]}, name);
 }
 
-// Of `products` matrix products over the causal half of the pairs.
+// The operations of `products` matrix products over the causal half of the pairs.
 double operations(const SoftmaxAttentionInputs& inputs, double of_key_width, double of_value_width) {
   const auto pairs = static_cast<double>(inputs.query.size(0) * inputs.query.size(1) * inputs.query.size(2)) *
                      static_cast<double>(inputs.key.size(1)) / (inputs.sees_all ? 1.0 : 2.0);

@@ -2,9 +2,9 @@
 //   s_ij = scale q_i . k_j,   o_i = sum_j exp(s_ij - L_i) v_j,   L_i = log sum_j exp(s_ij)   over the keys j it sees.
 // Memory grows with the length, not with its square. Query head h reads kv head h / (heads / kv heads).
 //
-// What a query sees is said by positions in the whole sample, so that one form serves whole rows, documents, and blocks
-// of keys that another rank's slice holds: the key at position p is seen by the query at position q where
+// Positions in the whole sample say what a query sees. The query at position q sees the key at position p where
 //   first_visible(q) <= p <= q.
+// So the same form serves whole rows, documents, and blocks of keys that another rank's slice holds.
 #pragma once
 
 #include <string>
@@ -29,7 +29,7 @@ struct SoftmaxAttentionInputs {
 };
 
 // The position of the first token of each token's document, for `first_visible`. positions int64 [batch, length];
-// segments int64 [segments + 1] as LinearAttentionInputs has them. A row consists of `pieces` equal ones, each of
+// segments int64 [segments + 1] as LinearAttentionInputs has them. A row consists of `pieces` equal pieces, each of
 // neighbouring tokens of the sample, and segments end where pieces do. tokens_before int64 [batch, pieces] (or [batch],
 // one piece): by how many tokens the first document of each piece began before it; null: 0. All contiguous.
 void document_starts(const Execution& execution, const Tensor& segments, const Tensor& positions,
@@ -42,7 +42,7 @@ void softmax_attention_forward(const Execution& execution, const SoftmaxAttentio
                                const Tensor& log_sum_exp);
 FULMEN_BACKENDS(softmax_attention_forward);
 
-// Takes the result over one block of keys up into that over the blocks before, as if both had been one block:
+// Merges the result over a block of keys into the result over the blocks before, as if both had been one block:
 //   L = log(exp(L) + exp(L_block)),  o = exp(L_old - L) o + exp(L_block - L) o_block.
 // output [batch, length, heads, value width] in the accumulation dtype or the block's; log_sum_exp as above. `first`:
 // what stands there is of no block, and is overwritten.
@@ -51,7 +51,7 @@ void merge_attention(const Execution& execution, const Tensor& block_output, con
 FULMEN_BACKENDS(merge_attention);
 
 struct SoftmaxAttentionGradients {
-  // Of the forward pass over all keys, whichever of them `inputs` has; the inputs' dtype. d_output as output.
+  // From the forward pass over all keys, whichever of them `inputs` has; the inputs' dtype. d_output as output.
   Tensor output, log_sum_exp, d_output;
   Tensor d_query, d_key, d_value;  // strided as the inputs may be; they may not alias the inputs
   // false: written, in the inputs' dtype. true: added to, in the accumulation dtype, as a ring of blocks needs it.
@@ -76,13 +76,13 @@ struct SoftmaxAttentionCache {
 };
 
 // Writes key and value [batch, length, kv heads, width] behind each row's tokens. `lengths` stays: the caller adds
-// `length` once all layers have appended. Where they do not fit, it throws on the CPU; on a GPU, which alone knows
-// `lengths`, nothing is written and the step after it yields NaN.
+// `length` once all layers have appended. Where they do not fit, it throws on the CPU. A GPU alone knows `lengths`:
+// there nothing is written, and the step after it yields NaN.
 void softmax_attention_append(const Execution& execution, const Tensor& key, const Tensor& value,
                               const SoftmaxAttentionCache& cache);
 FULMEN_BACKENDS(softmax_attention_append);
 
-// One token a row: appends inputs.key and inputs.value, both [batch, 1, kv heads, width], then inputs.query [batch, 1,
+// One token a row: appends inputs.key and inputs.value, both [batch, 1, kv heads, width]. Then inputs.query [batch, 1,
 // heads, key width] attends to all lengths + 1 of them. output [batch, 1, heads, value width]. Positions and
 // first_visible of the inputs are ignored.
 void softmax_attention_step(const Execution& execution, const SoftmaxAttentionInputs& inputs,

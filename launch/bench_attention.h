@@ -24,10 +24,10 @@ AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& sha
 // The forward pass keeps the states between pieces of rows for the backward pass, as in training.
 void keep_piece_states(BenchTensors& tensors, const Execution& execution, AttentionProblem& problem);
 
-// A row for each shape, pass (forward, backward, the states that a slice of a sequence passes on) and activation of q
-// and k (none, silu, silu with LRPE), and rows for the decoding step. The floor is the traffic alone at
-// `copy_bytes_per_second`: forward reads q, k and v and writes the output; backward reads q, k, v and the output's
-// gradient and writes three gradients; states read k and v; a step also reads and writes the state. Only rows whose
+// A row for each shape, pass and activation of q and k (none, silu, silu with LRPE), and rows for the decoding step.
+// Passes are forward, backward, and the states that a slice of a sequence passes on. The floor is the traffic alone at
+// `copy_bytes_per_second`. Forward reads q, k and v and writes the output. Backward reads q, k, v and the output's
+// gradient and writes three gradients. States read k and v. A step also reads and writes the state. Only rows whose
 // name contains `filter`.
 std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype, double copy_bytes_per_second,
                                         double seconds_each, const std::string& filter);

@@ -42,7 +42,7 @@ void write_random_corpus(const std::filesystem::path& folder, std::int64_t token
 CommandLine command_line() {
   CommandLine line(
       "bench io [options]",
-      "Reads shuffled and ordered samples of a corpus on one thread; writes, verifies and reads a checkpoint.\n"
+      "Reads shuffled and ordered samples of a corpus on one thread. Writes, verifies and reads a checkpoint.\n"
       "The system reads cached files from memory: the figures are this program's, not the disk's.",
       "fulmen bench io --folder /scratch/bench");
   line.option("folder", "where to write the files, removed afterwards (bench-io)");

@@ -42,8 +42,8 @@ struct KernelShapes {
 constexpr KernelShapes cpu_shapes{4, 512, 512, 8, 1408, 8192, 8};
 constexpr KernelShapes gpu_shapes{8, 2048, 2048, 16, 5632, 64000, 16};
 
-// Tokens that are all as likely; or as text has them: the k-th most frequent in proportion to 1 / k, and neighbours in
-// frequency far apart in the vocabulary.
+// Tokens that are all as likely, or distributed as in text. Then the k-th most frequent has a share in proportion to 1
+// / k, and neighbours in frequency lie far apart in the vocabulary.
 std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabulary, bool skewed) {
   constexpr std::int64_t spread = 1000003;                          // a prime
   std::vector<double> share(static_cast<std::size_t>(vocabulary));  // of the first k + 1
@@ -84,7 +84,7 @@ class KernelBench {
   void measure(const std::string& name, const std::function<void()>& work) {
     if (wanted(name)) rows_.push_back(timer_.time(name, work));
   }
-  // A part's tensors are made only if one of its kernels, whose names are given, is wanted.
+  // A part's tensors are made only if any of its kernels, whose names are given, is wanted.
   void run_part(std::initializer_list<const char*> names, const std::function<void()>& part);
   void run_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out);
   void run_attention();
@@ -274,10 +274,10 @@ void KernelBench::run_all() {
 CommandLine command_line() {
   CommandLine line(
       "bench kernels [options]",
-      "Times each kernel and prints its ratio to its floor: the larger of its operations at the measured rate of\n"
-      "products and its bytes at the measured rate of copies. Data is where the previous call left it: tensors that\n"
-      "stay in a cache can be faster than the copy's floor. Sizes are by default small on the CPU, and on a GPU\n"
-      "the sizes of a model of 1 B parameters.",
+      "Times each kernel and prints its ratio to its floor. The floor is the larger of two times:\n"
+      "its operations at the measured rate of products, and its bytes at the measured rate of copies. Data is where\n"
+      "the previous call left it: tensors that stay in a cache can be faster than the copy's floor. Sizes are by\n"
+      "default small on the CPU, and on a GPU the sizes of a model of 1 B parameters.",
       "fulmen bench kernels --batch 4 --length 512");
   line.option("batch", "sequences (4; 8 on a GPU)");
   line.option("length", "tokens of each (512; 2048)");

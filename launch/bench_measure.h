@@ -46,9 +46,9 @@ class KernelTimer {
   KernelTimer(const Execution& execution, double seconds_each);
 
   // The median over repeats of the time that the kernels of `work` take, after one call that does not count. On a GPU
-  // the kernels of a few calls are queued behind a pass over memory, so that none waits for the host to launch it, and
-  // the median is over the means of such a few. Data stays where the previous call left it: what fits the caches is
-  // read from there.
+  // the kernels of a few calls are queued behind a pass over memory. So none waits for the host to launch it. The
+  // median is over the means of such a few. Data stays where the previous call left it: what fits the caches is read
+  // from there.
   BenchRow time(const std::string& name, const std::function<void()>& work);
 
  private:
@@ -58,8 +58,8 @@ class KernelTimer {
   Tensor ahead_;  // on a GPU: memory whose clearing keeps it busy while calls are queued
 };
 
-// The least time of a call over a quarter of a second, after a call that does not count, so that a passing disturbance
-// does not count either. Seconds.
+// The least time of a call over a quarter of a second, after a call that does not count. So a passing disturbance does
+// not count either. Seconds.
 double best_seconds(const Execution& execution, const std::function<void()>& work);
 
 }  // namespace fulmen

@@ -117,8 +117,8 @@ void print(const Json& value, int indent) {
 ExitCode run_inspect(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
       "inspect PATH [--json]",
-      "Says what is in a checkpoint, a corpus or a run's folder. For the flight records of a run that hung "
-      "or died (the\nfolder `flight` in it) it says which rank is missing and what it did last.",
+      "Says what is in a checkpoint, a corpus or a run's folder. After a run hung or died, it also reads the flight\n"
+      "records in the folder `flight`. They tell which rank is missing, and its last operation.",
       "fulmen inspect runs/demo");
   line.positional("PATH", "the folder");
   line.flag("json", "print one JSON object");

@@ -23,8 +23,9 @@ void require_one_process(const char* command, const World& world) {
 ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
   CommandLine line(
       "import --hf DIR | --safetensors PATH --config FILE --output CHECKPOINT [--overwrite]",
-      "Turns released weights into a checkpoint of step 0: a folder with config.json and safetensors, as a\n"
-      "family's released models are named, or safetensors under the names that Fulmen's checkpoints have.\n"
+      "Turns released weights into a checkpoint of step 0. --hf reads a folder with config.json and safetensors\n"
+      "under the names of the family's released models. --safetensors reads weights under the names of Fulmen's\n"
+      "checkpoints. "
       "Prints the model as a section of a configuration.",
       "fulmen import --hf runs/exported --output runs/imported");
   line.option("hf", "a folder with config.json");
@@ -35,7 +36,7 @@ ExitCode run_import(const std::vector<std::string>& arguments, World& world) {
   if (!line.parse(arguments)) return ExitCode::done;
   require_one_process("import", world);
   if (line.has("hf") == line.has("safetensors"))
-    throw UserError("import", "wants either --hf or --safetensors", "give one of them");
+    throw UserError("import", "wants either --hf or --safetensors", "give one of the two");
   if (line.has("config") != line.has("safetensors"))
     throw UserError("import", line.has("config") ? "--config belongs to --safetensors" : "--safetensors needs --config",
                     "a folder for --hf has its own config.json");

@@ -30,7 +30,8 @@ void declare_flags(CommandLine& line) {
   line.option("output", "folder of the corpus; it must be empty or new", true);
   line.flag("overwrite", "replace a corpus that stands there");
   line.option("tokenizer", "sentencepiece (default) or bytes");
-  line.option("tokenizer-model", "an existing SentencePiece model; otherwise one is trained on a sample of the input");
+  line.option("tokenizer-model",
+              "an existing SentencePiece model; by default a model is trained on a sample of the input");
   line.option("vocabulary", "tokens of the model to train (8000)");
   line.option("tokenizer-sample-bytes", "text to train it on (2500000)");
   line.option("json-field", "field of a .jsonl line that holds the text (text)");

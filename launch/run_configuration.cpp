@@ -30,9 +30,8 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "exchange shrink by parallel.tensor.");
   schema.add(
       "parallel.communication_multiprocessors", parallel.communication_multiprocessors, {0, 64},
-      "Where NCCL's kernels carry the overlapped communication of tensor ranks (on several hosts: on one the copy "
-      "engines do), how "
-      "many of a GPU's multiprocessors they have, which concurrent products do without; 0: NCCL takes what it likes.");
+      "Multiprocessors of a GPU for NCCL's kernels that overlap communication of tensor ranks; concurrent products do "
+      "without them. On a single host the copy engines carry it. 0: NCCL's own choice.");
   schema.add("parallel.sequence", parallel.sequence, {1, 1 << 16},
              "Ranks that share each sequence, contiguous slices of it; at most data.sequence_length.");
   schema.add("parallel.pipeline", parallel.pipeline, {1, 1 << 16}, "Pipeline stages.");
@@ -42,8 +41,8 @@ void bind_parallel(Schema& schema, LayoutConfig& parallel, std::string& transpor
              "Neighbours along data that share a pool of memory values; divides parallel.data.");
   schema.built_up_to("parallel.memory", 1, "a model family with memory layers");
   schema.add("parallel.stages", parallel.stages, {1, 100000},
-             "Layers of each stage, pipeline x chunks of them, such as [9, 7]; auto: by cost, so that the longest "
-             "stage is the shortest that can be.");
+             "Layers of each stage, pipeline x chunks of them, such as [9, 7]. auto: by cost, so that the longest "
+             "stage is as short as can be.");
   schema.add("parallel.zero", parallel.zero, {0, 3},
              "ZeRO stage, what is sharded over the ranks along data and sequence: 1 the optimiser's state, 2 also the "
              "gradients, 3 "
@@ -152,8 +151,8 @@ void bind_precision(Schema& schema, PrecisionConfig& precision) {
              "Accumulated gradients; auto: fp32 for bf16 parameters, else as they are.");
 }
 
-// Each number is within its range; the products of several must be countable, too: the tokens of the whole run, and the
-// elements of the widest tensors of a micro-batch.
+// Each number is within its range. Products of several must be countable, too: the tokens of the whole run, and the
+// elements of a micro-batch's widest tensors.
 void check_products(const RunConfiguration& configuration) {
   const TrainConfig& train = configuration.train;
   const ModelConfig& model = *configuration.model;

@@ -62,8 +62,8 @@ std::string value_of(const RunConfiguration& configuration, const std::string& k
 // docs/configuration.md, generated from the schema.
 std::string configuration_reference();
 
-// Compares a run's configuration with that of the checkpoint it resumes. Returns the differences, a line each; throws
-// UserError when one would silently change the training and is not in `allowed`.
+// Compares a run's configuration with the configuration of the checkpoint that it resumes. Returns the differences, a
+// line each; throws UserError when a difference would silently change the training and is not in `allowed`.
 std::vector<std::string> compare_with_checkpoint(const RunConfiguration& run,
                                                  const std::string& checkpoint_configuration,
                                                  const std::vector<std::string>& allowed);

@@ -10,9 +10,9 @@
 namespace fulmen {
 
 // Holds the lock of a run folder while it lives. The file names the host, the process and the job, and its time is
-// renewed every few seconds. A lock whose process has ended, where that can be seen, is taken over; so is the lock of
-// an earlier start of the same Slurm job, and, after `patience` seconds of watching, a lock of another host or
-// container that is not renewed any more. A lock that somebody removed is made again.
+// renewed every few seconds. A lock whose process has ended, where that can be seen, is taken over. So is the lock of
+// an earlier start of the same Slurm job. A lock of another host or container is taken over when it is not renewed
+// during `patience` seconds. A lock that somebody removed is made again.
 class RunLock {
  public:
   // Throws UserError when another run holds it.
@@ -21,8 +21,8 @@ class RunLock {
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;
 
-  // The run that has taken the folder over since, as after a long stop of this run or when somebody removed the file:
-  // "process 4711 on node7, since ...". Empty while the folder is this run's.
+  // The run that has taken the folder over since: "process 4711 on node7, since ...". That happens after a long stop of
+  // this run, or when somebody removed the file. Empty while the folder is this run's.
   std::string taken_by();
 
  private:

@@ -68,8 +68,8 @@ CommandLine command_line() {
   line.positional("CONFIG", "the configuration");
   line.repeatable("set", "change a key; may be repeated: train.steps=100");
   line.option("resume",
-              "auto (default): the run folder's newest checkpoint if it has any; none: from the start; or a "
-              "checkpoint: from it, or from the folder's newest where that descends from it");
+              "auto (default): the run folder's newest checkpoint if it has any. none: from the start. A checkpoint: "
+              "from it, or from the folder's newest where that descends from it");
   line.option("rewind", "a checkpoint to go back to; checkpoints of later steps are set aside");
   line.repeatable("allow-change",
                   "a key that may differ from the checkpoint's configuration although it changes the training");

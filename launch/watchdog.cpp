@@ -250,8 +250,8 @@ std::vector<int> Watchdog::dead_neighbours(int most) const {
   return dead;
 }
 
-// A launcher ends the ranks of a job that one rank has left; a user may also ask all ranks, or one rank, to stop with a
-// checkpoint. The former it was if most ranks have got the signal, and some cannot have heard it.
+// A launcher ends the ranks of a job that any rank has left. A user may also ask all ranks, or a single rank, to stop
+// with a checkpoint. The former it was if most ranks have got the signal, and some cannot have heard it.
 void Watchdog::on_termination() {
   record("terminated", "SIGTERM");
   // Launchers follow with SIGKILL after a second or more.
@@ -268,7 +268,7 @@ void Watchdog::on_termination() {
   if (claim_the_word()) say("the ranks of this job are being ended by SIGTERM");
 }
 
-// Whether all ranks that can, or only the ranks of this host, have written their records: a rank that was stopped, or
+// Whether all ranks that can, or only the ranks of this host, have written their records. A rank that was stopped, or
 // has ended, will not.
 bool Watchdog::all_recorded(bool here_only) const {
   std::vector<bool> settled(static_cast<std::size_t>(recorder_->ranks()), here_only || !shared_);
@@ -281,8 +281,8 @@ bool Watchdog::all_recorded(bool here_only) const {
   return std::ranges::all_of(settled, [](bool is) { return is; });
 }
 
-// Whether the run has ended well. Ranks leave once all have come to expect_end(): a neighbour that is gone by then is
-// not lost, unless those that wait for it are kept waiting.
+// Whether the run has ended well. Ranks leave once all have come to expect_end(). A neighbour that is gone by then is
+// not lost, unless ranks still wait for it.
 bool Watchdog::comes_to_an_end() const {
   constexpr std::chrono::seconds patience{5};
   const Clock::duration finished = finished_;

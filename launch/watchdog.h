@@ -1,5 +1,5 @@
-// Ends a job in which a rank died or stands still, and says which: a thread on each rank, which needs neither MPI nor
-// the thread of the step.
+// Ends a job in which a rank died or stands still, and says which. It is a thread on each rank, which needs neither MPI
+// nor the thread of the step.
 #pragma once
 
 #include <atomic>
@@ -19,8 +19,8 @@
 
 namespace fulmen {
 
-// Where a rank's process is. `started`: clock ticks since the machine's start, which tells a process from a later one
-// of the same number.
+// Where a rank's process is. `started`: clock ticks since the machine's start, which tell a process from a later
+// process of the same number.
 struct RankPlace {
   std::string host;
   std::int64_t pid = 0, started = 0;
@@ -34,7 +34,7 @@ bool process_lives(const RankPlace& place);
 // Those of all ranks, in their order. Collective.
 std::vector<RankPlace> gather_places(Communicator& ranks);
 
-// While it lives, this rank's flight record is written into a folder that all ranks share
+// While it lives, this rank's flight record is written into a folder that all ranks share:
 //  - when an operation has not been completed within the time-out, on all ranks: then the job is ended with exit code
 //  1;
 //  - when a rank on this host is gone without a word: the same;
@@ -50,7 +50,7 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  // All is saved: from here on no rank takes the end of another one for a failure. All know when it returns.
+  // All is saved: from here on no rank takes the end of another rank for a failure. All know when it returns.
   // Collective.
   void expect_end();
   // All went well: the records are taken away. Collective.

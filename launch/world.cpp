@@ -141,8 +141,8 @@ int World::fail(const Error& error) {
     watchdog_->rank_failed(error.what());
   }
   if (rank > 0) {
-    // Usually a lower rank reports the same, and this rank is ended before it reports: at once by an abort over MPI,
-    // after more than a second where MPI has not started and the launcher only sees a process end.
+    // Usually a lower rank reports the same, and this rank is ended before it reports. An abort over MPI ends it at
+    // once. Where MPI has not started, the launcher only sees a process end, which takes more than a second.
     obey_stop_signals();
     const int patience = communicator_ ? 2000 : 5000;
     std::this_thread::sleep_for(std::chrono::milliseconds(patience + 20 * std::min(rank, 50)));

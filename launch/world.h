@@ -22,9 +22,9 @@ class World {
   // moves host memory. Throws UserError when MPI and the launcher do not agree about the number of ranks.
   Communicator& communicator();
   // The same ranks for tensors on `device` (and host memory): communicator() itself on the CPU. On GPUs over NCCL or
-  // staged through the host, as `transport` says: auto (NCCL where every rank has a GPU of its own), nccl or host.
-  // Collective; called once. Throws UserError on all ranks when they chose different kinds of devices, or NCCL for GPUs
-  // that are shared.
+  // staged through the host, as `transport` says: auto, nccl or host. auto is NCCL where every rank has a GPU of its
+  // own. Collective; called once. Throws UserError on all ranks when they chose different kinds of devices, or NCCL for
+  // GPUs that are shared.
   Communicator& communicator(Device device, const std::string& transport);
   // This process's rank, before or after communicator().
   int rank() const;

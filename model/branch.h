@@ -1,8 +1,8 @@
 // A residual branch as data: what it is made of, in the order of its forward pass. A mixer is a function that fills a
 // BranchBuilder; BranchExecutor (model/branch_executor.h) runs any branch in every layout. A branch is
 //   sum = residual + branch before it;   branch = f(norm(sum))
-// (or joins the residual stream otherwise: Junction), and f begins with products of the normed tokens (or other
-// operations on them) and ends with contract() or deliver().
+// (or joins the residual stream otherwise: Junction), f begins with products of the normed tokens, or other operations
+// on them, and ends with contract() or deliver().
 #pragma once
 
 #include <memory>
@@ -37,7 +37,7 @@ struct ValueSpec {
   Value parent = {};                  // view: a product's
   std::size_t segment = 0;            // view: of the product's weight
   std::size_t parameter = 0;          // product: its weight; parameter
-  std::vector<double> elements = {};  // constant: one for each unit that tensor ranks share out
+  std::vector<double> elements = {};  // constant: a value for each unit that tensor ranks share out
   CarriedPort carried = {};
   PortType type = PortType::activation;
   Keep keep = Keep::never;
@@ -86,7 +86,7 @@ class BranchBuilder {
   void join(const Junction& junction) { branch_.junction = junction; }
   // value W^T for each weight [out, in]: a value for each segment of a weight, in their order. Weights of one call read
   // their input together: all products of the normed tokens are one call. Units of a segment are shared out over the
-  // tensor ranks; a weight without units is computed whole on each of them, and its gradient is partial there.
+  // tensor ranks. A weight without units is computed whole on each of them, and its gradient is partial there.
   std::vector<Value> project(Value value, std::vector<ParameterDeclaration> weights);
   // Vectors and other parameters that operations read themselves; their gradients are formed together with the
   // gradients of activations.
@@ -95,7 +95,7 @@ class BranchBuilder {
   Value constant(std::vector<double> elements);
   // fp64, the same on every tensor rank.
   Value shared_constant(std::vector<double> elements);
-  // What a branch before this one handed on; and handing a value on, once for each name.
+  // Reads a value that an earlier branch handed on, and hands a value on, once for each name.
   Value carried(const CarriedPort& port);
   void carry(const CarriedPort& port, Value value);
   // Results of an operation.

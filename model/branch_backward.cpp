@@ -201,7 +201,7 @@ void BranchExecutor::differentiate_operation(Differentiation& pass, std::size_t 
 void BranchExecutor::differentiate_loss(Differentiation& pass, std::size_t n) {
   const Node& node = branch_.nodes[n];
   const Arena::Frame frame(*context_.execution.scratch);
-  // Where each tensor rank holds all of the input, each gives its share: the gradients are added up.
+  // Where each tensor rank holds all of the input, each gives its share: the gradients are summed.
   const bool replicated = std::ranges::all_of(node.inputs, [&](Value value) { return spec(value).replicated; });
   const double share = replicated ? 1.0 / context_.tensor->size() : 1.0;
   const Destinations d_in(*this, pass, node);

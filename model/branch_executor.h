@@ -1,6 +1,6 @@
-// Runs a branch on this rank, in any layout: the norm in front, products that tensor ranks share, operations, what
-// crosses the borders of a slice of the sequence, recomputation, and the order of the two halves of backward, in which
-// communication of the tensor ranks goes on behind products. This is the only place that knows all of these together.
+// Runs a branch on this rank, in any layout: its norm, products that tensor ranks share, operations, and crossings of
+// the borders of a slice. It also does recomputation, and orders the two halves of backward so that communication of
+// the tensor ranks overlaps with products. This is the only place that knows all of these together.
 #pragma once
 
 #include <array>
@@ -40,9 +40,9 @@ class BranchExecutor {
   // Whether the residual goes on with the branch's norm.
   bool goes_on_with_norm() const { return branch_.junction.from_norm; }
 
-  // d_out is the gradient of the sum behind the branch; d_in that of the branch's own sum,
-  // which is started once it is written. What backward_weight will need is taken from `kept`; d_out must live until
-  // then. d_in may not alias d_out. backward_weight only adds matrix products to gradients.
+  // d_out is the gradient of the sum behind the branch. d_in is the gradient of the branch's own sum, which is started
+  // once it is written. Memory for backward_weight is taken from `kept`; d_out must live until then. d_in may not alias
+  // d_out. backward_weight only adds matrix products to gradients.
   void backward_input(int slot, const MicroBatch& micro_batch, Arena& kept, TokenGather& d_out, TokenGather& d_in);
   void backward_weight(int slot);
   // Both halves; what travels between the tensor ranks may do so behind the second.

@@ -1,5 +1,5 @@
-// Tensors other than the residual stream that layers hand to later layers: written once, by the branch that carries
-// them, and read by any branch behind it, also on another stage of the pipeline. Their gradients collect what all
+// Tensors other than the residual stream that layers hand to later layers. The branch that carries them writes them
+// once. Any branch behind it reads them, also on another stage of the pipeline. Their gradients collect what all
 // readers give.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Operations that look beyond what this rank holds. They say what crosses a border between slices, never to whom:
-// which ranks hold the neighbours, and how what crosses gets there, is in model/slice_crossing.cpp alone.
+// Operations that look beyond what this rank holds. They say what crosses a border between slices, never to whom. Which
+// ranks hold the neighbours, and how tensors get there, is in model/slice_crossing.cpp alone.
 #pragma once
 
 #include "kernels/linear_attention_states.h"
@@ -22,8 +22,8 @@ class CarryCore : public LocalOperation {
   virtual Shape state_shape(std::int64_t batch, Widths in) const = 0;
   // The state after the slice, from zero. Its results in `kept` are given to forward_from as `summarised`.
   virtual void summarise(const Pass& pass, Tensors in, const Tensor& state, Tensors kept) const = 0;
-  // The state in front of the slice from the states of the slices before it, or the gradient of the state behind it
-  // from those after it. reach int64 [batch]: how far a row's document goes on to that side.
+  // The state in front of the slice from the states of earlier slices. Or the gradient of the state behind it from the
+  // gradients of later slices. reach int64 [batch]: how far a row's document goes on to that side.
   virtual void combine(const Pass& pass, Tensors in, const SliceTable& table, SliceSide side, const Tensor& reach,
                        const Tensor& out) const = 0;
   virtual void forward_from(const Pass& pass, Tensors in, const Tensor& initial, bool summarised, Tensors out,
@@ -52,8 +52,9 @@ class CarryCore : public LocalOperation {
 class HaloCore : public LocalOperation {
  public:
   virtual std::int64_t halo() const = 0;  // tokens, of the first input
-  // before [batch, halo, width of the first input]: the tokens in front of the slice, of whatever document; zero where
-  // the sample begins; null: all are. micro_batch.tokens_before says how many belong to the row's first document.
+  // before [batch, halo, width of the first input]: the tokens in front of the slice, of whatever document. They are
+  // zero where the sample begins; null: all are. micro_batch.tokens_before says how many belong to the row's first
+  // document.
   virtual void forward_after(const Pass& pass, Tensors in, const Tensor& before, Tensors out, Tensors kept) const = 0;
   // d_before: written, zero for tokens of other documents; null: not wanted.
   virtual void backward_after(const Pass& pass, const BackwardTensors& tensors, const Tensor& before,
@@ -68,8 +69,9 @@ class HaloCore : public LocalOperation {
   void step(const Pass& pass, Tensors in, Tensors out, Tensors kept, Tensors states) const override;
 };
 
-// Queries of some neighbouring tokens of each row, [batch, rows, width], their positions in the sample, and the first
-// position that each of them sees, int64 [batch, rows]. Without positions: those of the keys, all of one document.
+// Queries of some neighbouring tokens of each row, [batch, rows, width]. Their positions in the sample, and the first
+// position that each of them sees, are int64 [batch, rows]. Without positions: the positions of the keys, all of one
+// document.
 struct RingQueries {
   Tensor query, positions, first_visible;
   bool sees_all = false;  // every query sees every key of the block
@@ -83,19 +85,19 @@ struct RingGradients {
   Tensor d_query, d_key, d_value;    // accumulation dtype, added to
 };
 
-// Attention of every token to those before it in its document: the queries of a slice meet the keys of all slices
-// before it, block by block, and what the blocks yield is merged. Inputs: queries, keys, values [tokens, width];
-// result: [tokens, width of the queries and values].
+// Attention of every token to the tokens before it in its document. The queries of a slice meet the keys of all slices
+// before it, block by block, and the blocks' results are merged. Inputs: queries, keys, values [tokens, width]; result:
+// [tokens, width of the queries and values].
 class RingCore : public LocalOperation {
  public:
-  // Of the tokens of this slice, int64 [batch, length]: the first position that each of them sees.
+  // int64 [batch, length]: the first position that each token of this slice sees.
   virtual void find_first_visible(const Pass& pass, const Tensor& first) const = 0;
   // Numbers of a token that results are merged by, accumulation dtype [batch, log_sums, rows].
   virtual std::int64_t log_sums(Widths in) const = 0;
   // Over one block of keys; output as the queries.
   virtual void forward_block(const Execution& execution, const RingQueries& queries, const RingKeys& keys,
                              const Tensor& output, const Tensor& log_sum) const = 0;
-  // Takes a block's result up into that of the blocks before, in the accumulation dtype.
+  // Merges a block's result into the result of the blocks before, in the accumulation dtype.
   virtual void merge_block(const Execution& execution, const Tensor& block_output, const Tensor& block_log_sum,
                            bool first, const Tensor& output, const Tensor& log_sum) const = 0;
   virtual void backward_block(const Execution& execution, const RingQueries& queries, const RingKeys& keys,
@@ -103,7 +105,7 @@ class RingCore : public LocalOperation {
 };
 
 // An operation on a stack of parameters that several ranks own in parts (experts). Each owner runs it for the tokens of
-// all of them and with its own items only; results are sums over the items, so that the owners' results sum to the
+// all owners and with its own items only. Results are sums over the items, so that the owners' results sum to the
 // whole. It may look at no other token, and at nothing of the micro-batch.
 class OwnedOperation : public LocalOperation {
  public:

@@ -27,8 +27,8 @@ enum class Keep : std::uint8_t {
 };
 bool keeps(Recompute recompute, Keep keep);
 
-// A tensor of a branch's stash, to which the stage gives memory: its own for as long as the micro-batch is in flight,
-// or scratch memory of the pass through its layer; that is gone at backward_weight.
+// A tensor of a branch's stash, to which the stage gives memory. That is its own for as long as the micro-batch is in
+// flight, or scratch memory of the pass through its layer. Scratch memory is gone at backward_weight.
 struct StashTensor {
   Tensor* view;
   DType dtype;

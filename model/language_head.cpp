@@ -13,8 +13,8 @@ namespace fulmen {
 namespace {
 
 // The most bytes that the logits of a chunk may take. On the CPU they are still in a cache when their gradient is
-// formed. On a GPU the chunk is to be large enough to fill it, and so that few read and write the gradient of the
-// matrix: 8192 tokens of 64000 bf16 logits.
+// formed. On a GPU a chunk is 8192 tokens of 64000 bf16 logits. It is large enough to fill the GPU, and few chunks read
+// and write the gradient of the matrix.
 constexpr std::int64_t cpu_chunk_bytes = std::int64_t{8} << 20, gpu_chunk_bytes = std::int64_t{1} << 30;
 constexpr std::int64_t cpu_chunk_unit = 64, gpu_chunk_unit = 256;  // tokens; a chunk on a GPU is a multiple of it
 

@@ -1,7 +1,6 @@
-// The end of the last stage: final norm, output projection and cross entropy, in chunks of tokens
-// so that the logits of a whole batch never exist. With a gradient wanted, each chunk's logits become their own
-// gradient at once, so that they are computed once only, and all that is kept of a micro-batch is the gradient of its
-// hidden state.
+// The end of the last stage: final norm, output projection and cross entropy. It works in chunks of tokens, so that the
+// logits of a whole batch never exist. With a gradient wanted, each chunk's logits become their own gradient at once.
+// So they are computed once only. Only the gradient of a micro-batch's hidden state is kept.
 #pragma once
 
 #include <optional>
@@ -20,7 +19,7 @@ class LanguageHead {
 
   void prepare(const BatchShape& shape, int slots);
   // Adds the sum of the micro-batch's weighted losses, in nats, to loss_sum (fp64 [1]). With `gradient`, also adds to
-  // the projection's gradient and keeps that of the stream's sum; without, keeps the normed hidden state.
+  // the projection's gradient and keeps the gradient of the stream's sum. Without it keeps the normed hidden state.
   void forward(int slot, const MicroBatch& micro_batch, const ResidualStream& stream, bool gradient,
                const Tensor& loss_sum);
   // [tokens, hidden]: the gradient of the sum of the stream, after a forward with `gradient`.

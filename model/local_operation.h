@@ -1,5 +1,5 @@
-// The local arithmetic that branches are made of. An operation knows no other rank: it reads and writes tensors of this
-// rank, and says what its results are, how long they are needed and what they cost. Operations are constant: what they
+// The local arithmetic that branches are made of. An operation knows no other rank. It reads and writes tensors of this
+// rank. It says what its results are, how long they are needed and what they cost. Operations are constant: what they
 // keep of a micro-batch lies in tensors that the executor of the branch gives them. They touch elements by kernels
 // alone: whatever else does so returns where Execution::plans().
 #pragma once
@@ -115,8 +115,8 @@ class SpanningOperation : public LocalOperation {
   void backward(const Pass& pass, const BackwardTensors& tensors) const final { backward_with(pass, tensors, {}); }
 };
 
-// A term of the training loss that a layer forms, such as a router's: for each sample a function of sums over its
-// tokens, so that it is the same however samples are cut and dealt out.
+// A term of the training loss that a layer forms, such as a router's. For each sample it is a function of sums over its
+// tokens. So it is the same however samples are cut and dealt out.
 class LossOperation {
  public:
   virtual ~LossOperation() = default;

@@ -34,14 +34,15 @@ struct ModelConfig {
   virtual void bind(Schema& schema) = 0;
   // Throws UserError naming the key when sizes are missing or do not fit each other.
   void validate() const;
-  // The values that a checkpoint must agree on, as keys of the section `model` with their values in YAML: family,
-  // layers, hidden, vocabulary, and what the family adds.
+  // The values that a checkpoint must agree on, as keys of the section `model` with their values in YAML. They are
+  // family, layers, hidden, vocabulary, and the family's own.
   std::map<std::string, std::string> identity() const;
   // The reverse. Throws UserError (naming `source`) when a value is missing, malformed or does not fit the others.
   static std::shared_ptr<const ModelConfig> from_identity(const std::map<std::string, std::string>& identity,
                                                           const std::string& source);
 
-  // Throws UserError naming parallel.tensor when a layer cannot be cut into so many shares, one for each tensor rank.
+  // Throws UserError naming parallel.tensor when a layer cannot be cut into so many shares, a share for each tensor
+  // rank.
   virtual void check_shares(int shares) const = 0;
   virtual EmbeddingSpec embedding() const = 0;
   virtual HeadSpec head() const = 0;
@@ -73,7 +74,7 @@ const FamilyConfig& as(const ModelConfig& config) {
 // Throws UserError naming `key` when texts of so many tokens are longer than the model has positions.
 void check_length(const ModelConfig& config, std::int64_t length, const std::string& key);
 
-// Parameters of the model, tied ones once, as its declarations have them.
+// Parameters of the model, tied parameters once, as its declarations have them.
 std::int64_t parameter_count(const ModelConfig& config);
 
 }  // namespace fulmen

@@ -11,9 +11,8 @@
 
 namespace fulmen {
 
-// Told what a stage is about to do with a layer's parameters, so that weights can be gathered just before they are used
-// and gradients reduced as soon as they are whole. Null functions are not called. Layers are numbered over the whole
-// model.
+// Told what a stage is about to do with a layer's parameters. So weights can be gathered just before they are used, and
+// gradients reduced as soon as they are whole. Null functions are not called. Layers are numbered over the whole model.
 struct LayerHooks {
   std::function<void(std::int64_t layer)> before_forward;          // reads weights
   std::function<void(std::int64_t layer)> before_backward_input;   // reads weights; also before recomputing the layer

@@ -13,9 +13,9 @@ namespace fulmen {
 class ModelSection {
  public:
   // Binds the keys of a family to a configuration that begins as the preset's, or as the family's defaults. Family and
-  // preset must be known before anything is read; "" where they are not given: then it is the preset's family, or the
-  // first of model_families(). Keys that only other families have are refused with their names. Throws UserError
-  // for an unknown family or preset, or a preset of another family.
+  // preset must be known before anything is read, "" where they are not given. The family is then the preset's, or the
+  // first of model_families(). Keys that only other families have are refused with their names. Throws UserError for an
+  // unknown family or preset, or a preset of another family.
   ModelSection(Schema& schema, const std::string& family, const std::string& preset);
   ModelSection(const ModelSection&) = delete;
   ModelSection& operator=(const ModelSection&) = delete;

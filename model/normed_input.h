@@ -9,9 +9,9 @@ namespace fulmen {
 
 class NormedInput {
  public:
-  // The backward pass of the norm writes it again, to `part` [residual rows, hidden]. Where the tensor ranks hold parts
-  // of the tokens that may travel behind products, it is made at once instead, from the norm's input,
-  // one pass over memory more, and sent on its way. Memory is taken from the scratch arena.
+  // The backward pass of the norm writes it again, to `part` [residual rows, hidden]. The tensor ranks may hold parts
+  // of the tokens that overlap with products on their way. Then it is made at once from the norm's input, with another
+  // pass over memory, and sent. Memory is taken from the scratch arena.
   NormedInput(const ModelContext& context, const ResidualNorm& norm, const Tensor& sum, const Tensor& statistics,
               const Tensor& part, std::int64_t tokens);
 

@@ -1,5 +1,5 @@
-// Operations on stacks of parameters over the ranks that own them: the tokens of all owners are gathered, each owner
-// forms its items' share for all of them, and the shares are summed where the tokens came from.
+// Operations on stacks of parameters over the ranks that own them. The tokens of all owners are gathered, and each
+// owner forms its items' share for all of them. The shares are summed where the tokens came from.
 #include "kernels/elementwise.h"
 #include "model/rank_crossing.h"
 

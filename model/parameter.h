@@ -41,9 +41,9 @@ struct ParameterGroupKey {
   friend bool operator==(const ParameterGroupKey&, const ParameterGroupKey&) = default;
 };
 
-// A weight as a layer uses it: a matrix [rows, columns], perhaps fused from several logical tensors, perhaps split over
+// A weight as a layer uses it: a matrix [rows, columns]. It may be fused from several logical tensors, and split over
 // the tensor ranks along one dimension. Or a stack of such matrices (experts), each split so, of which the ranks along
-// an axis own a contiguous part each. A weight that is no stack can be owned, too (a pool of memory values): its
+// an axis own a contiguous part each. A weight that is no stack can be owned, too (a pool of memory values). Its
 // segments are then cut over the axis that it is owned along, instead of over tensor.
 struct ParameterDeclaration {
   std::string name;  // of the fused weight; the logical tensor's name when there is just one
@@ -52,7 +52,7 @@ struct ParameterDeclaration {
   int dimension = 0;              // that the segments run along: 0 rows, 1 columns, of each item
   std::vector<Segment> segments;  // of each item; a stack has no more than one along columns
   bool transposed = false;        // products read the transpose: the matrix is [in, out], as GPT-2 keeps it
-  bool padded = false;            // split into equal parts, the last ones padded with zeros that never learn
+  bool padded = false;            // split into equal parts, the last parts padded with zeros that never learn
   std::array<AxisPlacement, mesh_axes> placement{};  // by Axis
   std::vector<int> shared_stages;  // pipeline coordinates that hold a copy, when placed as shared; the first owns it
   ParameterGroupKey group;
@@ -78,8 +78,8 @@ ParameterDeclaration declare_vector(const std::string& name, Shape shape, Initia
 // A weight whose logical tensor stacks `parts` matrices [rows, columns], each split over the tensor ranks in `units`.
 ParameterDeclaration declare_fused(const std::string& name, std::int64_t parts, std::int64_t rows, std::int64_t columns,
                                    std::int64_t units, const Initializer& initializer);
-// Weights [rows, columns] that read the same input, as one: a segment for each, end to end. Each is split by rows in
-// `units` of its own; `copies` as Segment says.
+// Weights [rows, columns] that read the same input, as one weight: a segment for each, end to end. Each is split by
+// rows in `units` of its own; `copies` as Segment says.
 struct JoinedWeight {
   std::string name;
   std::int64_t rows = 0, units = 0;
@@ -87,8 +87,8 @@ struct JoinedWeight {
 };
 ParameterDeclaration declare_joined(const std::string& name, const std::vector<JoinedWeight>& weights,
                                     std::int64_t columns, const Initializer& initializer);
-// Two weights that read the same input, as one: two logical tensors [rows, columns], each split by rows. Named after
-// both: a.x.weight and a.y.weight are a.x_y.
+// Two weights that read the same input, as one weight: two logical tensors [rows, columns], each split by rows. Named
+// after both: a.x.weight and a.y.weight are a.x_y.
 ParameterDeclaration declare_pair(const std::string& first, const std::string& second, const Shape& shape,
                                   const Initializer& initializer);
 // Experts: a stack [items, rows, columns] that the ranks along `owner` own. Each item is split as declare_weight says.

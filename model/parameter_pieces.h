@@ -21,10 +21,10 @@ struct ParameterPiece {
 // The row-major place in its logical tensor of element `local` (row-major, too) of a piece.
 std::int64_t global_index(const ParameterPiece& piece, std::int64_t local);
 
-// The pieces of the elements `range` of a local matrix (row-major), which lie in `memory` [range.size()], owned where
-// this rank's copy of the segment is the first. A range that begins or ends within a row makes up to three pieces of
-// each segment; of a stack, up to three for its first item and its last item, and one for the whole items between them.
-// Padding belongs to none.
+// The pieces of the elements `range` of a local matrix (row-major), which lie in `memory` [range.size()]. A piece is
+// owned where this rank's copy of the segment is the first. A range that begins or ends within a row makes up to three
+// pieces of each segment. In a stack the first and the last item have up to three pieces each, and the whole items
+// between them are a single piece. Padding belongs to none.
 std::vector<ParameterPiece> pieces_of(const ParameterDeclaration& declaration, const LocalLayout& layout,
                                       IndexRange range, const Tensor& memory);
 

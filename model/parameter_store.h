@@ -20,8 +20,8 @@ struct Precision {
   // The values that the optimiser updates: the weights themselves, or an fp32 copy of narrower weights.
   DType master() const { return accumulation_dtype(parameters); }
 
-  // Of the parameters of a group: how wide their weights and gradients are, and their moments; and whether the
-  // optimiser has a master copy.
+  // How wide the weights, gradients and moments of a group's parameters are, and whether the optimiser has a master
+  // copy.
   DType weights_of(const ParameterGroupKey& key) const { return wider(parameters, key.narrowest); }
   DType gradients_of(const ParameterGroupKey& key) const { return wider(gradients, key.narrowest); }
   DType moments_of(const ParameterGroupKey& key) const {
@@ -33,8 +33,8 @@ struct Precision {
   static DType wider(DType a, DType b) { return size_of(a) < size_of(b) ? b : a; }
 };
 
-// Which data of the parameters is sharded over the replicas (Rajbhandari et al., ZeRO, arXiv 1910.02054): at stage 1
-// the optimiser's state, at 2 also the gradients, at 3 also the weights.
+// Which data of the parameters is sharded over the replicas (Rajbhandari et al., ZeRO, arXiv 1910.02054). At stage 1 it
+// is the optimiser's state, at 2 also the gradients, at 3 also the weights.
 struct Sharding {
   int stage = 0;
   int shards = 1;                          // ranks along data and sequence that hold a shard each; 1 at stage 0
@@ -45,8 +45,8 @@ struct Sharding {
 
 using ParameterId = std::size_t;
 
-// The ranks along data and sequence that hold equal copies of some parameters, and what ZeRO makes of them: groups of
-// `shards` neighbours with a shard each, `copies` such groups.
+// The ranks along data and sequence that hold equal copies of some parameters. ZeRO forms `copies` groups of them, each
+// of `shards` neighbours with a shard each.
 struct Replication {
   std::vector<Axis> owned_along;  // axes inside data: a replica has this rank's place along them
   int shards = 1;
@@ -109,8 +109,8 @@ class ParameterStore {
   void bind_weights(std::size_t bucket, int slot);
   void bind_gradients(std::size_t bucket, int slot);
 
-  // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index), drawn in
-  // fp64 and rounded to what holds it; bf16 by way of fp32, so that it equals a rounded fp32 copy.
+  // Every element from its declaration's initialiser: a pure function of (seed, tensor name, global index). It is drawn
+  // in fp64 and rounded to the element's dtype, to bf16 by way of fp32, so that it equals a rounded fp32 copy.
   void initialize(std::uint64_t seed, const Execution& execution);
   // The same into this rank's parts of another copy of the weights.
   void initialize(std::uint64_t seed, const Execution& execution, const FlatParts& parts) const;

@@ -1,5 +1,5 @@
-// How operations that look beyond what this rank holds run on the ranks that hold the rest: slices of the sequence,
-// parts of stacks of parameters.
+// How operations that look beyond this rank's part run on the ranks that hold the rest. The parts are slices of the
+// sequence, and items of stacks of parameters.
 #pragma once
 
 #include <memory>

@@ -27,7 +27,7 @@ class ResidualNorm {
 
   // For each row, for the backward pass: [rows] or [rows, 2], accumulation dtype.
   Shape statistics_shape(std::int64_t rows) const;
-  // sum = what the stream adds up; normed = norm(sum). `sum` may be the stream's residual.
+  // sum = the sum of the stream's terms; normed = norm(sum). `sum` may be the stream's residual.
   void forward(const ResidualStream& stream, const Tensor& sum, const Tensor& normed, const Tensor& statistics) const;
   // sum = residual + branch, or residual itself where branch is null (sum may then be residual); normed = norm(sum).
   void forward(const Tensor& residual, const Tensor& branch, const Tensor& sum, const Tensor& normed,

@@ -15,13 +15,13 @@ struct Junction {
   double residual_scale = 1.0, branch_scale = 1.0;
 };
 
-// What a forward pass hands from branch to branch: the next sum is residual_scale * residual + branch_scale * branch.
+// A forward pass hands it from branch to branch: the next sum is residual_scale * residual + branch_scale * branch.
 // Tensors are [residual rows, hidden] (model/token_split.h).
 struct ResidualStream {
   Tensor residual;
   Tensor branch = {};  // null in front of the first branch
   double residual_scale = 1.0, branch_scale = 1.0;
-  Tensor branch_memory = {};                 // for the outputs of branches; null: the next one's is not wanted
+  Tensor branch_memory = {};                 // for the outputs of branches; null: the next output is not wanted
   std::array<Tensor, 2> normed_memory = {};  // where norms go on as the residual, for two branches in turns
 
   bool scaled() const { return branch && (residual_scale != 1.0 || branch_scale != 1.0); }

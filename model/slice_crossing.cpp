@@ -131,7 +131,7 @@ class CarryCrossing final : public Crossing {
   const CarryCore& core_;
 };
 
-// Rows [begin, end) of a sample that one slice has and another slice wants.
+// Rows [begin, end) of a sample that a slice has and another slice wants.
 struct Rows {
   int peer;
   IndexRange rows;

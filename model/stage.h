@@ -25,8 +25,9 @@ struct StageRange {
 // All of a model on one stage.
 StageRange whole_model(const ModelConfig& config);
 
-// The stages of a pipeline, ranks x chunks of them: `layers_per_stage` when given (its sum must be the layers), else
-// as even as can be, the earlier stages larger. Throws UserError naming parallel.stages or parallel.pipeline.
+// The stages of a pipeline, ranks x chunks of them. They are `layers_per_stage` when given (its sum must be the
+// layers), else as even as can be, the earlier stages larger. Throws UserError naming parallel.stages or
+// parallel.pipeline.
 std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                      const std::optional<std::vector<std::int64_t>>& layers_per_stage);
 
@@ -43,10 +44,10 @@ class Stage {
   // Allocates for up to `slots` micro-batches of this shape in flight.
   void prepare(const BatchShape& shape, int slots);
 
-  // The data that crosses a border of stages is the residual stream [rows(), hidden], and after it the carried tensors
-  // that cross there (model/carried.h), end to end: entering_elements() in front of the stage, leaving_elements()
-  // behind it. input: null where the embedding is; output alike, written for the next stage, null where the head is.
-  // With `gradient` a backward pass will follow.
+  // The data that crosses a border of stages is the residual stream [rows(), hidden]. After it come the carried tensors
+  // that cross there (model/carried.h), end to end. It has entering_elements() in front of the stage,
+  // leaving_elements() behind it. input: null where the embedding is; output alike, written for the next stage, null
+  // where the head is. With `gradient` a backward pass will follow.
   void forward(int slot, const MicroBatch& micro_batch, const Tensor& input, const Tensor& output, bool gradient);
 
   // d_output: the gradient of output, null where the head is; it must live until the slot's backward_weight. d_input
@@ -63,7 +64,7 @@ class Stage {
   // Sum of what the layers themselves add to what is trained on, since it was last set to zero: fp64 [1].
   Tensor layer_loss_sum() const { return layer_loss_sum_; }
 
-  // Recurrent decoding on a stage that has both embedding and head, prepared for length 1: advances the states by one
+  // Recurrent decoding on a stage that has both embedding and head, prepared for length 1. Advances the states by one
   // token a row and writes the logits [batch, vocabulary columns]. `length`: the most tokens that a text may have.
   std::vector<StateSpec> states(std::int64_t batch, std::int64_t length) const;
   void decode(const MicroBatch& micro_batch, std::span<const Tensor> states, const Tensor& logits);

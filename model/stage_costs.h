@@ -9,13 +9,13 @@
 namespace fulmen {
 
 // Operations per token of each stage's passes over samples of `length` tokens, counted from the branches of its layers.
-// Results that are made again belong to backward_input; the head's three products to forward, where it forms its
-// gradients at once; the embedding's row to both of its passes.
+// Results that are made again belong to backward_input. The head's three products belong to forward, where it forms its
+// gradients at once. The embedding's row belongs to both of its passes.
 std::vector<PassCosts> stage_costs(const ModelConfig& config, const std::vector<StageRange>& ranges,
                                    std::int64_t length, Recompute recompute);
 
-// Where parallel.stages is auto: the stages whose longest is the shortest that can be, counting all passes, head and
-// embedding; among these the most even split, the earlier stages larger. Throws UserError as split_stages does.
+// Where parallel.stages is auto: the stages whose longest is as short as can be, counting all passes, head and
+// embedding. Among these the most even split, the earlier stages larger. Throws UserError as split_stages does.
 std::vector<StageRange> split_stages_by_cost(const ModelConfig& config, int pipeline_stages, std::int64_t length,
                                              Recompute recompute);
 

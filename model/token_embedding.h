@@ -12,8 +12,8 @@
 
 namespace fulmen {
 
-// A matrix [vocabulary, hidden], split by tokens. With several pipeline stages a tied one has a copy on the first and
-// on the last.
+// A matrix [vocabulary, hidden], split by tokens. With several pipeline stages a tied embedding has a copy on the first
+// and on the last.
 ParameterDeclaration declare_token_matrix(const ModelConfig& config, const std::string& name, int pipeline_stages);
 
 // All of the embedding's parameters.

@@ -1,11 +1,11 @@
-// How the residual stream lies on the tensor ranks: whole on each, or, with parallel.tensor_sequence_split, as equal
-// parts of a micro-batch's tokens (Megatron's sequence parallelism, arXiv 2205.05198). Split, the norms and additions
-// between products work on 1/T of the tokens; the tokens are gathered before a product that the ranks share by columns,
-// and the sums of their partial outputs are scattered. Tokens that the ranks do not divide are filled up with rows that
-// nothing reads.
+// How the residual stream lies on the tensor ranks. It is whole on each, or with parallel.tensor_sequence_split split
+// into equal parts of a micro-batch's tokens (Megatron's sequence parallelism, arXiv 2205.05198). Split, the norms and
+// additions between products work on 1/T of the tokens. The tokens are gathered before a product that the ranks share
+// by columns. The sums of their partial outputs are scattered. Tokens that the ranks do not divide are filled up with
+// rows that nothing reads.
 //
-// With parallel.overlap: tensor, a product and what it waits for go round the ranks in a ring: while one part's rows
-// are multiplied, the next part, or the sum so far of the part before, travels.
+// With parallel.overlap: tensor, products and parts of the tokens go round the ranks in a ring. While one part's rows
+// are multiplied, the next part travels, or the sum so far of the part before.
 #pragma once
 
 #include <functional>
@@ -49,7 +49,7 @@ class TokenGather {
 // Rows [begin, end) of a product, given where they lie.
 using RowsOfProduct = std::function<void(const Execution& execution, IndexRange rows, const Tensor& values)>;
 
-// Calls product(execution, rows, values) for runs of rows that make up all `tokens` of `part` [residual rows, width];
+// Calls product(execution, rows, values) for runs of rows that make up all `tokens` of `part` [residual rows, width].
 // values [rows, width] are the part's rows there, gathered from the ranks. Memory is taken from the scratch arena.
 void multiply_gathered(const ModelContext& context, const Tensor& part, std::int64_t tokens,
                        const RowsOfProduct& product);
@@ -62,9 +62,9 @@ class TokenSum {
   TokenSum(const ModelContext& context, const Tensor& part, std::int64_t tokens, Arena& arena)
       : context_(context), part_(part), tokens_(tokens), arena_(arena) {}
 
-  // Calls product(execution, rows, values) for runs of rows that make up all tokens, each of which is to write this
-  // rank's share of the sum to values [rows, width], and sums over the ranks. With overlap, the sum of a whole stream
-  // goes on behind what follows. `beside`: other communication of the group overlaps.
+  // Calls product(execution, rows, values) for runs of rows that make up all tokens, and sums over the ranks. Each call
+  // is to write this rank's share of the sum to values [rows, width]. With overlap, the sum of a whole stream goes on
+  // behind what follows. `beside`: other communication of the group overlaps.
   void add_up(const RowsOfProduct& product, bool beside = false);
   // The same for a share that is written at once, to partial(), and in any order.
   const Tensor& partial();

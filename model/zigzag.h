@@ -1,6 +1,6 @@
-// How causal attention is shared out evenly over the ranks that hold slices of a sequence: each slice is cut into two
-// halves, and rank r works on the halves r and 2R - 1 - r of all 2R, an early and a late one. Every rank then meets as
-// many keys as any other. The tokens stay where they are; queries, keys and values travel to who works on them.
+// How causal attention is shared out evenly over the ranks that hold slices of a sequence. Each slice is cut into two
+// halves. Rank r works on an early and a late half: r and 2R - 1 - r of all 2R. Every rank then meets as many keys as
+// any other. The tokens stay where they are; queries, keys and values travel to who works on them.
 #pragma once
 
 #include <array>

@@ -6,11 +6,11 @@
 
 namespace fulmen {
 
-// Compares what the recorders of all ranks (made to check orders) have entered since the last time: a hash over
-// operation, bytes, dtype, reduction and root for the collectives of each communicator, and one for the transfers from
-// each rank to each other rank, the sender's against the receiver's. Where they differ, all ranks throw InternalError
-// that names the first communicator, the first operation that differs and what each rank did there. Collective over
-// `ranks`, all ranks of the job, which do not record. Costs a message from each rank to rank 0 and back.
+// Compares what the recorders of all ranks (made to check orders) have entered since the last time. For the collectives
+// of each communicator it compares a hash over operation, bytes, dtype, reduction and root. For the transfers between
+// two ranks it compares the sender's hash with the receiver's. Where they differ, all ranks throw InternalError that
+// names the first communicator, the first operation that differs and what each rank did there. Collective over `ranks`,
+// all ranks of the job, which do not record. Costs a message from each rank to rank 0 and back.
 void check_collective_order(FlightRecorder& recorder, Communicator& ranks);
 
 }  // namespace fulmen

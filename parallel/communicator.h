@@ -1,5 +1,5 @@
-// Who talks to whom, behind one interface that promises what the weakest transport keeps: no tags, order kept per pair,
-// a stream argument, grouped sends and receives.
+// Communication of ranks, behind one interface that promises what the weakest transport keeps. That is: no tags, order
+// kept per pair, a stream argument, grouped sends and receives.
 #pragma once
 
 #include <cstdint>
@@ -53,9 +53,9 @@ struct Transfer {
 };
 
 // A group of ranks. Every rank calls the same collectives in the same order. Tensors are contiguous; counts above 2^31
-// are cut into pieces. A plain call is complete, in stream order, when it returns; a start_ call returns a Pending and
+// are cut into pieces. A plain call is complete, in stream order, when it returns. A start_ call returns a Pending, and
 // its tensors must stay untouched until that was waited for. Exchanges have an order of their own for each pair of
-// ranks, but on device tensors stand in one order with the started collectives of the group.
+// ranks. On device tensors they stand in one order with the started collectives of the group.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -85,13 +85,13 @@ class Communicator {
   // these ranks only, the caller among them.
   virtual std::unique_ptr<Communicator> subgroup(const std::vector<int>& ranks) = 0;
 
-  // Makes the connections that operations on device tensors need. Collective. Without it they are made by the first
-  // operation, or the first exchange, which waits on the host for all ranks of the group and on a GPU for the kernels
-  // under way: not when those may wait for other ranks.
+  // Makes the connections that operations on device tensors need. Collective. Without it the first operation, or the
+  // first exchange, makes them. That waits on the host for all ranks of the group, and on a GPU for the kernels under
+  // way. It must not happen when these kernels may wait for other ranks.
   virtual void connect(Connections connections) { (void)connections; }
 
-  // How many multiprocessors of a GPU its operations may take from concurrent kernels, before the first of them
-  // and before connect(); 0, as without: as many as the transport finds best.
+  // How many multiprocessors of a GPU its operations may take from concurrent kernels. To be called before the first
+  // operation and before connect(). 0, as without: as many as the transport finds best.
   virtual void limit_multiprocessors(int count) { (void)count; }
 
   // Its name in the flight recorder and the profiler: "tensor", "data x sequence".
@@ -101,9 +101,9 @@ class Communicator {
   // it. A transport without such streams enters nothing: its time is the caller's.
   virtual void report_to(Profiler*) {}
 
-  // Ends the kernels that wait on a GPU for other ranks, so that this process can end; nothing works on this
-  // communicator afterwards, and what waits there without a kernel, for copies between GPUs, goes on until the process
-  // ends. Unlike all else, cancel() and abort() may be called from another thread while an operation is under way.
+  // Ends the kernels that wait on a GPU for other ranks, so that this process can end. Nothing works on this
+  // communicator afterwards. Waits without a kernel, for copies between GPUs, go on until the process ends. Unlike all
+  // else, cancel() and abort() may be called from another thread while an operation is under way.
   virtual void cancel() {}
   // Ends the job at once, on all ranks, with this exit code. Does not return.
   [[noreturn]] virtual void abort(int exit_code) = 0;

@@ -1,6 +1,5 @@
-// The flight recorder: for each communicator a ring of its last operations, kept always, and written as one file per
-// rank when a run hangs, fails or is killed. docs/formats.md has the file's format; flight_report.h reads a folder of
-// them.
+// The flight recorder: for each communicator a ring of its last operations, kept always. It is written, a file for each
+// rank, when a run hangs, fails or is killed. The format is in docs/formats.md; flight_report.h reads a folder of them.
 #pragma once
 
 #include <array>
@@ -33,8 +32,8 @@ enum class FlightOperation : std::uint8_t {
 std::string_view name_of(FlightOperation operation);
 std::string_view name_of(ReduceOp op);
 
-// Where an operation stands. The thread of the step is inside it; or it was started and is not waited for yet; or it
-// lies in a GPU's stream; or it is over; or it threw.
+// Where an operation stands. The step's thread is inside it; it was started, not waited for; it lies in a GPU's stream;
+// it is over; it threw.
 enum class FlightState : std::uint8_t { waiting, started, enqueued, done, failed };
 std::string_view name_of(FlightState state);
 

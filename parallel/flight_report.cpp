@@ -25,7 +25,7 @@ using Json = nlohmann::json;
 constexpr int most_ranks = 1 << 20;  // of a job
 constexpr std::size_t most_blamed = 64;
 
-// Numbers of a record: converted as they are, those of another kind or size would become others, or undefined. All
+// Numbers of a record: converted as they are, numbers of another kind or size would become others, or undefined. All
 // throw InternalError when it is none or out of range, upon which the record is passed over.
 std::uint64_t count(const Json& json) {
   if (!json.is_number_unsigned() || json.get<std::uint64_t>() > std::uint64_t{most_counted})
@@ -199,7 +199,7 @@ class Analysis {
         if (report.blamed.size() < most_blamed)
           report.blamed.push_back(blame_of(rank, what));
         else
-          ++report.blamed_besides;
+          ++report.more_blamed;
       }
     }
     report.verdict = verdict(report);
@@ -247,8 +247,8 @@ class Analysis {
     return hosts;
   }
 
-  // Between which hosts nothing gets through: where a rank (any, for -1) is in an operation that all have come to, on
-  // all hosts, and that is not completed. Empty where there is no such operation.
+  // The hosts between which nothing gets through. There a rank (any, for -1) is in an operation that all hosts have
+  // come to and that is not completed. Empty where there is no such operation.
   std::string cut_link(int rank) const {
     for (const Wait& wait : waits_)
       if ((rank < 0 || wait.rank == rank) && wait.for_ranks.empty() && wait.hosts.size() > 1)
@@ -381,7 +381,7 @@ class Analysis {
                   ? "\n  nothing is known of its operations"
                   : fmt::format("\n  its last {}operation: {}", own ? "" : "known ", blame.last_operation);
     }
-    if (report.blamed_besides > 0) text += fmt::format("\nand {} more ranks", report.blamed_besides);
+    if (report.more_blamed > 0) text += fmt::format("\nand {} more ranks", report.more_blamed);
     if (!report.blamed.empty()) {
       return text + list_waits([&](const Wait& wait) {
                return std::ranges::any_of(

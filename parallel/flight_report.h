@@ -21,7 +21,7 @@ struct FlightReport {
   int ranks = 0;                    // of the job
   std::vector<int> recorded;        // that left a record
   std::vector<FlightBlame> blamed;  // none when no rank waits for another; of very many the lowest
-  int blamed_besides = 0;           // that are not in the list
+  int more_blamed = 0;              // that are not in the list
   std::string verdict;              // all of it in a few lines for people
 };
 

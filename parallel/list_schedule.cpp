@@ -236,8 +236,8 @@ class ListScheduler {
     roused_.push_back(peer);
   }
 
-  // A rank's transfers between two passes proceed together, except for receives that were over while the first of these
-  // passes was still making what is sent now: these can overlap with it.
+  // A rank's transfers between two passes proceed together. Receives that were over while the first pass was still
+  // making what is sent now can overlap with that pass.
   void add_transfer(int rank, const Instruction& instruction) {
     InstructionList& list = lists_[at(rank)];
     std::vector<Ticks>& times = states_[at(rank)].transfers;

@@ -25,8 +25,8 @@ struct ListScheduleRules {
 int most_stashes(const PipelineShape& shape);
 
 // Passes last what their stage's costs say, transfers no time. Forward passes come in groups of as many micro-batches
-// as there are ranks, chunk after chunk. The result of a pass is transferred at its end: the lists of all ranks are
-// parts of this one order of events, so that they cannot wait for each other in a circle, whatever passes really last.
+// as there are ranks, chunk after chunk. The result of a pass is transferred at its end. The lists of all ranks are
+// parts of a single order of events. So they cannot wait for each other in a circle, whatever passes really last.
 // `rules` by rank.
 std::vector<InstructionList> make_list_schedule(const std::vector<ListScheduleRules>& rules, const PipelineShape& shape,
                                                 const std::vector<PassCosts>& stages);

@@ -156,7 +156,7 @@ std::vector<int> Mesh::members(const std::vector<Axis>& axes, const std::vector<
   return ranks;
 }
 
-// Axes of one rank add nothing, and an axis that spans a whole other axis has its name, so that a group has the same
+// Axes of a single rank add nothing, and an axis that spans a whole other axis has its name. So a group has the same
 // name whichever axes it is asked for by.
 std::string Mesh::name_along(const std::vector<Axis>& axes, const std::vector<Axis>& equal) const {
   std::string name;

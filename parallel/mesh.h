@@ -16,7 +16,7 @@ std::string_view name_of(Axis axis);
 std::vector<Axis> axes_inside(Axis outer);  // those that number its neighbours anew: expert and memory inside data
 
 // Sizes of the axes. Ranks are numbered so that tensor is fastest, then sequence, data, pipeline. Expert and memory lie
-// inside data and number neighbours along it: rank d along data is rank d % expert along expert and d % memory along
+// inside data and number neighbours along it. Rank d along data is rank d % expert along expert and d % memory along
 // memory. Each divides data by itself.
 struct MeshShape {
   int tensor = 1;
@@ -44,9 +44,9 @@ class Mesh {
   int coordinate_of(int rank, Axis axis) const;
   // The rank that differs from this rank only in having `coordinate` along `axis`.
   int rank_at(Axis axis, int coordinate) const;
-  // Ranks that share this rank's coordinates on every axis but `axes`, and those on the axes `equal`, in rank order:
-  // members({data}, {expert}) are the ranks along data with this rank's place along expert. Several axes inside one
-  // span the fewest neighbours that hold whole groups of each.
+  // Ranks that share this rank's coordinates on every axis but `axes`, and its coordinates on the axes `equal`, in rank
+  // order. members({data}, {expert}) are the ranks along data with this rank's place along expert. Several axes inside
+  // an axis span the fewest neighbours that hold whole groups of each.
   std::vector<int> members(const std::vector<Axis>& axes, const std::vector<Axis>& equal = {}) const;
 
   // The communicator of members(axes, equal), made when first asked for (collectively over its members) and kept.

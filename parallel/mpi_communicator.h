@@ -25,8 +25,8 @@ class MpiSession {
 
   // Whether a launcher (mpirun, srun) started this process among several ranks or at least offers MPI.
   static bool launched();
-  // This process's rank, rank count, ranks on its host and number among those, as the launcher's environment tells
-  // them, before MPI starts; 0, 1, 1, 0 without a launcher. Throw UserError when a variable is not a number.
+  // This process's rank, rank count, ranks on its host and number among those. The launcher's environment tells them
+  // before MPI starts. Without a launcher they are 0, 1, 1, 0. Throw UserError when a variable is not a number.
   static int environment_rank();
   static int environment_size();
   static int environment_local_size();

@@ -79,8 +79,8 @@ class NcclCommunicator final : public Communicator {
  public:
   using Communicator::all_reduce;
 
-  // Collective: `rendezvous_` is a copy of `host`, so that connecting does not get between other operations of `host`
-  // where the first operation on device tensors is an exchange, which some ranks may make earlier than others.
+  // Collective: `rendezvous_` is a copy of `host`, so that connecting does not get between other operations of `host`.
+  // The first operation on device tensors may be an exchange, which some ranks make earlier than others.
   NcclCommunicator(std::unique_ptr<Communicator> host, Device device, std::size_t least_bytes_to_copy,
                    std::shared_ptr<Profiler*> profiler)
       : host_(std::move(host)),
@@ -328,9 +328,9 @@ class NcclCommunicator final : public Communicator {
     return copies_->start_exchange(transfers, stream, *profiler_, all_gather_name_.c_str());
   }
 
-  // Where the copy engines do not serve: makes the connections to the previous and the next rank, both ways. NCCL
-  // makes one when it is first used, and on a GPU that waits for the kernels under way: where one side's first group
-  // sends and receives and the other's only receives, those kernels may be waiting for that very connection.
+  // Where the copy engines do not serve: makes the connections to the previous and the next rank, both ways. NCCL makes
+  // a connection at its first use, which waits on a GPU for the kernels under way. Where a side's first group sends and
+  // receives and the other's only receives, those kernels may be waiting for that very connection.
   void connect_neighbours() {
     const int next = (rank() + 1) % size(), previous = (rank() + size() - 1) % size();
     void* bytes = nullptr;
@@ -419,7 +419,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<PeerCopies> copies_;  // null: exchanges are NCCL's, too
   int multiprocessors_ = 0;
   Stream own_stream_;                    // of started operations; null until the first
-  std::shared_ptr<Profiler*> profiler_;  // one for a communicator and all its subgroups
+  std::shared_ptr<Profiler*> profiler_;  // shared by a communicator and all its subgroups
   std::string all_reduce_name_ = "all-reduce", reduce_scatter_name_ = "reduce-scatter", all_gather_name_ = "all-gather",
               exchange_name_ = "exchange";
 };

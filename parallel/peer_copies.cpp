@@ -1,10 +1,10 @@
 // Transfers between GPUs of one host by their copy engines.
 //
 // Each rank has an inbox of a few pieces for every other rank, and two counters for it. A sender waits until its
-// receiver has taken enough pieces, copies the next into the inbox and counts it there; the receiver waits for that,
+// receiver has taken enough pieces, copies the next into the inbox and counts it there. The receiver waits for that,
 // copies it to its place and counts it as taken at the sender. A sum takes a piece from every other rank at once. All
-// this is work in streams: the host waits for nothing but room in them. They hold some hundred pieces; so that no two
-// ranks wait for each other to take what neither has yet asked for, all ways go forward together, a piece each.
+// this is work in streams: the host waits for nothing but room in them. They hold some hundred pieces. All ways go
+// forward together, a piece each, so that no two ranks wait for pieces that neither has yet asked for.
 #include "parallel/peer_copies.h"
 
 #include <cuda.h>
@@ -196,7 +196,7 @@ class IpcPeerCopies final : public PeerCopies {
   };
 
   // For sums: adds zeros to the inbox in each way. A kernel that is loaded when it is first launched may keep the host
-  // until all streams are done, here those that wait for other ranks, whose hosts would be kept by theirs.
+  // until all streams are done. Here streams wait for other ranks, whose hosts theirs would keep.
   void load_kernels() const {
     for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16})
       for (const std::size_t first : {std::size_t{0}, std::size_t{1}}) {  // in packets, and where they cannot be

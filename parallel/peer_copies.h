@@ -1,8 +1,8 @@
-// Transfers between GPUs of one host by their copy engines, over NVLink or PCIe, each GPU writing into memory of the
-// other's process (CUDA IPC), and sums of what arrives so. Unlike NCCL's kernels, copies take no multiprocessor from
-// concurrent arithmetic, neither while they move bytes nor, above all, while they wait for the other side: a
-// matrix product that fills the GPU would keep NCCL's kernel out until its end, and a product that finds it waiting
-// would run in two waves. A sum takes some microseconds of them for each piece, when that has arrived.
+// Transfers between GPUs of one host by their copy engines, over NVLink or PCIe, and sums of the arriving data. Each
+// GPU writes into memory of the other's process (CUDA IPC). Unlike NCCL's kernels, copies take no multiprocessor from
+// concurrent arithmetic, while they move bytes or wait for the other side. A matrix product that fills the GPU would
+// keep NCCL's kernel out until its end. A product that finds it waiting would run in two waves. A sum takes some
+// microseconds of them for each piece, when that has arrived.
 #pragma once
 
 #include <cstddef>

@@ -42,7 +42,7 @@ struct Segment {
   std::int64_t tensor_offset = 0;  // first index of the segment in the logical tensor, along the split dimension
   std::int64_t extent = 0;         // global extent along the split dimension
   std::int64_t units = 1;          // heads, or single rows: a unit is never cut
-  // For heads that may be fewer than the ranks (keys and values of grouped queries): each rank then holds a copy of its
+  // For heads that may be fewer than the ranks (keys and values of grouped queries). Each rank then holds a copy of its
   // unit, neighbours the same unit. One number divides the other. Along rows only.
   bool copies = false;
 };

@@ -235,7 +235,8 @@ double pass_cost(const ScheduleCosts& costs, int stage, Operation operation) {
 }
 
 // Lets all ranks run until each has ended its list. A rank that reaches a group of transfers posts all of them and
-// stays until every transfer has met its counterpart: the first unmet transfer, in order, between the same two ranks.
+// stays until every transfer has met its counterpart. That is the first unmet transfer, in order, between the same two
+// ranks.
 class Simulation {
  public:
   Simulation(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs)
@@ -367,8 +368,8 @@ class Simulation {
   std::deque<int> ready_;
 };
 
-// The same when transfers overlap with passes: a list that passed the simulation above is walked with the times at
-// which what it uses has arrived.
+// The same when transfers overlap with passes. A list that passed the simulation above is walked with the times at
+// which its inputs have arrived.
 class OverlappedTiming {
  public:
   OverlappedTiming(const Dimensions& dimensions, const std::vector<InstructionList>& lists, const ScheduleCosts& costs)

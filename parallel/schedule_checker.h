@@ -16,9 +16,9 @@ struct ScheduleReport {
 };
 
 // Simulates all ranks together under rendezvous semantics: a send completes only when its receive is reached, and both
-// sides of a group proceed together. Throws InternalError naming the ranks and instructions when something is wrong: a
-// deadlock, a transfer without its counterpart or with another micro-batch, a forward or backward missing, repeated or
-// out of order, a step before the gradients are complete, a stash never freed.
+// sides of a group proceed together. Throws InternalError naming the ranks and instructions when something is wrong.
+// That is a deadlock, a transfer without its counterpart or with another micro-batch, or a forward or backward missing,
+// repeated or out of order. Also a step before the gradients are complete, and a stash never freed.
 ScheduleReport check_schedule(const std::vector<InstructionList>& lists, int micro_batches, int chunks = 1,
                               const ScheduleCosts& costs = {});
 

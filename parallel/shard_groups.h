@@ -1,5 +1,6 @@
-// Who shares shards with whom: a parameter's replicas (the ranks along data and sequence that hold equal copies of it)
-// in groups of neighbours that hold a shard each, and across the groups the ranks that hold the same shard.
+// Which ranks share shards. A parameter's replicas are the ranks along data and sequence that hold equal copies of it.
+// They form groups of neighbours that hold a shard each, and across the groups groups of ranks that hold the same
+// shard.
 #pragma once
 
 #include "parallel/layout.h"
@@ -10,8 +11,8 @@ namespace fulmen {
 // How many ranks hold a shard each: 1 without ZeRO, else what parallel.zero_group says. Collective over the mesh.
 // Throws UserError for a number that does not divide the replicas and for nodes that hold unequal numbers of them.
 int shard_count(const LayoutConfig& layout, Mesh& mesh);
-// The same for parameters that are owned along axes inside data, where `shards` ranks hold a shard of all others: as
-// many of those as hold equal copies, so that the shards stay among the same neighbours.
+// The same for parameters that are owned along axes inside data, where `shards` ranks hold a shard of all others. It
+// counts as many of those ranks as hold equal copies, so that the shards stay among the same neighbours.
 int shard_count(const Mesh& mesh, int shards, const std::vector<Axis>& owned_along);
 
 // The problem with a value of parallel.zero_group (all, node or a number), or "".

@@ -1,6 +1,6 @@
-// How the parameters of one rank lie in flat memory, in which buckets their gradients are reduced, and which part of
-// every bucket each rank of a shard group owns. An immutable value: printed, saved and tested, and read by all who move
-// shards.
+// How the parameters of one rank lie in flat memory, and in which buckets their gradients are reduced. Also which part
+// of every bucket each rank of a shard group owns. An immutable value: printed, saved and tested, and read by all who
+// move shards.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +49,8 @@ class ShardMap {
   };
 
   ShardMap() = default;
-  // Buckets are in the order in which a backward pass completes their gradients: the last layer first, and at the end a
-  // bucket for each parameter that no single layer uses (so that stages which share it cut it alike).
+  // Buckets are in the order in which a backward pass completes their gradients: the last layer first. At the end each
+  // parameter that no single layer uses has a bucket, so that stages which share it cut it alike.
   ShardMap(std::vector<MappedParameter> parameters, const ShardMapOptions& options);
 
   int shards() const { return shards_; }  // of the groups that the options do not name

@@ -24,7 +24,7 @@ char* part_of(const Tensor& tensor, std::int64_t part_elements, int index);
 // Copies a contiguous tensor on the CPU to another of the same bytes; they may be the same memory.
 void copy_bytes(const Tensor& from, const Tensor& to);
 
-// The transfers whose peer is `self`, as pairs of what is sent and where it is received: the first send goes to the
+// The transfers whose peer is `self`, as pairs of a sent tensor and where it is received. The first send goes to the
 // first receive, and so on. Throws InternalError when they do not pair up.
 std::vector<std::pair<Tensor, Tensor>> transfers_to_self(std::span<const Transfer> transfers, int self);
 // Carries them out, on the CPU.

@@ -1,5 +1,5 @@
-// Runs the tests of a program on every MPI rank: rank 0 reports the progress, every rank its failures, and a failure on
-// one rank fails them all. A test that hangs is named on every rank and aborted.
+// Runs the tests of a program on every MPI rank: rank 0 reports the progress, every rank its failures. A failure on one
+// rank fails them all. A test that hangs is named on every rank and aborted.
 #include "tests/mpi_main.h"
 
 #include <gtest/gtest.h>

@@ -1,11 +1,12 @@
-// Summing gradients over the ranks that hold parts of them, as the parameters' placements say: bucket by bucket, what
-// is partial over tensor there, then over shards to their owners, then across the copies of a shard. Each parameter
-// group has its own replicas to sum over (Replication): an expert's are those ranks along data that own it, too.
+// Summing gradients over the ranks that hold parts of them, as the parameters' placements say. Bucket by bucket,
+// partial gradients are summed over tensor, then over shards to their owners, then across the copies of a shard. Each
+// parameter group has its own replicas to sum over (Replication): an expert's are those ranks along data that own it,
+// too.
 //
 // The order of collectives is a function of the schedule alone, so all ranks of a group have the same. With overlap a
-// bucket is reduced when its last layer is done with the last micro-batch; what remains follows after the schedule, in
-// the order of the shard map. Sharded gradients (ZeRO 2 and 3) are reduced after every micro-batch, with overlap or
-// without: products when the layer's backward_weight is done, sums when its backward_input is.
+// bucket is reduced when its last layer is done with the last micro-batch. The rest follows after the schedule, in the
+// order of the shard map. Sharded gradients (ZeRO 2 and 3) are reduced after every micro-batch, with overlap or
+// without. Products are reduced when the layer's backward_weight is done, sums when its backward_input is.
 #pragma once
 
 #include <vector>
@@ -18,8 +19,8 @@ namespace fulmen {
 
 class GradientSync {
  public:
-  // overlap: reductions go on behind the backward pass. split_tokens: the tensor ranks hold parts of the tokens, so
-  // that what is placed with_tokens is partial over them.
+  // overlap: reductions go on behind the backward pass. split_tokens: the tensor ranks hold parts of the tokens. Then
+  // gradients placed with_tokens are partial over them.
   GradientSync(ParameterStore& parameters, Mesh& mesh, bool overlap, const Execution& execution,
                bool split_tokens = false);
 

@@ -9,10 +9,10 @@ namespace fulmen {
 
 enum class MemoryUse : std::uint8_t { training, evaluation };
 
-// The memory of one rank of a mesh: the ledger of a run's own model, optimiser and one step of them, made and run where
-// memory is planned alone (framework/memory.h). A function of its arguments: no other rank is asked, so that zero_group
-// must be a number or `all`. A GPU must be there, since its kernels are asked; what they hold depends on it. Throws
-// UserError as ModelRunner does.
+// The memory of one rank of a mesh: the ledger of a run's own model, optimiser and one step of them. They are made and
+// run where memory is only planned (framework/memory.h). A function of its arguments: no other rank is asked, so that
+// zero_group must be a number or `all`. A GPU must be there, since its kernels are asked; what they hold depends on it.
+// Throws UserError as ModelRunner does.
 //
 // Experts are taken to be chosen equally often: ranks that share them may need more for their tokens.
 //
@@ -21,8 +21,8 @@ enum class MemoryUse : std::uint8_t { training, evaluation };
 MemoryLedger estimate_memory(const ModelConfig& model, const ModelRunnerOptions& options, const MeshShape& shape,
                              int rank, Device device, MemoryUse use = MemoryUse::training);
 
-// Bytes that all ranks of a run hold together at the least, whatever its layout: each parameter's weight, gradient and
-// state once, and for training what enters each layer of one micro-batch on each data rank.
+// Bytes that all ranks of a run hold together at the least, whatever its layout. That is each parameter's weight,
+// gradient and state once. For training it is also the input of each layer, for one micro-batch on each data rank.
 struct LeastMemory {
   double weights = 0.0, gradients = 0.0, optimizer = 0.0, activations = 0.0;
   double total() const { return weights + gradients + optimizer + activations; }
@@ -30,8 +30,8 @@ struct LeastMemory {
 LeastMemory least_memory(const ModelConfig& model, const ModelRunnerOptions& options, const MeshShape& shape,
                          MemoryUse use = MemoryUse::training);
 
-// Bytes of host memory on each rank, in no ledger: the batches of a step and those that are read ahead, and the lists
-// of instructions for them.
+// Bytes of host memory on each rank, in no ledger: the batches of a step and of reading ahead, and their lists of
+// instructions.
 double batch_memory(const ModelRunnerOptions& options, const MeshShape& shape);
 
 }  // namespace fulmen

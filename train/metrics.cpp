@@ -33,7 +33,7 @@ std::string lines_up_to(const std::filesystem::path& path, std::int64_t last) {
     if (step > static_cast<double>(last)) return;
     if (kept.size() + line.size() >= most_kept)
       throw UserError(path.string(), "is larger than 4 GiB, more than is read again at a start",
-                      "move it away: the run begins another one");
+                      "move it away: the run begins another file");
     kept += line + "\n";
   });
   return kept;

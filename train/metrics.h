@@ -29,7 +29,7 @@ struct StepMetrics {
   std::uint64_t memory_peak_bytes = 0;             // the largest of any rank
 };
 
-// Calls f(line, its step, or -1 where it tells none) for each line of a metrics.jsonl that holds an object: a line that
+// Calls f(line, its step, or -1 where it tells none) for each line of a metrics.jsonl that holds an object. A line that
 // a crash cut short is left out. Throws UserError for what is not an ordinary file, and for a line of more than a
 // mebibyte.
 void for_each_metrics_line(const std::filesystem::path& path,
@@ -39,14 +39,14 @@ void for_each_metrics_line(const std::filesystem::path& path,
 class MetricsWriter {
  public:
   // Lines of steps after `resumed_step` are dropped: they will be made again. Throws UserError when the file is not
-  // writable, or not one of metrics (for_each_metrics_line), or larger than 4 GiB.
+  // writable, holds no metrics (for_each_metrics_line), or is larger than 4 GiB.
   MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step);
   ~MetricsWriter();  // says how many lines the disk has not taken
   MetricsWriter(const MetricsWriter&) = delete;
   MetricsWriter& operator=(const MetricsWriter&) = delete;
 
-  // Never ends a run: lines that the disk does not take wait in memory, the first 8 MiB of them, and are written before
-  // the next call. A file that somebody removed or replaced is begun again. Both are said once.
+  // Never ends a run. Lines that the disk does not take wait in memory, the first 8 MiB of them. They are written
+  // before the lines of the next call. A file that somebody removed or replaced is begun again. Both are said once.
   void write(const StepMetrics& metrics);
 
  private:
@@ -63,9 +63,10 @@ class MetricsWriter {
   bool in_trouble_ = false;  // and that was said
 };
 
-// Arithmetic of training per token: 6 x parameters (a tied matrix counts once, as the output projection) plus what
-// the branches do outside products (model/stage_costs.h): linear attention's state takes 12 x layers x hidden x head
-// width (update and read-out, 2 x 2 operations an element of the state, times 3 for the backward pass).
+// Arithmetic of training per token: 6 x parameters, plus operations of the branches outside products
+// (model/stage_costs.h). A tied matrix counts once, as the output projection. Linear attention's state takes 12 x
+// layers x hidden x head width. Update and read-out are 2 x 2 operations an element of the state, times 3 for the
+// backward pass.
 double training_flops_per_token(const ModelConfig& config, std::int64_t length);
 
 }  // namespace fulmen

@@ -30,8 +30,7 @@ constexpr DType element_type(const std::vector<T>&) {
   return dtype_of<T>;
 }
 
-// Whether a single document fills every sample, as far as this slice and what it knows of the others say: all slices of
-// a sample say the same.
+// Whether a single document fills every sample, as far as this slice knows. All slices of a sample say the same.
 bool has_one_document(const Batch& batch) {
   const std::int64_t behind = batch.sample_length - batch.slice_begin - batch.length;
   const auto all = [](const std::vector<std::int64_t>& tokens, std::int64_t wanted) {

@@ -58,15 +58,15 @@ class ModelRunner {
   const Execution& execution() const { return execution_; }
 
   // One step's gradient from this data rank's micro-batches: sets the gradients to zero, runs the schedule and reduces
-  // them; then calls update (null for none; not where no target counts) and gathers what it changed. Collective.
+  // them. Then calls update (null for none; not where no target counts) and gathers the changed weights. Collective.
   StepLoss accumulate(std::span<const Batch> batches, const std::function<void()>& update);
 
-  // Around a change of this rank's parts of the weights that is not an update (a checkpoint, an initialisation): what
-  // still reads them ends before; after, collectively, the others' parts are gathered.
+  // Around a change of this rank's parts of the weights that is not an update (a checkpoint, an initialisation). All
+  // that still reads them ends before. After it, collectively, the others' parts are gathered.
   void before_weights_change() { weights_.wait(); }
   void weights_changed() { weights_.weights_changed(); }
 
-  // The sum of losses and of target weights of this data rank's batches, forward only; any number of them, the same on
+  // The sum of losses and of target weights of this data rank's batches, forward only. Any number of them, the same on
   // all ranks of a pipeline, and on all data ranks where ZeRO 3 gathers weights. Call reduce_loss for the mean over
   // all.
   void evaluate(std::span<const Batch> batches);

@@ -37,7 +37,7 @@ class Optimizer {
   const FlatParts& exp_avg_sq() const { return exp_avg_sq_; }
 
  private:
-  // One call of the kernel: parts that lie one behind the other in each of these.
+  // One call of the kernel: parts that are neighbours in each of these.
   struct Run {
     std::size_t group;
     Tensor master, gradients, exp_avg, exp_avg_sq, rounded;

@@ -105,8 +105,8 @@ class PipelineExecutor {
   void finish_micro_batch(const Instruction& instruction);
   // Runs a pass of instruction's chunk, which waits for no transfer.
   void pass(Timed kind, const Instruction& instruction, const std::function<void()>& work);
-  // Runs the group, or starts it. A group of receives that comes next is started with it: its place in the order of
-  // transfers is the same, and what it brings may travel during the passes between.
+  // Runs the group, or starts it. A group of receives that comes next is started with it. Its place in the order of
+  // transfers is the same, and its tensors may travel during the passes between.
   void transfer(const InstructionList& list, std::size_t begin);
   void start(std::span<const Instruction> group);
   void complete(Started& started);
@@ -130,9 +130,9 @@ struct TimedPasses {
   double seconds = 0.0;
   double mean() const { return count > 0 ? seconds / count : 0.0; }
 };
-// Means by pass; their sum is all that was timed. Where both backward passes of a micro-batch ran joined,
-// what that takes beyond a backward_input alone counts as the weight gradient's; all of it as backward_input's where
-// none ran alone.
+// Means by pass; their sum is all that was timed. Where both backward passes of a micro-batch ran joined, their time
+// beyond a backward_input alone counts as the weight gradient's. Where no backward_input ran alone, all of it counts as
+// backward_input's.
 PassCosts mean_costs(const TimedPasses& forward, const TimedPasses& backward_input, const TimedPasses& backward_weight,
                      const TimedPasses& joined);
 

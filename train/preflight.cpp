@@ -51,7 +51,7 @@ std::vector<Wish> places_of(Device device) {
   return places;
 }
 
-// What lies in tensors is taken from the device, batches from the host: both of them the CPU's memory where that is it.
+// Tensors are taken from the device's memory, batches from the host's. On the CPU both are the same memory.
 std::vector<Wish> wishes(Device device, double tensors, double batches) {
   std::vector<Wish> list = places_of(device);
   for (Wish& wish : list)
@@ -63,8 +63,8 @@ std::vector<Wish> wishes(Device device, double tensors, double batches) {
 struct SharedRoom {
   double available = std::numeric_limits<double>::infinity();  // the least that any of them sees
   double wanted = 0.0;                                         // by all of them
-  double most = -1.0;                                          // wanted by one of them,
-  int rank = 0;                                                // which is this
+  double most = -1.0;                                          // wanted by a single rank,
+  int rank = 0;                                                // that rank
 };
 // By kind of room (a GPU, the host, its control group, the process), then by identity.
 using SharedRooms = std::vector<std::map<std::int64_t, SharedRoom>>;
@@ -108,10 +108,9 @@ std::string breakdown(std::initializer_list<std::pair<std::string_view, double>>
 }
 
 constexpr const char* memory_remedy =
-    "look for a mistyped size; lower train.micro_batch or data.sequence_length, or set parallel.recompute "
-    "(activations, workspace); spread the model over more ranks with parallel.tensor or parallel.pipeline, and its "
-    "optimizer with "
-    "parallel.zero; or use more hosts or GPUs";
+    "look for a mistyped size. For activations and workspace lower train.micro_batch or data.sequence_length, or set "
+    "parallel.recompute. Or spread the model over more ranks with parallel.tensor or parallel.pipeline, and its "
+    "optimizer with parallel.zero. Or use more hosts or GPUs";
 
 // Wherever the ranks are, and however the model is laid out on them.
 void require_least_memory(const LeastMemory& least, double batches, const SharedRooms& rooms) {

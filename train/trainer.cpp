@@ -197,8 +197,8 @@ void Trainer::write_header(double peak) {
        fmt::format("parameters: {}\n"
                    "ranks: {}\n"
                    "layout: {}\n"
-                   "flops_per_token: {}   # 6 x parameters + what operations of layers take besides products\n"
-                   "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, added up\n"
+                   "flops_per_token: {}   # 6 x parameters + operations of layers outside products\n"
+                   "peak_flops: {:.6g}   # all ranks' {} x {} x {} matrix product, measured at the start, summed\n"
                    "model_flops_utilisation: tokens_per_second x flops_per_token / peak_flops\n",
                    parameter_count(*options_.model), mesh_.world().size(), mesh_.shape().describe(), flops_per_token_,
                    peak, order, order, order));
@@ -296,7 +296,7 @@ void Trainer::save_once() {
 }
 
 // A save that fails for want of a place is tried again; all ranks have agreed on its failure. If it was not the last
-// one, training then goes on until the next.
+// save, training then goes on until the next.
 void Trainer::save(bool last) {
   if (saved_step_ == progress_.step) return;
   constexpr std::array<int, 2> pauses = {1, 5};  // seconds: a file system may be about to come back
@@ -361,7 +361,7 @@ ExitCode Trainer::run() {
         "predicted",
         100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
   save(true);
-  // A wish that came with the last step would end the next run after one.
+  // A wish that came with the last step would end the next run after its first step.
   if (leader_) std::filesystem::remove(folder_ / "STOP");
   if (!stopped) return ExitCode::done;
   log_info("stopped at step {} of {} as asked; run the same command again to go on", progress_.step, steps_);

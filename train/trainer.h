@@ -31,19 +31,19 @@ struct TrainerOptions {
   std::function<void()> after_step;       // called on all ranks after each step, if there is one
 };
 
-// Checks that belong to neither the schema nor the model: batches that data ranks and micro-batches do not divide, a
-// model vocabulary smaller than the corpus's. Throws UserError.
+// Checks that belong to neither the schema nor the model. Data ranks and micro-batches must divide the batch. The
+// model's vocabulary must not be smaller than the corpus's. Throws UserError.
 void check_training(const TrainerOptions& options, const MeshShape& shape);
 
 // How a run's options reach the model runner and the loader of this rank.
 ModelRunnerOptions runner_options(const TrainerOptions& options, const MeshShape& shape);
 BatchLoaderOptions loader_options(const TrainerOptions& options, const Mesh& mesh, std::int64_t first_sample);
 
-// Trains until the last step (ExitCode::done) or until asked to stop by a signal or a file STOP in the run folder
-// (ExitCode::stopped), with a checkpoint at the end either way. Throws DivergedError when the loss or the gradient's
-// norm is no longer finite: the last checkpoint then stays as it is. The corpus's checksums are verified first, its
-// shards dealt over the ranks. `start_up` gets the phases of the start and is then written to the log. Collective over
-// the mesh.
+// Trains until the last step (ExitCode::done), or until a signal or a file STOP in the run folder asks to stop
+// (ExitCode::stopped). A checkpoint is written at the end either way. Throws DivergedError when the loss or the
+// gradient's norm is no longer finite: the last checkpoint then stays as it is. The corpus's checksums are verified
+// first, its shards dealt over the ranks. `start_up` gets the phases of the start and is then written to the log.
+// Collective over the mesh.
 ExitCode train(const TrainerOptions& options, Mesh& mesh, const Execution& execution, PhaseTimes& start_up);
 
 }  // namespace fulmen

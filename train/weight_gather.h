@@ -1,6 +1,6 @@
-// Gathering sharded weights: after an update (ZeRO 1 and 2) into the flat weights, or (ZeRO 3) a layer at a time into
-// slots, just before it is used. A slot is free again when the next layer but so many takes it: nothing is allocated in
-// a step.
+// Gathering sharded weights. With ZeRO 1 and 2 that is after an update, into the flat weights. With ZeRO 3 it is a
+// layer at a time, into slots, just before the layer is used. A slot is free again when the next layer but so many
+// takes it: nothing is allocated in a step.
 //
 // All ranks of a shard group run the same passes over the same layers, so they gather in the same order.
 #pragma once

@@ -1,5 +1,5 @@
-// How the tensors of a Hugging Face folder ("released") and the logical tensors of a checkpoint lie in each other: one
-// list of blocks, read in both directions.
+// How the tensors of a Hugging Face folder ("released") and the logical tensors of a checkpoint lie in each other. It
+// is one list of blocks, read in both directions.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct TensorBlock {
 };
 
 // Two blocks with the same elements. Apart from extents of 1, which may stand anywhere, both have the same extents in
-// the same order; `transposed` swaps the last two dimensions of the released block.
+// the same order. `transposed` swaps the last two dimensions of the released block.
 struct TensorPart {
   TensorBlock released, logical;
   bool transposed = false;
@@ -46,8 +46,8 @@ class TensorMap {
   TensorBlock item(const std::string& logical, std::int64_t index) const;
   TensorBlock item_rows(const std::string& logical, std::int64_t index, std::int64_t begin, std::int64_t count) const;
 
-  // A released tensor that holds this block and nothing else, with the block's own dimensions (transposed: the last two
-  // of them swapped), or, for an item of a stack, the dimensions of the item.
+  // A released tensor that holds this block and nothing else. It has the block's own dimensions (transposed: the last
+  // two of them swapped), or, for an item of a stack, the item's.
   void add(const std::string& released, const TensorBlock& logical, bool transposed = false);
   void add_item(const std::string& released, const TensorBlock& logical, bool transposed = false);
   // Any block of a released tensor. Its shape is where its blocks end.
@@ -88,8 +88,8 @@ class TensorMap {
   std::vector<std::string> passed_over_;
 };
 
-// The part's share of the hyperslab of a logical tensor at `offset`, in `memory`: the same memory with the released
-// tensor's dimensions, and where it lies there. Null memory: nothing.
+// The part's share of the hyperslab of a logical tensor at `offset`, in `memory`. It is the same memory with the
+// released tensor's dimensions, and where it lies there. Null memory: nothing.
 struct ReleasedPiece {
   std::vector<std::int64_t> offset;
   Tensor memory;

@@ -1,5 +1,5 @@
-// Sums over the rows of a matrix, a value for each column, in an order that no number of threads changes: blocks of
-// rows are summed by themselves, then one after the other.
+// Sums over the rows of a matrix, a value for each column, in an order that no number of threads changes. Blocks of
+// rows are summed by themselves, then in their order.
 #pragma once
 
 #include <algorithm>

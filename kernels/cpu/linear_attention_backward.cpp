@@ -1,6 +1,6 @@
 // Chunked linear attention, backward (Lightning Attention-2, arXiv 2401.04658, algorithm 2). Per head: from left to
-// right the states are computed again and kept, one per chunk; from right to left the gradients follow with the state's
-// adjoint.
+// right the states are computed again and kept, a state per chunk. From right to left the gradients follow with the
+// state's adjoint.
 #include <algorithm>
 #include <cstring>
 

@@ -1,5 +1,5 @@
-// Shared by the forward and the backward pass of chunked linear attention: the chunks of a row, tables of decay
-// powers, and the loading of strided rows with activation and LRPE.
+// Shared by the forward and the backward pass of chunked linear attention: the chunks of a row, and tables of decay
+// powers. Also the loading of strided rows with activation and LRPE.
 #pragma once
 
 #include <vector>

@@ -1,5 +1,6 @@
-// The states that slices of a sequence pass on: what a slice adds to them, their combination, and what they add to a
-// slice that has been computed without them. Threads share out the heads of all rows, as in the chunk form.
+// The states that slices of a sequence pass on: a slice's contribution to them, their combination, and their
+// contribution to a slice that was computed without them. Threads share out the heads of all rows, as in the chunk
+// form.
 #include "kernels/linear_attention_states.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Products of matrices that stay in the cache, for the chunks of linear attention: register-blocked, on one thread,
-// with the scaling by decays and the causal triangle folded in.
+// Products of matrices that stay in the cache, for the chunks of linear attention. They are register-blocked and run on
+// one thread, with the scaling by decays and the causal triangle folded in.
 #pragma once
 
 #include <cstdint>

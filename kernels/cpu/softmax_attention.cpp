@@ -1,4 +1,5 @@
-// What stands around blocked softmax attention on the CPU: where documents start, the merging of blocks, decoding.
+// Parts of softmax attention on the CPU outside the blocked passes: starts of documents, the merging of blocks,
+// decoding.
 #include "kernels/softmax_attention.h"
 
 #include <algorithm>

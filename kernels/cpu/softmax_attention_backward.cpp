@@ -1,6 +1,6 @@
 // Blocked softmax attention, backward (FlashAttention-2, arXiv 2307.08691, algorithm 2), as two passes in which every
-// thread writes what it alone sums: gradients of queries a block of queries at a time, gradients of keys and values a
-// block of keys at a time.
+// thread writes its own sums. The first forms gradients of queries, a block of queries at a time. The second forms
+// gradients of keys and values, a block of keys at a time.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -59,7 +59,7 @@ FULMEN_VECTORIZED void store_row(const T* from, T factor, T* to, std::int64_t wi
   for (std::int64_t j = 0; j < width; ++j) to[j] = add ? to[j] + factor * from[j] : factor * from[j];
 }
 
-// What both passes do to one block of queries against one block of keys.
+// A block of queries against a block of keys, as both passes need it.
 template <class T>
 class Backward {
  public:
@@ -220,7 +220,7 @@ void softmax_attention_backward(const Execution& execution, const SoftmaxAttenti
       std::memset(own, 0, bytes);
       const Workspace<T> work(shape, own);
       Backward<T> backward(shape, inputs, gradients, visible, deltas, work);
-      // Late queries see the most keys, early keys are seen by the most queries: first the long ones.
+      // Late queries see the most keys, early keys are seen by the most queries: long blocks come first.
 #pragma omp for schedule(dynamic) nowait
       for (std::int64_t task = 0; task < query_tasks; ++task) {
         const std::int64_t head = task % (shape.batch * shape.heads);

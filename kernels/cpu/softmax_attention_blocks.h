@@ -1,5 +1,5 @@
-// What the forward and the backward pass of blocked softmax attention share: which keys a query sees, as ranges, and
-// the loading of blocks.
+// Shared by the forward and the backward pass of blocked softmax attention: which keys a query sees, as ranges, and the
+// loading of blocks.
 #pragma once
 
 #include <algorithm>

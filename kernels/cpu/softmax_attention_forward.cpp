@@ -1,5 +1,5 @@
 // Blocked softmax attention, forward (FlashAttention-2, arXiv 2307.08691, algorithm 1). Threads share out the blocks of
-// queries of all heads; each walks the keys that its block sees, with the running maximum and sum of every query.
+// queries of all heads. Each walks the keys that its block sees, with the running maximum and sum of every query.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -160,7 +160,7 @@ void softmax_attention_forward(const Execution& execution, const SoftmaxAttentio
       std::uint8_t* const own = memory + omp_get_thread_num() * bytes;
       std::memset(own, 0, bytes);
       const Workspace<T> work(shape, own);
-      // Late blocks see the most keys: first the long ones.
+      // Late blocks see the most keys: long blocks come first.
 #pragma omp for schedule(dynamic)
       for (std::int64_t task = 0; task < tasks; ++task) {
         const std::int64_t block = blocks - 1 - task / (shape.batch * shape.heads);

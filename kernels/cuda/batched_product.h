@@ -17,7 +17,7 @@ struct BatchedMatrix {
   BatchedMatrix transpose() const { return {data, rows, columns, !transposed}; }
 };
 
-// A right to the device's cuBLAS handle, on the execution's stream; others wait while it lasts. cuBLAS works in memory
+// A right to the device's cuBLAS handle, on the execution's stream. Others wait while it lasts. cuBLAS works in memory
 // of the scratch arena, which must belong to a frame of the caller's.
 class BatchedProducts {
  public:

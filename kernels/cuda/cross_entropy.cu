@@ -1,5 +1,5 @@
-// Cross entropy on a GPU: a block per row of logits; one reading of them forward, one reading and one writing backward,
-// or a single read and write for both where a block can hold a row.
+// Cross entropy on a GPU: a block per row of logits. Forward reads them once, backward reads and writes them once.
+// Where a block can hold a row, both together read and write them once.
 #include "kernels/cuda/cross_entropy.h"
 
 #include "kernels/cuda/device_activation.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ A minus_infinity() {
   return -static_cast<A>(INFINITY);
 }
 
-// The other value where one is NaN.
+// Where a value is NaN, the other.
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 
@@ -174,8 +174,8 @@ requires(length % 2 == 0) class Largest<__nv_bfloat16, length> {
   Packet<__nv_bfloat16, 2> pair_{0xff80ff80u};  // of minus infinity
 };
 
-// A row's packets in a block: a thread's first packets in registers, the others in its own places of shared memory, so
-// that two blocks find room and one computes while the other loads or stores.
+// A row's packets in a block: a thread's first packets in registers, the others in its own places of shared memory. So
+// two blocks find room, and either computes while the other loads or stores.
 template <int length, class T>
 struct HeldRow {
   static constexpr int of_registers = 8, of_shared = length > 1 ? 8 : 0,
@@ -219,8 +219,8 @@ struct HeldRow {
   }
 };
 
-// The gradients of the logits of a packet, the first of which is at `column`: ratio * exp(logit - shift), less `factor`
-// at the target, and 0 from column `valid` on.
+// The gradients of the logits of a packet, which begins at `column`: ratio * exp(logit - shift), less `factor` at the
+// target, and 0 from column `valid` on.
 template <class T, int length, class A>
 __device__ __forceinline__ Packet<T, length> gradients_of(const Packet<T, length>& logits, int column, int target,
                                                           int valid, A shift, A ratio, A factor) {

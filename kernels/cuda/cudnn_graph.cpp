@@ -143,7 +143,7 @@ void CudnnGraph::reshape(Id x, Id y) {
   operations_.push_back(std::move(operation));
 }
 
-// Configurations that cuDNN proposes but cannot build are no error: the next one may do.
+// Configurations that cuDNN proposes but cannot build are no error: the next may do.
 bool CudnnGraph::find_plan(cudnnHandle_t handle, const CudnnDescriptor& graph, cudnnBackendHeurMode_t mode,
                            CudnnPlan& plan) {
   CudnnDescriptor heuristics(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);

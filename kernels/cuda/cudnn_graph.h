@@ -1,5 +1,5 @@
-// Graphs of operations through cuDNN's backend interface: tensors of four dimensions, the operations that attention
-// consists of, and the plan that cuDNN's heuristics choose for them.
+// Graphs of operations through cuDNN's backend interface: tensors of four dimensions, the operations of attention, and
+// the plan that cuDNN's heuristics choose.
 #pragma once
 
 #include <cudnn_graph.h>
@@ -65,7 +65,7 @@ class CudnnGraph {
   Id between(const CudnnShape& shape, cudnnDataType_t type = CUDNN_DATA_FLOAT);  // row-major
   Id value();
 
-  // c = a b. Heads of b that divide those of a are shared by them.
+  // c = a b. The heads of b must divide the heads of a, which share them.
   void matmul(Id a, Id b, Id c);
   // y = f(x), y = f(x, b), y = t ? x : b.
   void pointwise(cudnnPointwiseMode_t mode, std::initializer_list<Id> inputs, Id y,

@@ -75,8 +75,8 @@ __device__ __forceinline__ Activated<T> activate_with_derivative(T x) {
   }
 }
 
-// An activation of a gate that is known at compile time, and one that is chosen at run time: there every thread takes
-// the same branch, and there are fewer kernels.
+// A gate's activation, known at compile time or chosen at run time. With the choice at run time every thread takes the
+// same branch, and there are fewer kernels.
 template <Activation activation>
 struct FixedGate {
   template <class A>

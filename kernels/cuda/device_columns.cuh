@@ -1,5 +1,5 @@
-// Sums over the rows of a matrix, up to two values for each column, in an order that never changes: blocks of rows
-// leave theirs in scratch memory, then one kernel adds them up.
+// Sums over the rows of a matrix, up to two values for each column, in an order that never changes. Blocks of rows
+// leave their sums in scratch memory, then one kernel sums these.
 #pragma once
 
 #include "framework/cuda_check.h"

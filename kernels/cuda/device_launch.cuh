@@ -1,5 +1,5 @@
-// Launches that do not wait for the launch before: on Hopper a kernel's blocks are set up while the kernel before it in
-// the stream still runs (programmatic dependent launch), which hides two or three microseconds where kernels are that
+// Launches that do not wait for the launch before. On Hopper a kernel's blocks are set up while the kernel before it in
+// the stream still runs (programmatic dependent launch). That hides two or three microseconds where kernels are that
 // short.
 #pragma once
 
@@ -11,8 +11,8 @@
 
 namespace fulmen::cuda {
 
-// The first thing that every thread of a kernel launched so does: what the kernels before have written is there
-// afterwards, and what they read may be overwritten.
+// Every thread of a kernel launched so calls it first. Afterwards the results of the kernels before are there, and
+// their inputs may be overwritten.
 __device__ __forceinline__ void await_kernel_before() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

@@ -1,5 +1,5 @@
 // The passes over rows that memory-bound kernels consist of. An operation says what is loaded of a row, and what is
-// computed and stored from it; the kernels here bring several loads in flight before the first store.
+// computed and stored from it. The kernels here bring several loads in flight before the first store.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ inline constexpr int reduction_block = 128;    // of a block of rows that are re
 inline constexpr int lanes_of_warp = 32;
 
 // Packets that a thread has in flight of each of `tensors` that are read: enough to hide the memory's latency, few
-// enough for many threads to find room.
+// enough for many threads.
 constexpr int items_for(int tensors) { return tensors >= 2 ? 2 : 4; }
 
 inline cudaStream_t stream_of(const Execution& execution) { return static_cast<cudaStream_t>(execution.stream.handle); }
@@ -48,8 +48,8 @@ Rows<T> rows_of(const Tensor& x) {
   return x ? Rows<T>{pointer_to<T>(x), x.stride(0)} : Rows<T>{};
 }
 
-// Blocks start in the order of their numbers, and passes take rows from the last to the first: a product before them
-// has written the last rows last, so that those are still in the L2 cache, and the product after them reads the first
+// Blocks start in the order of their numbers, and passes take rows from the last to the first. A product before them
+// has written the last rows last, so that those are still in the L2 cache. The product after them reads the first rows
 // first.
 __device__ __forceinline__ unsigned block_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
 
@@ -71,8 +71,8 @@ inline PassGrid make_grid(int threads, std::int64_t rows, std::int64_t chunks, i
 //   template <int length> struct Loaded                       what a packet of `length` columns needs
 //   Loaded<length> load<length>(row, column) const            only loads
 //   void finish<length>(const Loaded<length>&, row, column) const   computes and stores
-// or for_row(row), which gives such an operation for one row.
-// Stores may go where the same packet's loads came from. Columns past the last whole packet go one by one.
+// or for_row(row), which gives such an operation for one row. Stores may go where the same packet's loads came from.
+// Columns past the last whole packet go element by element.
 template <class Operation>
 __device__ __forceinline__ auto for_row(const Operation& operation, std::int64_t row) {
   if constexpr (requires { operation.for_row(row); })
@@ -120,8 +120,8 @@ void launch_pass(const Execution& execution, const Operation& operation, std::in
   FULMEN_CUDA_CHECK_LAUNCH();
 }
 
-// Makes the compiler forget what it has converted of packets, so that it keeps them as they were loaded, in half the
-// registers, and converts them again.
+// Makes the compiler forget its conversions of packets. So it keeps them as they were loaded, in half the registers,
+// and converts them again.
 template <class Loaded>
 __device__ __forceinline__ void keep_packed(Loaded& loaded) {
   if constexpr (sizeof(Loaded) % sizeof(std::uint32_t) == 0) {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void keep_packed(Loaded& loaded) {
   }
 }
 
-// An operation with one sum per row. Besides `Loaded` and `load` it has
+// An operation with one sum per row. In addition to `Loaded` and `load` it has
 //   using Sum                                                 float or double
 //   struct Row                                                values of a row other than its packets
 //   void begin(row, thread, threads, Row&, Sum& sum) const    loads it; may add a thread's share to the row's sum
@@ -144,9 +144,9 @@ __device__ __forceinline__ void keep_packed(Loaded& loaded) {
 // and, where `finishes` is true,
 //   void finish<length>(const Loaded<length>&, const Row&, row, column) const
 //   Loaded<length> reload<length>(row, column) const          for rows that do not fit in the registers
-// `width` is a multiple of `length`. A row's packets stay in registers between the sum and `finish`; of a row that is
-// too wide, the last items * blockDim.x packets do, and the others are loaded again, from the last to the first. Where
-// a warp or less has the row, nothing waits for another warp. `whole`: a warp has each row, which fills its registers.
+// `width` is a multiple of `length`. A row's packets stay in registers between the sum and `finish`; in a row that is
+// too wide, the last items * blockDim.x packets do. The others are loaded again, from the last to the first. Where a
+// warp or less has the row, nothing waits for another warp. `whole`: a warp has each row, which fills its registers.
 template <int length, int items, bool whole, class Operation>
 __global__ void __launch_bounds__(reduction_threads)
     reduce_rows_kernel(const Operation operation, std::int64_t rows, int width) {

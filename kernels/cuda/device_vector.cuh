@@ -1,5 +1,5 @@
-// Element types on the device: packets of elements that travel in accesses of up to 16 bytes, their conversion to the
-// type that sums are kept in, and the host's choice of type and packet length.
+// Element types on the device: packets of elements that travel in accesses of up to 16 bytes, and their conversion to
+// the type of sums. Also the host's choice of type and packet length.
 #pragma once
 
 #include <cuda_bf16.h>

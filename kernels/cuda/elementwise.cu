@@ -121,8 +121,8 @@ struct Scale {
   }
 };
 
-// The dimensions of a copy as few as they can be: rows of unit stride, and the outer dimensions that cannot be joined,
-// inner one first. Strides in elements.
+// The dimensions of a copy, as few as can be: rows of unit stride, then the outer dimensions that cannot be joined,
+// from the inside. Strides in elements.
 struct CopyShape {
   std::int64_t width = 1, rows = 1;
   int outer = 0;

@@ -46,10 +46,9 @@ struct Gather {
 };
 
 // The gradient. The order of the positions, sorted by token, is cut into windows of a fixed length. A run is what one
-// token has of it. A block sums the runs that begin in its window, also where they go on a little after its end.
-// Runs that go on for longer are summed window by window, and a second kernel adds these parts: thus a token that fills
-// half of the batch is summed by as many blocks as it has windows. No two threads ever add to one place, nothing
-// depends on timing.
+// token has of it. A block sums the runs that begin in its window, also where they go on a little after its end. Longer
+// runs are summed window by window, and a second kernel adds these parts. Thus a token that fills half of the batch is
+// summed by as many blocks as it has windows. No two threads ever add to one place, nothing depends on timing.
 constexpr int window = 16;           // so that an H200 has several blocks a multiprocessor one after the other
 constexpr int longest = 2 * window;  // that a run may go on after its window in the same block
 constexpr int window_threads = 128;
@@ -114,7 +113,7 @@ struct WindowTokens {
     }
     return low;
   }
-  // Whether a run goes on for `longest` places past the end of the window in which it begins; it is in this window or
+  // Whether a run goes on for `longest` places past the end of the window where it begins. It is in this window or
   // reaches it.
   __device__ __forceinline__ bool is_long(std::int32_t token) const {
     const int begins = first_from(token, -before, window);

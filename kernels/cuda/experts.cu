@@ -25,7 +25,7 @@ void launch_warps(const Execution& execution, std::int64_t warps, void (*kernel)
   FULMEN_CUDA_CHECK(cudaGetLastError());
 }
 
-// The expert with the largest probability that is not chosen yet, the first of equal ones; every lane gets it.
+// The expert with the largest probability that is not chosen yet, among equals the first; every lane gets it.
 template <class A>
 __device__ int best_of_row(const A* probabilities, const A* weights, int experts) {
   A largest = A(-1);

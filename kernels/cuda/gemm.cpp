@@ -1,5 +1,5 @@
-// Matrix products on a GPU, at any stride and alignment: bf16 with sums in fp32, fp64, and true fp32, with sums in fp64
-// where the card's tensor cores make that as fast.
+// Matrix products on a GPU, at any stride and alignment: bf16 with sums in fp32, fp64, and true fp32. fp32 has sums in
+// fp64 where the card's tensor cores make that as fast.
 #include "kernels/gemm.h"
 
 #include <algorithm>
@@ -72,7 +72,7 @@ void gemm_in_double_precision(const Execution& execution, const Tensor& a, const
   });
 }
 
-// What a product takes at the least: those in double precision take copies of parts besides.
+// The least memory that a product takes. Products in double precision also take copies of parts.
 void plan_scratch(const Execution& execution, const Tensor& a, const Tensor& c) {
   const Arena::Frame frame(*execution.scratch);
   if (c.dtype() == DType::fp64 && a.dtype() != DType::fp64) execution.scratch->take(DType::fp32, c.shape());

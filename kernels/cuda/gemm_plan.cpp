@@ -1,5 +1,5 @@
-// Descriptors, heuristics and measurements of cuBLASLt. Its matrices are column-major: a row-major matrix is its own
-// transpose there, so that c^T = op(b)^T op(a)^T is what it is asked for, b being its first operand.
+// Descriptors, heuristics and measurements of cuBLASLt. Its matrices are column-major, where a row-major matrix is its
+// own transpose. So it is asked for c^T = op(b)^T op(a)^T, and b is its first operand.
 #include "kernels/cuda/gemm_plan.h"
 
 #include <algorithm>

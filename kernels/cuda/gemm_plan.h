@@ -15,8 +15,8 @@ namespace fulmen::cuda {
 // in the run's ledger, and cannot be shared by two streams.
 inline constexpr std::int64_t gemm_workspace_bytes = std::int64_t{32} << 20;
 
-// All that the choice of an algorithm depends on. Row-major c [m, n] = op(a) [m, k] op(b) [k, n] (+ c); the strides are
-// between rows, in elements; the alignments belong to the data, in bytes.
+// All that the choice of an algorithm depends on. Row-major c [m, n] = op(a) [m, k] op(b) [k, n] (+ c). The strides are
+// between rows, in elements. The alignments belong to the data, in bytes.
 struct GemmKind {
   int device = 0;
   DType in = DType::fp32, out = DType::fp32;
@@ -45,9 +45,9 @@ class GemmPlan {
   GemmPlan(const GemmPlan&) = delete;
   GemmPlan& operator=(const GemmPlan&) = delete;
 
-  // Chooses the algorithm. Measures the candidates on these operands, waiting for the stream, where it pays: not in
-  // deterministic mode, where a run must choose as any other does, nor in a stream that is being captured. Leaves c as
-  // it was when the product is added to it; undefined, and about to be written, when not.
+  // Chooses the algorithm. Measures the candidates on these operands, waiting for the stream, where it pays. It does
+  // not in deterministic mode, where all runs must choose alike, nor in a stream that is being captured. Leaves c as it
+  // was when the product is added to it; undefined, and about to be written, when not.
   void choose(const Execution& execution, const GemmOperands& operands, void* workspace);
   // Takes the other's algorithm, if it can compute this kind.
   bool choose_as(const GemmPlan& other);

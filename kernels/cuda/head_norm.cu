@@ -196,7 +196,7 @@ struct Backward {
   }
 };
 
-// d_y n (act(gate)), of a packet. A shared gain has a row per group, another one per token.
+// d_y n (act(gate)), of a packet. A shared gain has a row per group, another gain a row per token.
 template <class T, Gate place>
 struct GainGradient {
   using Sum = Accumulated<T>;

@@ -1,5 +1,5 @@
-// The elementwise kernels of plain linear attention: from strided tensors to head-major tiles in the accumulation
-// dtype, with activations, LRPE and decay, and from tiles back to strided tensors.
+// The elementwise kernels of plain linear attention. They go from strided tensors to head-major tiles in the
+// accumulation dtype, with activations, LRPE and decay, and from tiles back.
 #pragma once
 
 #include "kernels/linear_attention.h"

@@ -1,5 +1,5 @@
 // Plain linear attention on a GPU (Lightning Attention-2, arXiv 2401.04658, algorithms 1 and 2): matrix products of all
-// tiles at once in cuBLAS, and between them the mask over a tile's scores and the scan over a sequence's states.
+// tiles at once in cuBLAS. Between them stand the mask over a tile's scores and the scan over a sequence's states.
 #include "kernels/cuda/linear_attention_plain.h"
 
 #include <algorithm>
@@ -39,8 +39,8 @@ __global__ void mask_scores_kernel(AttentionTiles tiles, A* scores) {
   }
 }
 
-// Each tile's sum for the state becomes the state that it starts from; backwards, what it adds to the state's
-// adjoint becomes the adjoint after it. states [tiles, elements] in place; from, to [batch * heads, elements], or null.
+// Each tile's sum for the state becomes the state that it starts from. Backwards, its term of the state's adjoint
+// becomes the adjoint after it. states [tiles, elements] in place; from, to [batch * heads, elements], or null.
 template <class A>
 __global__ void scan_states_kernel(AttentionTiles tiles, std::int64_t elements, unsigned blocks_per_sequence,
                                    bool backwards, const A* from, A* states, A* to) {

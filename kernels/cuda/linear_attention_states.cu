@@ -1,5 +1,5 @@
-// Sums of the states that slices of a sequence pass on, and of what they add to gradients. What slices compute of them
-// is in linear_attention_plain.cu.
+// Sums of the states that slices of a sequence pass on, and of their terms in gradients. The slices' own part is in
+// linear_attention_plain.cu.
 #include "kernels/cuda/linear_attention_states.h"
 
 #include "framework/cuda_check.h"

@@ -1,6 +1,6 @@
 // The decoding step of linear attention: the state is read and written once, and that is nearly all of its time. A
-// block has some columns of one head's state and all of its rows; where there are few heads, a head's columns are
-// shared out over several blocks.
+// block has some columns of a head's state and all of its rows. Where there are few heads, several blocks share the
+// columns of a head.
 #include "kernels/cuda/linear_attention.h"
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct StepShape {
   int vectors_per_block;  // of it in one block: at most step_threads
 };
 
-// Feature i of an activated query or key: turned by LRPE where there is one.
+// Feature i of an activated query or key: turned by LRPE where the model has it.
 template <class A>
 __device__ void write_features(const StepShape& shape, const Rotation& rotation, std::int64_t row, std::int64_t head,
                                int i, A query, A key, A* to_query, A* to_key) {
@@ -184,8 +184,8 @@ int multiprocessors(int device) {
   return count;
 }
 
-// Vectors of a row of the state for one block: few enough for two blocks on each multiprocessor, but whole transfers of
-// memory, and no more than a block has threads.
+// Vectors of a row of the state for one block: few enough for two blocks on each multiprocessor, in whole transfers of
+// memory, at most a block's threads.
 int vectors_per_block(std::int64_t vectors, std::int64_t tasks, int vector_bytes, int device) {
   const std::int64_t blocks_per_head = (2 * multiprocessors(device) + tasks - 1) / tasks;
   const std::int64_t transfer = std::max(1, least_bytes / vector_bytes);

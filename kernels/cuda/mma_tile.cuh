@@ -30,8 +30,8 @@ __device__ __forceinline__ void load_matrices_transposed(const __nv_bfloat16* ro
                : "r"(address));
 }
 
-// sums [16, 8] += a [16, 16] b [16, 8]. A lane has sums of rows lane / 4 (0, 1) and lane / 4 + 8 (2, 3), in columns
-// 2 (lane % 4) and the one after it.
+// sums [16, 8] += a [16, 16] b [16, 8]. A lane has sums of rows lane / 4 (0, 1) and lane / 4 + 8 (2, 3), in columns 2
+// (lane % 4) and the next.
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b_first,
                                              std::uint32_t b_second) {
   asm volatile(

@@ -1,5 +1,5 @@
-// SimpleRMSNorm and its fusions on a GPU: a row is spread over the threads of a block, or several rows over a thread,
-// and stays in their registers between its sum and its result.
+// SimpleRMSNorm and its fusions on a GPU. A row is spread over the threads of a block, or several rows over a thread.
+// It stays in their registers between its sum and its result.
 #include "kernels/norm.h"
 
 #include "kernels/cuda/device_activation.cuh"
@@ -337,8 +337,8 @@ struct GatedNormGainGradient {
   }
 };
 
-// Calls f(gate, gained). Without a gain the activation is known at compile time; with one, which few models have, it is
-// chosen at run time, so that there are fewer kernels.
+// Calls f(gate, gained). Without a gain the activation is known at compile time. With a gain, which few models have, it
+// is chosen at run time, so that there are fewer kernels.
 template <class F>
 void dispatch_gate(Activation activation, const Tensor& gain, F&& f) {
   if (gain) return f(RuntimeGate{activation}, std::true_type{});

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(pass_threads) rotate_kernel(const RotationJob<
     cosines[i] = turn.cosine * job.scale, sines[i] = turn.sine * job.sine_scale;
   }
   __syncthreads();
-  // Of a head: packets of `length` pairs, or of half as many where a packet holds both columns of its pairs.
+  // In a head: packets of `length` pairs, or of half as many where a packet holds both columns of its pairs.
   constexpr int pairs_of_packet = pairs == RotationPairs::halves || length == 1 ? length : length / 2;
   const int packets = job.half / pairs_of_packet, of_token = packets * job.heads;
   for (int i = threadIdx.x; i < tokens * of_token; i += pass_threads) {

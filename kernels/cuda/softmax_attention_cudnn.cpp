@@ -1,5 +1,5 @@
-// The graphs of attention as cuDNN's fused kernels know them: the operations and their order are what its documentation
-// calls the flash attention patterns; another order of the same mathematics finds no plan.
+// The graphs of attention as cuDNN's fused kernels know them. The operations and their order are the flash attention
+// patterns of its documentation. Another order of the same mathematics finds no plan.
 #include "kernels/cuda/softmax_attention_cudnn.h"
 
 #include <compare>
@@ -34,7 +34,7 @@ struct HeadsLayout {
   auto operator<=>(const HeadsLayout&) const = default;
 };
 
-// What a plan depends on.
+// The properties of a call that its plan depends on.
 struct PlanKey {
   int device;
   bool backward, sees_all;
@@ -114,8 +114,8 @@ AttentionPlan build_forward(cudnnHandle_t handle, const PlanKey& key) {
   return result;
 }
 
-// The product of transposed weights or gradients of scores with rows of queries, summed over the heads that share a kv
-// head: [batch, kv heads, keys, width].
+// The product of transposed weights (or gradients of scores) with rows of queries: [batch, kv heads, keys, width]. It
+// is summed over the heads that share a kv head.
 void multiply_transposed(CudnnGraph& graph, Id matrix, const CudnnShape& scores_shape, Id rows,
                          const HeadsLayout& result, Id to) {
   const std::int64_t queries = scores_shape[2], keys = scores_shape[3];
@@ -251,7 +251,7 @@ void softmax_attention_backward_cudnn(const Execution& execution, const SoftmaxA
   DevicePlans& plans = plans_of(execution.device.index);
   const std::lock_guard lock(plans.in_use);
   const Arena::Frame frame(*execution.scratch);
-  // What is added to cannot be written by cuDNN: its results come first, then their sum.
+  // cuDNN cannot add to a tensor: its results come first, then their sum.
   const auto result = [&](const Tensor& x) {
     return gradients.add ? execution.scratch->take(DType::bf16, x.shape()) : x;
   };

@@ -5,9 +5,10 @@
 
 namespace fulmen::cuda {
 
-// Whether cuDNN takes the call. Others have the path of our own: other dtypes, positions and documents (their borders
-// differ from batch to batch), widths that are no multiple of 8 or above 256 (128 before Hopper), addresses and strides
-// that are no multiple of 16 bytes, `deterministic` runs (its gradient of queries is summed in no fixed order).
+// Whether cuDNN takes the call. All else takes the path of our own: other dtypes, and positions and documents, whose
+// borders differ from batch to batch. So do widths that are no multiple of 8 or above 256 (128 before Hopper). So do
+// addresses and strides that are no multiple of 16 bytes. So do `deterministic` runs: cuDNN sums the gradient of
+// queries in no fixed order.
 bool cudnn_takes(const Execution& execution, const SoftmaxAttentionInputs& inputs, const Tensor& output);
 bool cudnn_takes(const Execution& execution, const SoftmaxAttentionInputs& inputs,
                  const SoftmaxAttentionGradients& gradients);

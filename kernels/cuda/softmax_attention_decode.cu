@@ -1,5 +1,5 @@
-// What stands around softmax attention on a GPU: where documents start, the merging of blocks, and decoding, whose
-// cache of keys is read once, in parts that many blocks of threads share.
+// Parts of softmax attention on a GPU outside the tiled passes: starts of documents, the merging of blocks, and
+// decoding. Decoding reads the cache of keys once, in parts that many blocks of threads share.
 #include "kernels/cuda/device_activation.cuh"
 #include "kernels/cuda/device_pass.cuh"
 #include "kernels/cuda/linear_attention_arithmetic.cuh"
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(pass_threads)
   R* const running = to.at(row, token, head);
   const int lane = static_cast<int>(threadIdx.x) % lanes_of_warp;
   for (int j = lane; j < width; j += lanes_of_warp) {
-    // What no key has contributed to is not read: it may be anything.
+    // Memory that no key has contributed to is not read: it may hold anything.
     A value = taken == A(0) ? A(0) : taken * to_accumulated(block[j]);
     if (kept != A(0)) value += kept * to_accumulated(running[j]);
     running[j] = round_to<R>(value);

@@ -1,5 +1,5 @@
 // Softmax attention on tensor cores (FlashAttention-2, arXiv 2307.08691). A block of four warps has 64 queries, or 64
-// keys in the pass that sums over queries; a warp has 16 of them, and scores never leave its registers.
+// keys in the pass that sums over queries. A warp has 16 of them, and scores never leave its registers.
 #include "kernels/cuda/softmax_attention_mma.h"
 
 #include "framework/gpu.h"
@@ -38,11 +38,11 @@ __device__ void load_tile(const HeadsView<Element>& from, std::int64_t row, int 
 }
 
 __device__ __forceinline__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 16; }
-// Of sums that a lane has: rows warp_row() + row_of_lane() and 8 after it, columns column_of_lane() and 1 after it.
+// The sums of a lane: rows warp_row() + row_of_lane() and 8 after it, columns column_of_lane() and 1 after it.
 __device__ __forceinline__ int row_of_lane() { return static_cast<int>(threadIdx.x) % 32 / 4; }
 __device__ __forceinline__ int column_of_lane() { return static_cast<int>(threadIdx.x) % 4 * 2; }
 
-// Late tiles of queries, which see the most keys, and early ones of keys come first.
+// Late tiles of queries, which see the most keys, and early tiles of keys come first.
 struct BlockPlace {
   int row, head, index;
 
@@ -76,7 +76,7 @@ __device__ void store_row(const HeadsView<R>& to, std::int64_t row, int token, i
   }
 }
 
-// The running maximum and sum of one of the lane's rows. Scores become weights; what was summed before counts `kept`.
+// The running maximum and sum of a row of the lane. Scores become weights; what was summed before counts `kept`.
 struct RunningRow {
   float maximum = -infinity, sum = 0, kept = 1;
 

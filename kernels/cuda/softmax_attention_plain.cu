@@ -131,7 +131,7 @@ __device__ void store_rows(const HeadsView<R>& to, std::int64_t row, int token, 
 }
 
 // Where a block works: its row of the batch, its head, and its tile. Late tiles of queries, which see the most keys,
-// and early ones of keys come first.
+// and early tiles of keys come first.
 struct BlockPlace {
   int row, head, index;
 

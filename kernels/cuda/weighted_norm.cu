@@ -1,4 +1,4 @@
-// Norms with a gain on a GPU. RMSNorm and its zero-centred form keep a row in registers between its sum and its result;
+// Norms with a gain on a GPU. RMSNorm and its zero-centred form keep a row in registers between its sum and its result.
 // LayerNorm, whose variance wants the mean first, reads it again from the cache. The gradients of gain and bias take a
 // pass of their own.
 #include "kernels/cuda/device_columns.cuh"

@@ -1,4 +1,4 @@
-// What configurations of families with heads refuse alike.
+// Refusals that configurations of families with heads share.
 #include "model/families/attention_keys.h"
 
 #include "framework/error.h"

@@ -1,5 +1,5 @@
-// The channel mixer of experts: y_t = sum over the chosen e of w_te D_e (silu(G_e x_t) * (U_e x_t)), with the weights
-// of a router over x, and a loss that keeps the experts equally busy.
+// The channel mixer of experts: y_t = sum over the chosen e of w_te D_e (silu(G_e x_t) * (U_e x_t)). A router over x
+// makes the weights. A loss keeps the experts equally busy.
 #pragma once
 
 #include <string>

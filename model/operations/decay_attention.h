@@ -14,10 +14,9 @@ struct DecayAttentionOptions {
   bool by_heads = false;  // query, key and value are one input, in which a head's three parts lie side by side
 };
 
-// Inputs: query, key [tokens, heads * key width], value [tokens, heads * value width], or one matrix of all three; the
-// slopes [heads]; and with LRPE theta [heads, key width].
-// Results: the attention [tokens, heads * value width], and with `square_sums` the squares of each head's part summed
-// [tokens, heads].
+// Inputs: query, key [tokens, heads * key width], value [tokens, heads * value width], or one matrix of all three. Then
+// the slopes [heads], and with LRPE theta [heads, key width]. Results: the attention [tokens, heads * value width], and
+// with `square_sums` the squares of each head's part summed [tokens, heads].
 class DecayAttention final : public CarryCore {
  public:
   explicit DecayAttention(const DecayAttentionOptions& options) : options_(options) {}

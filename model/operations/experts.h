@@ -5,7 +5,7 @@
 
 namespace fulmen {
 
-// Inputs: logits [tokens, experts]. Results, in the accumulation dtype: the weights of the chosen experts, which add up
+// Inputs: logits [tokens, experts]. Results, in the accumulation dtype: the weights of the chosen experts, which sum
 // to 1, all others 0; and the probabilities. [tokens, experts] each.
 class Router final : public LocalOperation {
  public:

@@ -12,7 +12,7 @@ Costs HeadNormOperation::costs(std::int64_t length, Widths in) const {
 }
 
 std::vector<KeptTensor> HeadNormOperation::kept(const PassShape& where, Widths in) const {
-  // What is remade in the backward pass does not run again before it.
+  // Results that the backward pass makes again do not run again before it.
   const Keep keep = options_.keep == Keep::remade ? Keep::products : options_.keep;
   return {{PortType::accumulation, {where.shape.tokens(), in[0] / options_.group_width}, keep}};
 }

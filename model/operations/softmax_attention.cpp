@@ -25,7 +25,7 @@ Tensor SoftmaxAttention::first_visible(const Pass& pass) const {
   return first;
 }
 
-// Of whole samples.
+// For whole samples.
 RingQueries SoftmaxAttention::queries(const Pass& pass, Tensors in) const {
   if (pass.micro_batch.one_document) return {rows_of(pass, in[0]), {}, {}};
   return {rows_of(pass, in[0]), pass.micro_batch.positions, first_visible(pass)};

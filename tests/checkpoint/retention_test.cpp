@@ -124,7 +124,7 @@ TEST(Retention, WhoReadsTakesTheNextWhereOneIsDeletedMeanwhile) {
   with_checkpoint(root.path(), *self, delete_under_way);
   EXPECT_EQ(read, (std::vector<std::int64_t>{1, 2, 3}));
 
-  // Not where it is this one that was asked for, nor for another fault.
+  // Not where exactly this checkpoint was asked for, nor for another fault.
   const fs::path named = root.path() / "step-00000003";
   int calls = 0;
   expect_mentions(message_of<UserError>([&] {

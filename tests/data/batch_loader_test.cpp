@@ -20,7 +20,7 @@ namespace {
 
 using namespace testing_support;
 
-// What a row must be, straight from the definition.
+// A row as it must be, straight from the definition.
 void expect_row(const Batch& batch, std::int64_t row, const PlainCorpus& plain, std::int64_t sample, bool reset) {
   const std::int64_t length = batch.length, begin = sample * length, first = row * length;
   std::vector<std::int64_t> segments{first};

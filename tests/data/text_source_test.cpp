@@ -183,7 +183,7 @@ TEST_F(Source, Compressed) {
   EXPECT_EQ(of("a.txt.zst", zstd(text), whole), expected);
   EXPECT_EQ(of("a.jsonl.gz", gzip(R"({"text": "x"})")), (Texts{"x"}));
   EXPECT_EQ(of("a.jsonl.zst", zstd(R"({"text": "x"})")), (Texts{"x"}));
-  // What the bytes are decides where the name is silent.
+  // The bytes decide where the name is silent.
   EXPECT_EQ(of("plain-name", gzip(text), whole), expected);
 }
 

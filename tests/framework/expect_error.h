@@ -11,7 +11,7 @@
 
 namespace fulmen::testing_support {
 
-// `action` must throw a UserError whose message holds every one of `words`.
+// `action` must throw a UserError whose message holds all of `words`.
 inline void expect_user_error(const std::function<void()>& action, const std::vector<std::string>& words) {
   try {
     action();

@@ -1,5 +1,5 @@
-// What the HDF5 library must not be shown is refused before it is: every byte of small files changed, structures that
-// hold themselves, and what other programs write in forms that are not read.
+// Files that the HDF5 library must not be shown are refused. Every byte of small files is changed, structures hold
+// themselves, and other programs' files have forms that are not read.
 #include "framework/hdf5_structure.h"
 
 #include <algorithm>

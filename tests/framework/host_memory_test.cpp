@@ -1,4 +1,4 @@
-// What limits a process's memory, read from files as systems have them.
+// The limits of a process's memory, read from files as systems have them.
 #include "framework/host_memory.h"
 
 #include <sys/resource.h>

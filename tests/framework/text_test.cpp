@@ -33,7 +33,7 @@ TEST(Text, NearestNameFindsWhatWasMeant) {
   EXPECT_EQ(nearest_name("steps", {"step", "steps"}), "steps");
 }
 
-// Of a file's words, some may be as long as the file: comparing two such would take hours.
+// Words of a file may be as long as the file: comparing two such would take hours.
 TEST(Text, NearestNameDoesNotCompareWhatIsVastOrTooDifferent) {
   const std::string vast(std::size_t{1} << 22, 'a');
   EXPECT_EQ(nearest_name(vast, {vast + "b", "a"}), "");

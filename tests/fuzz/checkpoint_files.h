@@ -1,4 +1,4 @@
-// A small checkpoint of which one file is the input, under a manifest that fits it, and all that is read of it.
+// A small checkpoint with the input as one of its files, under a manifest that fits it, and all that is read of it.
 #pragma once
 
 #include <cstring>

@@ -9,7 +9,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string text(fuzz::as_text(data, size));
   RunConfiguration configuration;
   if (!fuzz::accepts([&] { configuration = parse_run_configuration(text, "input", {}); })) return 0;
-  // What a run echoes is read back by the one that resumes it.
+  // A resumed run reads the configuration back that the earlier run echoed.
   const RunConfiguration again = parse_run_configuration(configuration.resolved, "resolved", {});
   FULMEN_CHECK(again.resolved == configuration.resolved, "read back as another configuration:\n{}\n{}",
                configuration.resolved, again.resolved);

@@ -1,5 +1,5 @@
-// Stands for the layers of the families (model/families/*/layers.cpp) and the stages that are made of them, which would
-// bring every kernel along: no reader of files asks for them. A reader that comes to ask is a finding.
+// Stands for the layers of the families (model/families/*/layers.cpp) and the stages made of them, which would bring
+// every kernel along. No reader of files asks for them. A reader that comes to ask is a finding.
 #include "framework/error.h"
 #include "model/branch.h"
 #include "model/families/gpt/config.h"

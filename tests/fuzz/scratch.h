@@ -1,4 +1,4 @@
-// What the targets share: a folder of this process, which readers are pointed at, and the rule that they are held to.
+// Shared by the targets: a folder of this process, which readers are pointed at, and the rule that they must keep.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +21,8 @@ inline std::string_view as_text(const std::uint8_t* data, std::size_t size) {
   return {reinterpret_cast<const char*>(data), size};
 }
 
-// A mutated text has another checksum; a hostile one has the right one. So a manifest is read twice: as it is, and with
-// the line that it would need for its bytes. Empty where there can be none.
+// A mutated text has another checksum; a hostile text has the right checksum. So a manifest is read twice: as it is,
+// and with the line that it would need for its bytes. Empty where there can be none.
 std::string with_seal(std::string_view text);
 
 // A reader accepts what it is given, or says what is wrong with it. Anything else that leaves it ends the process, and

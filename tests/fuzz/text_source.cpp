@@ -1,4 +1,4 @@
-// Text to be made into a corpus. The first byte chooses the file's name and how documents are told apart; the rest is
+// Text to be made into a corpus. The first byte chooses the file's name and how documents are told apart. The rest is
 // the file: plain, JSON lines, or either of them compressed.
 #include <array>
 

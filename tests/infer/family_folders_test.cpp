@@ -1,5 +1,5 @@
-// Folders that transformers itself wrote, through import and export: the checkpoint holds what the golden file of the
-// same model has, and the folder that comes out has the same tensors.
+// Folders that transformers itself wrote, through import and export. The checkpoint holds the weights of the same
+// model's golden file, and the folder that comes out has the same tensors.
 #include <gtest/gtest.h>
 
 #include "checkpoint/checkpoint.h"

@@ -44,7 +44,7 @@ Tensor view(std::vector<T>& values, const Shape& shape) {
   return Tensor(values.data(), dtype_of<T>, shape);
 }
 
-// Written by the Python package safetensors 0.8.0 with numpy: {"a.i64": [1, -2], "scalar": 7.0, "b.f32": [[0, .25, .5],
+// Written by the Python package safetensors 0.8.0 with numpy. {"a.i64": [1, -2], "scalar": 7.0, "b.f32": [[0, .25, .5],
 // [.75, 1, 1.25]], "empty": shape (0, 3), "c.f16": [1.5, -.25, 65504], "u8": [1, 2, 255]}, metadata {"format": "pt"}.
 std::string reference_file() {
   std::string header = R"({"__metadata__":{"format":"pt"},"a.i64":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},)"

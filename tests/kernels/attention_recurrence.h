@@ -1,5 +1,5 @@
-// Linear attention as the recurrence that defines its state, in double precision: an oracle for long rows, where the
-// one over all pairs of tokens would take too long.
+// Linear attention as the recurrence that defines its state, in double precision. It is an oracle for long rows, where
+// the oracle over all pairs of tokens would take too long.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@ namespace fulmen::testing {
 struct Recurrence {
   reference::LinearAttentionResult result;
   reference::LinearAttentionDerivatives derivatives;
-  // The largest root of a sum of squares over what is summed up in an element of d_theta: what rounding errors of the
-  // summands are held against, as most of the sum itself cancels.
+  // The largest root of a sum of squares over the summands of an element of d_theta. Rounding errors of the summands
+  // are held against it, as most of the sum itself cancels.
   double theta_terms = 0;
 };
 

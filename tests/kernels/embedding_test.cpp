@@ -170,8 +170,8 @@ TEST(Embedding, BackwardOfRunsOfEveryLength) {
   }
 }
 
-// A run of each length at each place among single tokens: a GPU cuts the order into windows of 16, and a run that goes
-// on for 32 after its window is summed in parts.
+// A run of each length at each place among single tokens. A GPU cuts the order into windows of 16. A run that goes on
+// for 32 after its window is summed in parts.
 TEST(Embedding, BackwardOfOneRunAtEveryPlace) {
   Random random(106000);
   const DType dtype = testing::test_dtypes().back();

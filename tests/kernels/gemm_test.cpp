@@ -117,7 +117,7 @@ TEST(Gemm, Fp32IsRoundedOnceOnAGpu) {
   }
 }
 
-// Large enough for a GPU to choose its algorithm by measurement: the first call must not count more than once, and the
+// Large enough for a GPU to choose its algorithm by measurement. The first call must not count more than once, and the
 // same call again must give the same bits.
 TEST(Gemm, LargeProductsAddOnceAndRepeat) {
   constexpr std::int64_t m = 192, n = 256, k = 320;

@@ -1,5 +1,5 @@
-// A sequence cut into slices on one device, without any communication: what the slices compute from their own tokens
-// and the states they pass on is what the oracle computes from the whole sequence.
+// A sequence cut into slices on one device, without any communication. The slices compute from their own tokens and the
+// states that they pass on. The result is the oracle's for the whole sequence.
 #include "kernels/linear_attention_states.h"
 
 #include "tests/kernels/attention_cases.h"

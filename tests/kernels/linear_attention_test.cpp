@@ -188,8 +188,8 @@ TEST(LinearAttention, StateCarriesARowAcrossCalls) {
   }
 }
 
-// Angles of positions far out, where fp32 would have lost the phase, and beyond what the fast reduction takes; in
-// narrow heads and in heads that a GPU's fast path takes.
+// Angles of positions far out, where fp32 would have lost the phase, and beyond the fast reduction's range. Heads are
+// narrow, or fit a GPU's fast path.
 TEST(LinearAttention, LrpeAtFarPositions) {
   for (const std::int64_t first : {131072L, 999990L, 50000000L, 4000000000L}) {
     for (const std::int64_t width : {8, 64}) {

@@ -1,4 +1,4 @@
-// Random problems of softmax attention: the same one for the reference and, as tensors, for the kernels.
+// Random problems of softmax attention: the same for the reference and, as tensors, for the kernels.
 #pragma once
 
 #include <algorithm>

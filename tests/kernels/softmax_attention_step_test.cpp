@@ -1,5 +1,5 @@
-// Decoding with a cache of keys and values: token by token what the whole pass gives, a prompt appended at once, a
-// cache that is full.
+// Decoding with a cache of keys and values: token by token as in the whole pass, a prompt appended at once, a full
+// cache.
 #include "kernels/softmax_attention.h"
 
 #include "tests/kernels/softmax_attention_cases.h"
@@ -36,7 +36,7 @@ SoftmaxAttentionInputs token_of(const SoftmaxAttentionInputs& all, std::int64_t 
   return one;
 }
 
-// `prompt` tokens are appended at once, the others come one by one.
+// `prompt` tokens are appended at once, the others token by token.
 void check(DType dtype, const SoftmaxSize& size, std::int64_t prompt, Random& random) {
   SCOPED_TRACE(fmt::format("{} {} tokens, {}/{} heads of {}/{}, prompt of {}", name_of(dtype), size.length, size.heads,
                            size.kv_heads, size.key_width, size.value_width, prompt));

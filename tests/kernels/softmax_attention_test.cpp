@@ -1,5 +1,5 @@
-// Softmax attention forward and backward: against the reference over ragged lengths, grouped heads, documents and
-// strides; against finite differences; blocks of a ring merged against the whole.
+// Softmax attention forward and backward, over ragged lengths, grouped heads, documents and strides. The oracles are
+// the reference, finite differences, and for merged blocks of a ring the whole.
 #include "kernels/softmax_attention.h"
 
 #include "tests/kernels/softmax_attention_cases.h"
@@ -117,7 +117,7 @@ TEST(SoftmaxAttention, BackwardEqualsFiniteDifferences) {
   }
 }
 
-// Scores of hundreds: exponentials of them overflow, those of differences do not.
+// Scores of hundreds: their exponentials overflow, exponentials of differences do not.
 TEST(SoftmaxAttention, LargeScoresStayFinite) {
   Random random(91500);
   for (const DType dtype : {DType::fp64, DType::fp32}) {
@@ -144,8 +144,8 @@ Tensor integers_of(Host& host, const std::vector<std::int64_t>& all, std::int64_
   return host.integers({batch, end - begin}, part);
 }
 
-// Queries in slices, each against every slice of keys, as a ring of ranks goes round: merged outputs and added
-// gradients are those of the whole.
+// Queries in slices, each against every slice of keys, as a ring of ranks goes round. Merged outputs and summed
+// gradients equal the whole's.
 void check_ring(DType dtype, std::int64_t slices, bool documents, Random& random) {
   SCOPED_TRACE(fmt::format("{} in {} slices, documents {}", name_of(dtype), slices, documents));
   Host host;
@@ -178,7 +178,7 @@ void check_ring(DType dtype, std::int64_t slices, bool documents, Random& random
     const Tensor running = host.poisoned(wide, {size.batch, 48, size.heads, size.value_width});
     const Tensor sums = host.poisoned(wide, {size.batch, size.heads, 48});
     const Tensor block_output = host.poisoned(dtype, running.shape()), block_sums = host.poisoned(wide, sums.shape());
-    for (std::int64_t step = 0; step < slices; ++step) {  // its own keys first, then those of the ranks before it
+    for (std::int64_t step = 0; step < slices; ++step) {  // its own keys first, then the keys of the ranks before it
       softmax_attention_forward(host.execution, block_of(i, (i - step + slices) % slices), block_output, block_sums);
       merge_attention(host.execution, block_output, block_sums, step == 0, running, sums);
     }
@@ -204,7 +204,7 @@ TEST(SoftmaxAttention, BlocksOfARingMakeTheWhole) {
       for (const std::int64_t slices : {2, 3, 5}) check_ring(dtype, slices, documents, random);
 }
 
-// A rank of a zigzag has the pieces r and 2 n - 1 - r of a row: its keys lie in two places of the sample.
+// A rank of a zigzag has the pieces r and 2 n - 1 - r of a row. So its keys lie in two places of the sample.
 TEST(SoftmaxAttention, TakesSlicesOfTwoPieces) {
   Random random(92500);
   for (const DType dtype : testing::test_dtypes()) {

@@ -1,4 +1,4 @@
-// Norms with a gain, with and without a bias: against the oracle, against finite differences, strided and in place; the
+// Norms with a gain, with and without a bias: against the oracle and finite differences, strided and in place. Also the
 // sums over tokens of their weights' gradients.
 #include "framework/threads.h"
 #include "kernels/norm.h"

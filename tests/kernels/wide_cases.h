@@ -1,5 +1,5 @@
-// Shapes at which a kernel's paths part: rows that vectors divide and rows that they do not, rows too wide for
-// registers, slices that begin between two vectors, more rows than a grid has in its second dimension.
+// Shapes at which a kernel's paths part. Rows that vectors divide or do not, rows too wide for registers, slices that
+// begin between two vectors. Also more rows than a grid has in its second dimension.
 #pragma once
 
 #include "tests/kernels/kernel_test.h"

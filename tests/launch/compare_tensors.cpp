@@ -1,6 +1,6 @@
-// compare_tensors A.h5 GROUP B.h5 GROUP TOLERANCE
-// Compares every dataset below two groups (or two single datasets) by max|a - b| / max|b|; a tolerance of 0 asks for
-// equal values. Both must hold the same names and shapes, and no NaN. Exits 1 and names what differs.
+// compare_tensors A.h5 GROUP B.h5 GROUP TOLERANCE Compares every dataset below two groups (or two single datasets) by
+// max|a - b| / max|b|. A tolerance of 0 asks for equal values. Both must hold the same names and shapes, and no NaN.
+// Exits 1 and names what differs.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -1,12 +1,10 @@
-// make_corpus FOLDER VOCABULARY --golden FILE.h5           the tokens of a golden file's /stream, one document
-// make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one token changed, in
-// shards that
-//                                                            are whole HDF5 files, under that corpus's manifest
+// make_corpus FOLDER VOCABULARY --golden FILE.h5             the tokens of a golden file's /stream, one document
+// make_corpus FOLDER VOCABULARY --change CORPUS INDEX TOKEN  another corpus's tokens with one token changed, in shards
+//                                                            that are whole HDF5 files, under that corpus's manifest
 // make_corpus FOLDER VOCABULARY --move-end CORPUS            another corpus with the end of its first document moved,
-// under
-//                                                            that corpus's manifest
-// make_corpus FOLDER VOCABULARY --empty                    no tokens at all
-// make_corpus FOLDER VOCABULARY --single DOCUMENTS         documents of one token
+//                                                            under that corpus's manifest
+// make_corpus FOLDER VOCABULARY --empty                      no tokens at all
+// make_corpus FOLDER VOCABULARY --single DOCUMENTS           documents of one token
 // Corpora that `fulmen prepare` does not make.
 #include <cstdint>
 #include <cstdio>

@@ -1,7 +1,6 @@
-// make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head | --weights]
-// Puts the weights of a golden file into a folder as the released models have it: config.json and one
-// model.safetensors, with or without the tied lm_head.weight, without a tokeniser. --weights: no config.json, for any
-// family.
+// make_hugging_face_folder GOLDEN.h5 FOLDER [--with-head | --weights] Puts the weights of a golden file into a folder
+// as the released models have it: config.json and model.safetensors, without a tokeniser. --with-head: with the tied
+// lm_head.weight. --weights: no config.json, for any family.
 #include <cstdint>
 #include <cstdio>
 #include <string>

@@ -191,7 +191,7 @@ TEST_P(Backward, AfterAnotherShapeEqualsAFreshModel) {
     EXPECT_TRUE(same_bits(used.gradients()[group], fresh.gradients()[group]));
 }
 
-// Whatever the step before left in the gradients of matrices, NaN here, is overwritten; also where the embedding, which
+// Remains of the step before in the gradients of matrices, here NaN, are overwritten. Also where the embedding, which
 // adds rows, has no head before it on its stage.
 TEST_P(Backward, OverwritesTheGradientsOfTheStepBefore) {
   const TransnormerConfig config = config_of(GetParam());

@@ -1,5 +1,6 @@
-// The parts that every rank of a mesh holds of a family with experts, a pool and copies of heads: each element of each
-// logical tensor where it should be, initialised from its global index, written to checkpoints once and counted once.
+// The parts that every rank of a mesh holds of a family with experts, a pool and copies of heads. Each element of each
+// logical tensor lies where it should, initialised from its global index. It is written to checkpoints once and counted
+// once.
 #include <gtest/gtest.h>
 
 #include "tests/model/placement_family.h"

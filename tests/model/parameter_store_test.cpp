@@ -1,4 +1,4 @@
-// The flat storage of parameters on every rank of a mesh: each element of each logical tensor lies where it should, is
+// The flat storage of parameters on every rank of a mesh. Each element of each logical tensor lies where it should, is
 // written to checkpoints once and counted once.
 #include "model/parameter_store.h"
 

@@ -1,4 +1,4 @@
-// Recomputation: less memory between forward and backward, and the same bits.
+// Recomputation: less memory is kept for backward, and the bits are the same.
 #include <gtest/gtest.h>
 
 #include <cstring>

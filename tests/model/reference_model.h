@@ -1,6 +1,5 @@
-// The whole model once more, written naively from its equations in double precision and sharing no code with the
-// layers: the oracle for what finite differences cannot see, a forward pass that is wrong but consistent with its
-// gradient.
+// The whole model once more, written naively from its equations in double precision, without any code of the layers. It
+// is the oracle for an error that finite differences cannot see: a wrong forward pass with a consistent gradient.
 #pragma once
 
 #include <cmath>

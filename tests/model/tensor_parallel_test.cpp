@@ -1,5 +1,5 @@
 // A model split over tensor ranks against the same model on one rank: loss, gradients, norm, logits and several
-// updates, with a vocabulary and an inner width that the ranks do not divide.
+// updates. The ranks do not divide the vocabulary and the inner width.
 #include <gtest/gtest.h>
 
 #include <cmath>

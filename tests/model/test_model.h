@@ -1,4 +1,4 @@
-// Shared by the model tests: small models with random weights on any place of a mesh, batches with documents and
+// Shared by the model tests: small models with random weights on any place of a mesh. Also batches with documents and
 // masked targets, and the passes over them.
 #pragma once
 

@@ -1,6 +1,6 @@
-// A family that leans on every seam of the executor of branches: gradients against finite differences, decoding against
-// the whole pass, recomputation and the two halves of backward against the plain pass. Its layouts:
-// tests/train/layouts_test.cpp.
+// A family that leans on every seam of the executor of branches. Gradients are compared with finite differences,
+// decoding with the whole pass. Recomputation and the two halves of backward are compared with the plain pass. Its
+// layouts: tests/train/layouts_test.cpp.
 #include "tests/model/toy_family.h"
 
 #include <gtest/gtest.h>

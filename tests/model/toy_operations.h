@@ -1,4 +1,4 @@
-// Operations of a family that only tests know (tests/model/toy_family.h), one for each way in which an operation can
+// Operations of a family that only tests know (tests/model/toy_family.h), an operation for each way in which it can
 // lean on its executor. Plain loops on the CPU, in fp32 and fp64.
 #pragma once
 

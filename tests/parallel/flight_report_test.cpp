@@ -251,7 +251,7 @@ TEST(FlightReport, NumbersOutOfRangeMakeNoRecord) {
   }
 }
 
-// Numbers that are no whole ones, or too large for what they count, are not made into others.
+// Numbers that are not whole, or too large for their meaning, are not made into others.
 TEST(FlightReport, CountsOutOfRangeMakeNoRecord) {
   const testing_support::TemporaryFolder folder;
   const auto write = [&](const std::string& entry, const std::string& sent) {
@@ -285,7 +285,7 @@ TEST(FlightReport, OfManyMissingRanksTheLowestAreNamed) {
   std::ofstream(folder / "rank-00000.json") << record_of("0", "1048576");
   const FlightReport report = report_flight(folder.path());
   EXPECT_EQ(report.blamed.size(), 64u);
-  EXPECT_EQ(report.blamed_besides, 1048575 - 64);
+  EXPECT_EQ(report.more_blamed, 1048575 - 64);
   EXPECT_NE(report.verdict.find("and 1048511 more ranks"), std::string::npos);
   EXPECT_LT(report.verdict.size(), 20'000u);
 }

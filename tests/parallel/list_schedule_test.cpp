@@ -95,8 +95,8 @@ class UnequalCosts {
   std::uniform_real_distribution<double> share_{0.0, 1.0};
 };
 
-// All promises, for unequal stages: the checker passes, no rank keeps more stashes than the first rank in 1F1B,
-// and zero-bubble is never slower than what it improves on, nor than with equal passes in mind.
+// All promises, for unequal stages. The checker passes, and no rank keeps more stashes than the first rank in 1F1B.
+// Zero-bubble is never slower than 1F1B, nor than with equal passes in mind.
 TEST(ListSchedule, UnequalStagesKeepThePromises) {
   UnequalCosts unequal;
   int shorter = 0, shapes = 0;

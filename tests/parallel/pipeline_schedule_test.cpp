@@ -151,8 +151,8 @@ TEST(PipelineSchedule, ZeroBubbleHalvesTheBubble) {
     }
 }
 
-// The passes of a chunk take 1/v of the time, and so does the bubble: (p - 1) / v of a stage's passes, or close to it
-// where ranks do not divide the micro-batches.
+// The passes of a chunk take 1/v of the time, and so does the bubble. It is (p - 1) / v of a stage's passes, or close
+// to it where ranks do not divide the micro-batches.
 TEST(PipelineSchedule, InterleavingShortensTheBubble) {
   for (int ranks = 2; ranks <= 8; ++ranks)
     for (int groups = 1; groups <= 4; ++groups)

@@ -13,8 +13,8 @@ namespace {
 
 constexpr std::int64_t elements = (std::int64_t{2} << 20) / 8;
 
-// Element i of the activations of micro-batch m before stage s is 1000 m + s + i; the gradients are the negatives of
-// the last stage's output, plus one for every stage on the way back.
+// Element i of the activations of micro-batch m before stage s is 1000 m + s + i. The gradients are the negatives of
+// the last stage's output, plus 1 for every stage on the way back.
 class StageRunner {
  public:
   StageRunner(Communicator& pipeline, int micro_batches) : pipeline_(pipeline), micro_batches_(micro_batches) {}

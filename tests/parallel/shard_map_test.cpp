@@ -11,8 +11,8 @@
 namespace fulmen {
 namespace {
 
-// Layers 0 to 4 with two matrices each and a theta (group 1) in layers 1 and 3, and a table that no layer owns,
-// declared first.
+// Layers 0 to 4 with two matrices each, and a theta (group 1) in layers 1 and 3. A table that no layer owns is declared
+// first.
 std::vector<MappedParameter> some_parameters() {
   std::vector<MappedParameter> list = {{"table", 0, -1, 1000}};
   for (std::int64_t layer = 0; layer < 5; ++layer) {

@@ -1,5 +1,5 @@
-// The transports of the tests of communicators: MPI and host memory, or with FULMEN_TEST_DEVICE=cuda tensors on a GPU
-// that all ranks share (FULMEN_TEST_TRANSPORT=host, the default) or on a GPU for each rank (nccl). Where GPUs are
+// The transports of the tests of communicators: MPI and host memory, or with FULMEN_TEST_DEVICE=cuda tensors on GPUs.
+// With FULMEN_TEST_TRANSPORT=host, the default, all ranks share a GPU; with nccl each has its own. Where GPUs are
 // missing, all tests are skipped.
 #pragma once
 

@@ -49,8 +49,8 @@ class CombinationSpace {
   std::vector<Constraint> constraints_;
 };
 
-// The given allowed combinations, then others until every possible pair of values meets, and after them, up to `count`
-// in all, more that bring many new triples together. All are different. The same each time.
+// The given allowed combinations, then others until every possible pair of values meets, and more that bring many new
+// triples together, up to `count` in all. All are different. The same each time.
 std::vector<Combination> cover_pairs(const CombinationSpace& space, std::size_t count,
                                      const std::vector<Combination>& given = {});
 

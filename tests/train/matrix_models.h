@@ -1,4 +1,4 @@
-// The models that layouts are tested with: one of each family or variant, small and uneven.
+// The models that layouts are tested with: a model of each family or variant, small and uneven.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// What a run would hold, counted without it, against what a run does hold.
+// The memory that a run would hold, counted without it, against the memory of a run.
 #include "train/memory_estimate.h"
 
 #include <gtest/gtest.h>

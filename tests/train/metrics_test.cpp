@@ -157,7 +157,7 @@ TEST(Metrics, OnResumeLaterAndDamagedLinesAreDropped) {
   EXPECT_EQ(steps_in(path), (std::vector<std::int64_t>{1, 2, 3}));
 }
 
-// What is no metrics file is said to be none, rather than read into memory or waited for.
+// Other things than a metrics file are refused as such, rather than read into memory or waited for.
 TEST(Metrics, LinesHaveALengthThatIsRead) {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "metrics.jsonl";

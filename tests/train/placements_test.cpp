@@ -1,6 +1,6 @@
 // A family of declarations with all that a placement can say (experts, a pool, copies of key heads, norms' gains) on
-// four ranks: gradients made from global indices are summed, clipped and applied as on one rank, in every ZeRO stage,
-// and a checkpoint of each layout goes on in the next.
+// four ranks. Gradients made from global indices are summed, clipped and applied as on one rank, in every ZeRO stage. A
+// checkpoint of each layout goes on in the next.
 #include <gtest/gtest.h>
 
 #include <cmath>

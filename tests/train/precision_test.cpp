@@ -1,5 +1,5 @@
 // Training in the device's own precision follows training in a wider precision: bf16 on the GPU against fp32 on the
-// CPU, from the same initial weights on the same text, and checkpoints pass between the two. On the CPU: fp32 against
+// CPU. Both have the same initial weights and text, and checkpoints pass between the two. On the CPU: fp32 against
 // fp64.
 #include <algorithm>
 #include <cmath>
@@ -155,7 +155,7 @@ class Trainee {
   Optimizer optimizer_;
 };
 
-// Of `dtype` each, as a device keeps them.
+// Each of `dtype`, as a device keeps them.
 std::vector<double> rounded(const std::vector<double>& values, DType dtype) { return testing::rounded(values, dtype); }
 
 // The largest relative difference of two curves, smoothed over a window, and where.

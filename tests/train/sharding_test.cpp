@@ -1,5 +1,5 @@
-// The data that ZeRO shards: bytes on each rank as theory says, sums at their owners, whole weights where they are
-// used, and nothing allocated in a step. On four ranks.
+// The data that ZeRO shards: bytes on each rank as theory says, sums at their owners, whole weights at each use.
+// Nothing is allocated in a step. On four ranks.
 #include <gtest/gtest.h>
 
 #include <cmath>

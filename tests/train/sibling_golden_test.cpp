@@ -95,8 +95,8 @@ Batch stream_batch(const Golden& golden) {
   return batch;
 }
 
-// Of every tensor in the file. Pieces of a tensor are compared with its largest element: what shifts all of a softmax
-// (a bias of keys) has a gradient of zero.
+// The gradient of every tensor in the file. Pieces of a tensor are compared with its largest element: a bias of keys
+// shifts all of a softmax, so its gradient is zero.
 void expect_gradients(const ParameterStore& parameters, const Golden& golden, const Execution& execution,
                       double tolerance) {
   std::map<std::string, double> difference, largest;

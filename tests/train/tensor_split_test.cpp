@@ -59,8 +59,8 @@ TEST(TensorSplit, ActivationsAndTransfersShrink) {
   EXPECT_TRUE(split.bytes.at(tensor).contains("reduce_scatter"));
 }
 
-// On more than two ranks a library may add in another order what it adds behind the computation; so may a product of
-// some rows where it is part of a ring.
+// On more than two ranks a library may add in another order behind the computation. So may a product of some rows that
+// is part of a ring.
 TEST(TensorSplit, OverlapChangesNothing) {
   for (const int tensor : {2, 3}) {
     if (test_world().rank() >= tensor) continue;

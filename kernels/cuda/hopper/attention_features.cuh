@@ -1,6 +1,6 @@
-// Features for products from the raw queries and keys in a tile, made in passing: x, silu(x), or one half of LRPE's
-// features, act(x) cos(position theta) or act(x) sin(position theta) (arXiv 2307.14995, section 3.1.1); and the way
-// back.
+// Features for products from the raw queries and keys in a tile, made in passing, and the way back. They are x,
+// silu(x), or a half of LRPE's features (arXiv 2307.14995, section 3.1.1): act(x) cos(position theta) or act(x)
+// sin(position theta).
 #pragma once
 
 #include <cuda_fp16.h>
@@ -16,7 +16,7 @@ inline constexpr bool is_rotated(Feature feature) {
   return feature == Feature::rotated || feature == Feature::rotated_silu;
 }
 
-// LRPE as a sweep over one of its halves needs it. The cosine is a sine a quarter turn ahead. Positions are below 2^32.
+// LRPE as a sweep over either half needs it. The cosine is a sine a quarter turn ahead. Positions are below 2^32.
 struct Rotation {
   const double* theta = nullptr;            // [heads, D]; null for no LRPE
   const std::int64_t* positions = nullptr;  // [batch, length]
@@ -25,8 +25,8 @@ struct Rotation {
   double* d_theta = nullptr;  // [rows, pieces, 4, heads, D], what each warp sums up, or null
 };
 
-// theta / 2 pi as a fraction of 2^64: its products with positions wrap as angles do, and nothing is rounded but theta /
-// 2 pi itself, at 2^-64 of a turn.
+// theta / 2 pi as a fraction of 2^64. Its products with positions wrap as angles do. Only theta / 2 pi itself is
+// rounded, at 2^-64 of a turn.
 __device__ __forceinline__ std::uint64_t turns_of(double theta) {
   constexpr double inverse = 0.15915494309189535, inverse_rest = -9.839338337591243e-18, one = 18446744073709551616.0;
   const double size = fabs(theta), turns = size * inverse, rest = fma(size, inverse, -turns) + size * inverse_rest;
@@ -182,7 +182,7 @@ __device__ __forceinline__ void load_derivatives(std::uint32_t tile, const Threa
   }
 }
 
-// As load_fragments, for a tile whose derivatives are wanted later: they take its place, in fp16, which holds what lies
+// As load_fragments, for a tile whose derivatives are wanted later. They take its place, in fp16, which holds values
 // between -0.1 and 1.1 to 2^-12. One sigmoid serves both.
 template <int D, Feature feature>
 __device__ __forceinline__ void load_fragments_keep_derivatives(std::uint32_t tile, const ThreadPlace& at,

@@ -20,15 +20,15 @@ struct Sweep {
   int piece_tokens = 0, pieces = 1, first_piece = 0;  // the grid's second dimension counts from first_piece
   const double* slope = nullptr;                      // [heads]
   Rotation rotation;
-  // Per token of [batch, length], or null when every row is one document: where in the row its document begins, -1 for
-  // a row's first; and where it ends, past the row for its last.
+  // Per token of [batch, length], or null when every row is one document: where in the row its document begins (-1 for
+  // a row's first) and ends (past the row for its last).
   const int* document_begin = nullptr;
   const int* document_end = nullptr;
   // fp32 [D, D] before the piece (after it, in reverse): at (row * heads + head) * state_stride + piece * piece_stride;
   // null for zero.
   const float* incoming = nullptr;
   std::int64_t incoming_stride = 0, incoming_piece_stride = 0;
-  // Where the state goes after the last token (before the first, in reverse) of the piece `outgoing_piece`, or of every
+  // Where the state goes after the last token of the piece (in reverse: before the first) `outgoing_piece`, or of every
   // piece when that is -1; null for nowhere.
   float* outgoing = nullptr;
   std::int64_t outgoing_stride = 0, outgoing_piece_stride = 0;
@@ -165,8 +165,8 @@ struct Barriers {
 };
 
 // A block's shared memory: stages of tiles, the published state if any, powers of the decay, LRPE's turns, barriers.
-// The state has one place only: it is read early in a chunk and written late in the chunk before, and memory is better
-// spent on a stage more, for it is the latency of copies that the pipeline has to cover.
+// The state has one place only: it is read early in a chunk and written late in the chunk before. Memory is better
+// spent on another stage, since the pipeline has to cover the latency of copies.
 template <int D, int tiles_of_stage, int stage_count, bool publishes = true>
 struct SharedLayout {
   static constexpr int tiles = tiles_of_stage, stages = stage_count;
@@ -287,8 +287,8 @@ struct StateOperand {
 };
 
 // One of the warpgroups that hold the state; `group` says which 64 rows. Tiles A and B are the first two of a stage.
-// States that are not published are wanted at one end of a piece only. They take the last chunk first either way, and a
-// sweep that follows and takes the first chunk first finds in the L2 cache what it begins with.
+// States that are not published are wanted at one end of a piece only. They take the last chunk first either way. A
+// sweep that follows and begins with the first chunk finds that in the L2 cache.
 template <class Block, int D, Feature feature, bool documents_present, bool reverse, bool publish>
 class StateRole {
  public:

@@ -29,7 +29,7 @@ __device__ __forceinline__ std::uint64_t along_rows(std::uint32_t tile, int pane
                                                     int k) {  // the summed dimension is contiguous
   return descriptor(tile + (k >> 2) * panel + (k & 3) * 32, 16);
 }
-__device__ __forceinline__ std::uint64_t along_columns(std::uint32_t tile, int panel, int k) {  // the outer one is
+__device__ __forceinline__ std::uint64_t along_columns(std::uint32_t tile, int panel, int k) {  // the outer is
   return descriptor(tile + k * 2048, panel);
 }
 

@@ -43,9 +43,9 @@ bool takes_inputs(const LinearAttentionInputs& inputs) {
   return takes_kind(inputs, inputs.query) && can_be_mapped(inputs.key) && can_be_mapped(inputs.value);
 }
 
-// Into how many pieces a row is cut: cutting makes every piece read its keys and values twice, and in reverse its
-// queries and output gradients, and pays when there are too few heads for the multiprocessors. Each wave of blocks
-// fills and drains once.
+// Into how many pieces a row is cut. Cutting makes every piece read its keys and values twice, and in reverse its
+// queries and output gradients. It pays when there are too few heads for the multiprocessors. Each wave of blocks fills
+// and drains once.
 int choose_pieces(std::int64_t rows_heads, std::int64_t length, int multiprocessors) {
   constexpr double cost_of_cutting = 1.25, chunks_to_fill = 8.0;
   constexpr std::int64_t least_chunks = 4;

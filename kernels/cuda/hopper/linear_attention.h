@@ -5,8 +5,9 @@
 
 namespace fulmen::cuda::hopper {
 
-// Whether these sweeps can take the tensors: a Hopper GPU, bf16, key and value width 64 or 128 alike, SiLU or nothing
-// on q and k, every tensor's address and strides multiples of 16 bytes. LRPE and an activation on v are taken too.
+// Whether these sweeps can take the tensors. They want a Hopper GPU, bf16, key and value width 64 or 128 alike, SiLU or
+// nothing on q and k. Every tensor's address and strides are multiples of 16 bytes. LRPE and an activation on v are
+// taken too.
 bool takes(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs);
 bool takes(const LinearAttentionInputs& inputs, const LinearAttentionGradients& gradients);
 

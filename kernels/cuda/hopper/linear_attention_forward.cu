@@ -1,5 +1,5 @@
 // The forward sweep on Hopper: o = [(q k^T) .* M] v + diag(decay^(j + 1)) q S, per chunk of 64 tokens (Lightning
-// Attention-2, arXiv 2401.04658, algorithm 1), and the sweeps that make only states, for sequences cut into pieces.
+// Attention-2, arXiv 2401.04658, algorithm 1). Also the sweeps that make only states, for sequences cut into pieces.
 #include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
 
 namespace fulmen::cuda::hopper {
@@ -110,9 +110,9 @@ __global__ void __launch_bounds__(block_threads<D>, 1)
   }
 }
 
-// Leaves of a piece what reaches the state past it (before it, in reverse): the document at that end, as far as decay
-// lets its tokens be seen. Beyond, they have lost 40 bits, which neither the state's fp32 sums nor what is read of it
-// in bf16 shows.
+// Leaves the part of a piece that reaches the state past it (in reverse: before it). That is the document at that end,
+// as far as decay lets its tokens be seen. Beyond, they have lost 40 bits, which neither the state's fp32 sums nor what
+// is read of it in bf16 shows.
 __device__ void leave_what_counts(const Sweep& sweep, bool reverse, Place& place) {
   constexpr double lost = 27.8;  // 2^-40
   const std::int64_t row = static_cast<std::int64_t>(place.row) * sweep.length;

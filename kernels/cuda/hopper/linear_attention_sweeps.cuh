@@ -1,5 +1,5 @@
 // The sweeps that linear attention on Hopper is made of, as their launchers take them. Tensors are bf16 [batch, length,
-// heads, D], reached through tensor maps with boxes of 64 tokens x 64 columns; D is 64 or 128 for keys and values
+// heads, D], reached through tensor maps with boxes of 64 tokens x 64 columns. D is 64 or 128 for keys and values
 // alike.
 #pragma once
 
@@ -47,8 +47,8 @@ struct BackwardKeyValueArguments {
   AddTo add_key_to, add_value_to;
 };
 
-// From what each piece alone makes of zero, and the state before the whole row (after it, in reverse; null for zero):
-// the state that each piece begins with. States of pieces are fp32 [batch * heads, pieces, D * D].
+// The state that each piece begins with. It comes from the states that pieces alone make of zero, and the state before
+// the whole row (in reverse: after it; null for zero). States of pieces are fp32 [batch * heads, pieces, D * D].
 struct ScanArguments {
   const float* own;
   float* incoming;                 // may be own; or null

@@ -7,8 +7,8 @@
 
 namespace fulmen::cuda::hopper {
 
-// Whether the copy engine can reach a bf16 tensor [batch, length, heads, width]: unit inner stride, its address and its
-// other strides multiples of 16 bytes.
+// Whether the copy engine can reach a bf16 tensor [batch, length, heads, width]. It wants unit inner stride, and
+// address and other strides in multiples of 16 bytes.
 bool can_be_mapped(const Tensor& x);
 
 // Boxes of 64 tokens x 64 columns of one head, swizzled in 128 bytes. Reads past the length give zeros, writes there

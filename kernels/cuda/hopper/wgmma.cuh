@@ -1,6 +1,6 @@
 // Hopper's tensor cores: products of a warpgroup (128 threads), D [64, n] += A [64, 16] B [16, n] in bf16 with fp32
-// sums. Operands lie in shared memory in tiles of 64 columns whose rows of 128 bytes are swizzled as the copy engine's
-// 128-byte mode does it; A may also come from registers.
+// sums. Operands lie in shared memory in tiles of 64 columns. Their rows of 128 bytes are swizzled as in the copy
+// engine's 128-byte mode. A may also come from registers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -123,7 +123,7 @@ __device__ __forceinline__ void product(float (&d)[64], std::uint64_t a, std::ui
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(major_b)));
 }
 
-// Keeps the registers of operand A from being used again before the wait above: products read them while they run,
+// Keeps the registers of operand A from being used again before the wait above. Products read them while they run,
 // which the compiler does not know.
 template <int steps>
 __device__ __forceinline__ void hold(const std::uint32_t (&a)[steps][4]) {

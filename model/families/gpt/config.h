@@ -1,5 +1,5 @@
-// GPT-1 and GPT-2: LayerNorm with gain and bias, learned positions, biases everywhere, GELU. Names of parameters and
-// the order of their dimensions, [in, out], are those of transformers.
+// GPT-1 and GPT-2: LayerNorm with gain and bias, learned positions, biases everywhere, GELU. transformers has the same
+// names of parameters and the same order of dimensions, [in, out].
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// What the layers of GPT-1 and GPT-2 are made of.
+// The layers of GPT-1 and GPT-2.
 #include <cmath>
 
 #include "model/branch.h"

@@ -16,13 +16,13 @@ void LlamaConfig::bind(Schema& schema) {
   schema.add("model.rope_theta", rope_theta, {1.0, 1e12}, "Base of the rotary frequencies.");
   schema.add("model.rope_type", rope_type, {{"default"}, {"llama3"}},
              "llama3: low frequencies are divided by `rope_factor`, as LLaMA 3.1 has it.");
-  schema.add("model.rope_factor", rope_factor, {1.0, 1e6}, "Of llama3: the context is that many times longer.");
+  schema.add("model.rope_factor", rope_factor, {1.0, 1e6}, "With llama3: the context is that many times longer.");
   schema.add("model.rope_low_frequency_factor", rope_low_frequency_factor, {0.0, 1e6},
-             "Of llama3: turns within the original context below which a frequency is divided.");
+             "With llama3: turns within the original context below which a frequency is divided.");
   schema.add("model.rope_high_frequency_factor", rope_high_frequency_factor, {0.0, 1e6},
-             "Of llama3: turns above which a frequency stays as it is.");
+             "With llama3: turns above which a frequency stays as it is.");
   schema.add("model.rope_original_length", rope_original_length, {1, std::int64_t{1} << 32},
-             "Of llama3: tokens of the original context.");
+             "With llama3: tokens of the original context.");
   schema.add("model.norm_epsilon", norm_epsilon, {0.0, 1.0}, "Added to the mean square in every norm.");
   schema.add("model.tied", tied_head, "Whether the head's projection is the embedding's matrix.");
 }

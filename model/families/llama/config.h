@@ -1,5 +1,5 @@
 // The LLaMA family of Transformers (arXiv 2302.13971; grouped queries: arXiv 2305.13245): RMSNorm, rotary positions,
-// SwiGLU. Names of parameters are those of transformers.
+// SwiGLU. transformers has the same names of parameters.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// What the layers of the LLaMA family are made of.
+// The layers of the LLaMA family.
 #include "kernels/rotation.h"
 #include "model/branch.h"
 #include "model/families/llama/config.h"

@@ -1,5 +1,5 @@
 // MiniMax-01 (arXiv 2501.08313): layers of lightning attention and of softmax attention in a pattern, residuals that go
-// on with the norm, experts. Names of parameters are those of transformers.
+// on with the norm, experts. transformers has the same names of parameters.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// What MiniMax's layers are made of.
+// MiniMax's layers.
 #include "kernels/rotation.h"
 #include "model/branch.h"
 #include "model/families/minimax/config.h"

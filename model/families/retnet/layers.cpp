@@ -1,4 +1,4 @@
-// What RetNet's layers are made of.
+// RetNet's layers.
 #include "model/branch.h"
 #include "model/families/retnet/config.h"
 #include "model/mixers/gated_linear_unit.h"

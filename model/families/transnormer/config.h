@@ -30,8 +30,7 @@ struct TransnormerConfig final : ModelConfig {
 
  private:
   void validate_family() const override;
-  // variant, heads, glu, lrpe_layers; gate_rank where the variant has one, and norm_epsilon where it differs from
-  // the released models.
+  // variant, heads, glu, lrpe_layers; gate_rank for tnl3, and norm_epsilon where it differs from the released models.
   void add_identity(std::map<std::string, std::string>& identity) const override;
 };
 

@@ -1,5 +1,5 @@
-// TransNormerLLM's presets. Sources: the released checkpoints' configurations and index sizes; 13B, 65B and 175B are
-// shapes from memory of arXiv 2307.14995, table 10 (unconfirmed), with glu = 256 * ceil(8/3 hidden / 256).
+// TransNormerLLM's presets. Sources: the released checkpoints' configurations and index sizes. The shapes of 13B, 65B
+// and 175B are from memory of arXiv 2307.14995, table 10 (unconfirmed), with glu = 256 * ceil(8/3 hidden / 256).
 #include "model/families/transnormer/config.h"
 
 namespace fulmen {
