@@ -154,8 +154,8 @@ std::string extract_document(std::string_view line, const std::string& field, co
       line, field, where, "every line must be a JSON object with the text under that key (--json-field names another)");
 }
 
-// Feeds a whole document in parts that end behind a line, or between characters where a line is too long. False for one
-// that is blank.
+// Feeds a whole document in parts that end behind a line, or between characters where a line is too long. False for a
+// blank document.
 bool add_document(DocumentBuilder& builder, std::string_view text) {
   while (text.size() > piece_bytes) {
     const std::size_t newline = text.rfind('\n', piece_bytes - 1);

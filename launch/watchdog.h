@@ -31,7 +31,7 @@ RankPlace own_place();
 bool shares_processes(const RankPlace& a, const RankPlace& b);
 // Whether such a process is there and not a zombie; to be asked where it can be seen.
 bool process_lives(const RankPlace& place);
-// Those of all ranks, in their order. Collective.
+// The places of all ranks, in their order. Collective.
 std::vector<RankPlace> gather_places(Communicator& ranks);
 
 // While it lives, this rank's flight record is written into a folder that all ranks share:

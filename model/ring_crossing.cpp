@@ -25,7 +25,7 @@ class RingBuffer {
     memory_ = execution.scratch->take(dtype, {most});
   }
   std::int64_t elements(int owner) const { return rows(owner, 0) + rows(owner, 1); }
-  // What lies here of the pair that `owner` works on.
+  // The part that lies here of the pair that `owner` works on.
   Tensor whole(int owner) const { return memory_.slice(0, 0, elements(owner)); }
   Tensor half(int owner, std::size_t i) const {
     const std::int64_t begin = i == 0 ? 0 : rows(owner, 0);
@@ -167,7 +167,7 @@ class RingCrossing final : public Crossing {
     std::size_t i, j;
   };
 
-  // What this rank works on, on its way here.
+  // The rows that this rank works on, on their way here.
   class Arrival {
    public:
     Arrival(const ZigzagExchange& exchange, const std::vector<Tensor>& held) : work_(exchange.take_work(held)) {
@@ -236,7 +236,7 @@ class RingCrossing final : public Crossing {
     return list;
   }
 
-  // Keys and values on their way round the ring: those of the next step arrive while those of this one are used.
+  // Keys and values on their way round the ring. The next step's arrive while this step's are used.
   class KeyRing {
    public:
     KeyRing(const RingCrossing& crossing, const std::vector<Halves>& work) : crossing_(crossing) {
@@ -255,7 +255,7 @@ class RingCrossing final : public Crossing {
       const int from = crossing_.owner(step);
       return {buffers[0].half(from, j), buffers[1].half(from, j), buffers[2].half(from, j)};
     }
-    // What this step uses is sent on, and what the next one uses received.
+    // Sends this step's keys and values on, and receives the next step's.
     void start(int step) {
       if (step + 1 == crossing_.zigzag_.ranks()) return;
       std::vector<Transfer> transfers;
@@ -300,7 +300,7 @@ class RingCrossing final : public Crossing {
     Tensor d_key(const Block& block) const { return own(block.step)[0].half(block.owner, block.j); }
     Tensor d_value(const Block& block) const { return own(block.step)[1].half(block.owner, block.j); }
 
-    // Adds what the ranks before this one have found, and sends the sum on.
+    // Adds the gradients of the ranks before, and sends the sum on.
     void pass_on(int step) {
       const Execution& execution = crossing_.context_.execution;
       if (step > 0) {

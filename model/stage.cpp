@@ -26,7 +26,7 @@ std::vector<StageRange> split_stages(std::int64_t layers, int pipeline_stages,
                                                      counts.size(), pipeline_stages));
     if (sum != layers || std::ranges::any_of(counts, [](std::int64_t n) { return n < 1; }))
       throw UserError("parallel.stages", fmt::format("the stages hold {} layers, the model has {}", sum, layers),
-                      "list at least one layer a stage, adding up to model.layers");
+                      "list at least one layer a stage, model.layers in all");
   }
   std::vector<StageRange> ranges;
   std::int64_t next = 0;

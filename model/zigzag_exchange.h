@@ -33,7 +33,7 @@ class ZigzagExchange {
   // Room for the halves that this rank works on, as `held` [batch, length, ...]. All memory of this class is taken from
   // the scratch arena.
   std::vector<Halves> take_work(const std::vector<Tensor>& held) const;
-  // Brings what `held` has of the half that each rank begins with (Zigzag::begins_with), or of the other one.
+  // Brings what `held` has of the half that each rank begins with (Zigzag::begins_with), or of the other half.
   Rows start_to_work(bool begins_with, const std::vector<Tensor>& held, const std::vector<Halves>& work) const;
   // Brings rows home: `work` belongs to half i of the pair of rank + `ahead`, `held` [batch, length, ...] is written,
   // and may have another dtype.

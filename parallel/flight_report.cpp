@@ -191,7 +191,7 @@ class Analysis {
     report.ranks = ranks_;
     for (const auto& [rank, record] : records_) report.recorded.push_back(rank);
     for (const auto& of_rank : {&Analysis::ended, &Analysis::lags}) {
-      // Beside ranks that have ended, who lags behind has only been stopped by them.
+      // Where ranks have ended, a rank that lags behind has only been stopped by them.
       if (!report.blamed.empty()) break;
       for (int rank = 0; rank < ranks_; ++rank) {
         const std::string what = (this->*of_rank)(rank);

@@ -183,7 +183,7 @@ class IpcPeerCopies final : public PeerCopies {
       transfers.push_back({Transfer::Direction::send, peer, own_part});
       transfers.push_back({Transfer::Direction::receive, peer, parts[static_cast<std::size_t>(peer)]});
     }
-    // Another rank's part arrives over what was sent of it once that rank has added it up.
+    // Another rank's part arrives over the sent part once that rank has summed it.
     start_transfers(transfers, sums_, profiler, name, done);
     return Pending(std::make_unique<Copies>(std::move(done)));
   }

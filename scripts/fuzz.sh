@@ -4,9 +4,9 @@
 #   scripts/fuzz.sh                        each target for 20 seconds; what CI runs
 #   scripts/fuzz.sh SECONDS [TARGET...]    longer, or some only: scripts/fuzz.sh 600 corpus_shard
 #
-# Exit 1 when there is a finding: anything but a UserError leaves a reader, a sanitizer reports, or an input takes more than
-# 25 seconds or 512 MiB. The input lies in build/fuzz/findings then; the target's program takes it as an argument.
-# What a run adds to tests/fuzz/corpus stays in build/fuzz/corpus, where the next run goes on from it.
+# Exit 1 when there is a finding: anything but a UserError leaves a reader, a sanitizer reports, or an input takes more
+# than 25 seconds or 512 MiB. The input lies in build/fuzz/findings then; the target's program takes it as an argument.
+# New inputs of a run stay in build/fuzz/corpus, where the next run goes on from them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-20}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds Fulmen and runs its tests. What CI runs, and what a newcomer runs.
+# Builds Fulmen and runs its tests. CI runs this script, and so does a newcomer.
 #
 #   scripts/test.sh             installs what is missing, checks the sources' form, builds, runs every test, fuzzes each
 #                               reader for 20 seconds; where nvcc is, the CUDA build is compiled too, and its GPU tests are run
 #                               where a GPU is
 #   scripts/test.sh --fast      only the fast suite (within three minutes on two cores)
 #   scripts/test.sh --all [FIRST/SHARES]
-#                               besides, every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
+#, every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
 #                               than two million, about 700 core hours, in shares of a few minutes each, from share
 #                               FIRST of SHARES (0/5000) on
 #   PRESET=asan scripts/test.sh with another preset of CMakePresets.json

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The rules of the house, checked on the sources themselves: no include and no CMake link climbs a floor, no header
-# includes itself by way of others, includes are written from the root, a file opens with a comment that says what it is for and has at most 600 lines, a line of C++ or
-# CUDA has at most 120 columns, a function at most 60 lines, and only a family's own folder and its adapter in infer/ name
-# it.
+# The rules of the house, checked on the sources themselves. No include and no CMake link climbs a floor, no header includes
+# itself by way of others, includes are written from the root. A file opens with a comment that says what it is for and has
+# at most 600 lines, a line of C++ or CUDA at most 120 columns, a function at most 60 lines. Only a family's own folder and
+# its adapter in infer/ name it. Documents, comments and messages are in plain English.
 #
 #   tests/house_test.sh           checks this checkout, then that every rule is noticed when it is broken
 #   tests/house_test.sh FOLDER    checks another copy only
@@ -25,6 +25,7 @@ floors=(framework kernels parallel model checkpoint data train infer launch)
 most_lines=600
 most_columns=120
 most_lines_of_function=60
+most_words=25
 
 sources_of() { find "$@" -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.sh' \); }
 
@@ -149,7 +150,63 @@ check_families() {
   done
 }
 
-rules=(check_includes check_circles check_links check_files check_functions check_families check_branches)
+# Plain English: words that hide what is meant, in documents, comments and messages, and long sentences of documents. A
+# sentence of a document has at most 25 words. No sentence begins with "Of" or "What". Prints FILE:LINE of the paragraph.
+check_english() {
+  local words='besides?|go(es)? by|add(s|ed|ing)? (them |these |it )?up|memory between|(that|those) of|ones|one'\''s'
+  words="$words|one (that|which)|the one of|(this|each|every|another|other|next|previous|last|first|second|same|new|old|older|newer) one"
+  {
+    ls *.md docs/*.md examples/*.md 2>/dev/null || true
+    sources_of "${floors[@]}" tests scripts
+  } | sort | xargs awk -v most="$most_words" -v words="$words" '
+    function judge(text, document, cell,    sentence, end, copy, count) {
+      gsub(/`[^`]*`/, "code", text)
+      while (text != "") {
+        end = match(text, /[.?!]["\047)]* +/) ? RSTART + RLENGTH - 1 : length(text)
+        sentence = substr(text, 1, end)
+        text = substr(text, end + 1)
+        if (sentence ~ /^(Of|What) /) print place ": begins with \"" substr(sentence, 1, 30) "\": the subject comes first"
+        copy = tolower(sentence)
+        gsub(/[^a-z\047-]+/, " ", copy)
+        if (match(" " copy " ", " (" words ") ")) print place ": has \"" substr(copy, RSTART, RLENGTH - 2) "\""
+        count = gsub(/[^ ]*[A-Za-z0-9][^ ]*/, "x", sentence)
+        if (document && count > most && (!cell || sentence ~ /\. *$/))
+          print place ": has a sentence of " count " words, more than " most
+      }
+    }
+    function finish() {
+      if (paragraph != "") judge(paragraph, document, 0)
+      paragraph = ""
+    }
+    function gather(words) {
+      if (paragraph == "") place = FILENAME ":" FNR
+      paragraph = paragraph (paragraph == "" ? "" : " ") words
+    }
+    FNR == 1 { finish(); document = FILENAME ~ /\.md$/; shell = FILENAME ~ /\.sh$/; test = FILENAME ~ /^tests\//; fence = 0 }
+    document && /^ *```/ { finish(); fence = !fence; next }
+    document && fence { next }
+    document && (/^ *$/ || /^#/) { finish(); next }
+    document && /^\|/ { finish(); n = split($0, cells, "|"); place = FILENAME ":" FNR; for (i = 2; i < n; ++i) { gsub(/^ +| +$/, "", cells[i]); judge(cells[i], 1, 1) }; next }
+    document { if (/^ *([-*]|[0-9]+\.) /) { finish(); sub(/^ *([-*]|[0-9]+\.) /, "") } sub(/^ +/, ""); gather($0); next }
+    {
+      line = $0
+      if (shell ? /^ *# / : /^ *\/\/ /) { sub(/^ *(#|\/\/) +/, "", line); gather(line); next }
+      finish()
+      place = FILENAME ":" FNR
+      if (shell) next
+      rest = line
+      while (!test && match(rest, /"([^"\\]|\\.)*"/)) {
+        message = substr(rest, RSTART + 1, RLENGTH - 2)
+        rest = substr(rest, RSTART + RLENGTH)
+        judge(message, 0, 0)
+      }
+      gsub(/"([^"\\]|\\.)*"/, "", line)
+      if (match(line, /\/\/ /)) judge(substr(line, RSTART + 3), 0, 0)
+    }
+    END { finish() }'
+}
+
+rules=(check_includes check_circles check_links check_files check_functions check_families check_branches check_english)
 
 # Prints what is wrong; true when nothing is.
 check_house() {
@@ -185,7 +242,7 @@ temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 copy=$temporary/house
 mkdir "$copy"
-(cd "$root" && mkdir "$copy/bench" && cp bench/*.cpp "$copy/bench" && cp -r "${floors[@]}" tests scripts "$copy")
+(cd "$root" && mkdir "$copy/bench" && cp bench/*.cpp "$copy/bench" && cp -r "${floors[@]}" tests scripts docs README.md "$copy")
 check_house "$copy"
 rules=(check_includes check_links check_files)
 plant framework/tensor.cpp '#include "kernels/gemm.h"' 'framework/ includes "kernels/gemm.h"'
@@ -220,6 +277,13 @@ mkdir "$copy/model/families/two_words"
 plant train/trainer.cpp '  if (family == "two-words") return;' 'names the family two_words'
 plant train/trainer.cpp '  TwoWordsConfig config;' 'names the family two_words'
 rmdir "$copy/model/families/two_words"
+rules=(check_english)
+plant README.md 'Of these, any is enough.' 'README.md:122: begins with "Of these, any'
+plant docs/running.md "It has $(printf 'words %.0s' $(seq 24))." 'has a sentence of 26 words, more than 25'
+plant docs/running.md "| two | It has $(printf 'words %.0s' $(seq 24)). |" 'has a sentence of 26 words, more than 25'
+plant train/trainer.h "$(printf '// The memory that lies there is memory\n// between steps.')" 'has "memory between"'
+plant train/trainer.cpp 'int more;  // than that of others' 'has "that of"'
+plant launch/main.cpp 'const char* text = "sums add up";' 'launch/main.cpp:'
 rules=(check_files)
 echo 'namespace fulmen {}' >"$copy/launch/silent.cpp"
 expect 'launch/silent.cpp: does not open with a comment'

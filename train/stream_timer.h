@@ -8,7 +8,7 @@
 
 namespace fulmen {
 
-// Adds up the time between start() and stop(): the host's on the CPU, the stream's on a GPU.
+// Sums the time between start() and stop(): the host's on the CPU, the stream's on a GPU.
 class StreamTimer {
  public:
   explicit StreamTimer(Stream stream) : stream_(stream) {}

@@ -12,7 +12,7 @@
 namespace fulmen::cuda {
 namespace {
 
-// Sequences are taken in groups whose tiles stay below this; one sequence is the least.
+// Sequences are taken in groups whose tiles stay below this number; a single sequence is the least.
 constexpr std::int64_t most_scratch_bytes = std::int64_t{1} << 30;
 
 constexpr int mask_threads = 256, scan_threads = 256;

@@ -95,7 +95,7 @@ class ExpertPass {
     combine_rows(execution_, y, order_.places, out);
   }
 
-  // d_in as the inputs; those of the stacks added to.
+  // d_in as the inputs. The gradients of the stacks are added to.
   void backward(const Tensor& d_out, Tensors d_in) const {
     const Tensor d_y = take_rows(x_.dtype(), x_.size(1)), d_product = take_rows(x_.dtype(), inner());
     gather_rows(execution_, d_out, order_.tokens, d_y);

@@ -20,7 +20,7 @@ class Router final : public LocalOperation {
   std::int64_t chosen_;
 };
 
-// What keeps experts equally busy (Switch Transformers, arXiv 2101.03961, equation 4), a sample at a time:
+// The loss that keeps experts equally busy (Switch Transformers, arXiv 2101.03961, equation 4), a sample at a time:
 //   E sum_e f_e P_e,  f_e = choices of e / tokens,  P_e = the mean probability of e.
 // Inputs: the weights and the probabilities of a router.
 class RouterLoss final : public LossOperation {

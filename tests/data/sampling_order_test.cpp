@@ -1,4 +1,4 @@
-// The order of samples is a permutation in every epoch, another one for every seed and epoch, and looks random.
+// The order of samples is a permutation in every epoch, another for every seed and epoch, and looks random.
 #include "data/sampling_order.h"
 
 #include <algorithm>

@@ -83,7 +83,7 @@ TEST(DocumentLimits, Json) {
   expect_json_refused("{\"a\": 1, \"a\": 2}", "comes twice");
 }
 
-// A file is not read into memory to find out that it is too long. This one takes no room on the disk.
+// A file is not read into memory to find out that it is too long. This file takes no room on the disk.
 TEST(DocumentLimits, Files) {
   const TemporaryFolder folder;
   write_text_atomically(folder / "long.yaml", "a: 1\n");

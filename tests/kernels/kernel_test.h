@@ -165,7 +165,7 @@ inline void copy_bytes_to(const Tensor& x, const void* host, std::size_t bytes) 
 
 }  // namespace detail
 
-// Rounds to the tensor's dtype. Memory between the elements of a strided tensor stays.
+// Rounds to the tensor's dtype. Other memory within a strided tensor stays.
 inline void write(const Tensor& x, const Values& values) {
   ASSERT_EQ(static_cast<std::size_t>(x.elements()), values.size());
   if (x.elements() == 0) return;

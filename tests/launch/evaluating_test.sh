@@ -26,7 +26,7 @@ refuse 1 --baseline 'another tokeniser' -- eval --checkpoint run-pieces/checkpoi
 succeed 1 eval --checkpoint run-pieces/checkpoints --data pieces --baseline pieces --json
 check 'the baseline of its own' grep -q unigram_nats out
 
-# Beside a run that deletes old checkpoints.
+# While a run deletes old checkpoints.
 rm -rf run
 "$FULMEN_HERE" train good.yaml --set train.schedule.kind=constant --set train.steps=1000000000 --set checkpoint.every=1 \
   --set checkpoint.keep=1 >run.out 2>run.err &

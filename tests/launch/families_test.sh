@@ -25,7 +25,7 @@ family() {
   echo "model: {vocabulary: $2, $4}" >model.yaml
   succeed 1 import --safetensors weights --config model.yaml --output imported
   check "$1: the weights" "$HELPERS/compare_tensors" imported/parameters.h5 /parameters "$siblings/$1.h5" /weights 0
-  # What import prints is such a section.
+  # The section that import prints is such a section.
   sed -n '/^model:$/,$p' out >printed.yaml
   succeed 1 import --safetensors weights/model.safetensors --config printed.yaml --output again
   check "$1: the section that was printed" "$HELPERS/compare_tensors" again/parameters.h5 '' imported/parameters.h5 '' 0

@@ -10,7 +10,7 @@ require_two_gpus
 make_byte_corpus corpus 400
 make_configuration good.yaml corpus
 count=2 timeout_seconds=4 device=(--set run.device=cuda --set parallel.transport=nccl)
-# Besides the time-out: records, the abort of NCCL and of MPI, and what a driver takes to let go of a GPU.
+# Seconds after the time-out: records, the abort of NCCL and of MPI, and a driver's time to let go of a GPU.
 ending=12
 
 # stopped RANK LAYOUT...

@@ -19,7 +19,7 @@ check 'before the first step' no_steps
 succeed 2 train good.yaml --set train.steps=2
 check 'nothing is left of the probe' test -z "$(find run -name '.probe*')"
 
-# What does not fit the memory is refused within seconds, before any of it is taken.
+# A run that does not fit the memory is refused within seconds, before any memory is taken.
 mistyped=(--set run.directory=too_large --set model.layers=100000 --set model.hidden=1024 --set model.heads=16 --set model.glu=2816)
 few_seconds() { ((SECONDS - begun <= 10)); }
 for ranks in 1 2; do

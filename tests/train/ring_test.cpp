@@ -26,7 +26,7 @@ LlamaConfig model() {
   return config;
 }
 
-// What this rank sends to the other slices in one step on `ranks` sequence ranks.
+// Bytes that this rank sends to the other slices in a step on `ranks` sequence ranks.
 std::size_t bytes_of_a_step(int ranks, std::int64_t sample_length, const std::string& overlap) {
   CountedBytes bytes;
   CountingCommunicator world(test_world().subgroup(first_ranks(ranks)), first_ranks(ranks), bytes);
