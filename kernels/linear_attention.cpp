@@ -7,8 +7,6 @@
 
 namespace fulmen {
 
-namespace {
-
 void check_segments(const Tensor& segments, std::int64_t batch, std::int64_t length) {
   if (segments.is_null()) return;
   check_vector(segments, DType::int64, segments.elements(), "segments");
@@ -22,8 +20,6 @@ void check_segments(const Tensor& segments, std::int64_t batch, std::int64_t len
                  "segment {} runs from {} to {}, rows have {} tokens", s, offsets[s], offsets[s + 1], length);
   }
 }
-
-}  // namespace
 
 void check_attention_heads(const Tensor& x, DType dtype, const Shape& shape, const char* name) {
   check_dtype(x, dtype, name);

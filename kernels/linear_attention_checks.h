@@ -13,6 +13,8 @@ void check_attention_state(const Tensor& x, const LinearAttentionInputs& inputs,
 // A tensor of linear_attention_piece_elements elements, or null.
 void check_piece_states(const Execution& execution, const LinearAttentionInputs& inputs, const Tensor& x,
                         const char* name);
+// Offsets as in LinearAttentionInputs, or null.
+void check_segments(const Tensor& segments, std::int64_t batch, std::int64_t length);
 void check_attention_inputs(const LinearAttentionInputs& inputs);
 
 }  // namespace fulmen

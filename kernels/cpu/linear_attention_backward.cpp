@@ -305,7 +305,7 @@ std::int64_t states_per_row(const std::vector<std::vector<Chunk>>& rows, bool in
 void linear_attention_backward(const Execution& execution, const LinearAttentionInputs& inputs,
                                const LinearAttentionGradients& gradients) {
   const AttentionShape shape(inputs);
-  const auto chunks = cut_into_chunks(inputs);
+  const auto chunks = cut_into_chunks(inputs.segments, shape.batch, shape.length);
   const std::int64_t tasks = shape.batch * shape.heads;
   const int threads = attention_threads(shape);
   Arena::Frame frame(*execution.scratch);

@@ -11,11 +11,6 @@
 namespace fulmen::cpu {
 namespace {
 
-void cut_segment(std::int64_t begin, std::int64_t end, std::vector<Chunk>& chunks) {
-  for (std::int64_t at = begin; at < end; at += chunk_tokens)
-    chunks.push_back({at, std::min(chunk_tokens, end - at), at == begin, at + chunk_tokens >= end});
-}
-
 // A head's rows lie a whole token apart, further than hardware prefetches: fetches a row some rows ahead.
 template <class T>
 FULMEN_INLINE void prefetch_row(const T* row, std::int64_t width) {
@@ -101,21 +96,6 @@ FULMEN_VECTORIZED void rotate_back(T* d, std::int64_t d_stride, const T* x, cons
 }
 
 }  // namespace
-
-std::vector<std::vector<Chunk>> cut_into_chunks(const LinearAttentionInputs& inputs) {
-  const std::int64_t batch = inputs.query.size(0), length = inputs.query.size(1);
-  std::vector<std::vector<Chunk>> rows(batch);
-  if (inputs.segments.is_null()) {
-    for (auto& chunks : rows) cut_segment(0, length, chunks);
-    return rows;
-  }
-  const std::int64_t* const offsets = inputs.segments.as<std::int64_t>();
-  for (std::int64_t s = 0; s + 1 < inputs.segments.size(0); ++s) {
-    const std::int64_t row = offsets[s] / length;
-    cut_segment(offsets[s] - row * length, offsets[s + 1] - row * length, rows[row]);
-  }
-  return rows;
-}
 
 AttentionShape::AttentionShape(const LinearAttentionInputs& inputs)
     : batch(inputs.query.size(0)),

@@ -180,7 +180,7 @@ class HeadForward {
 void linear_attention_forward(const Execution& execution, const LinearAttentionInputs& inputs,
                               const LinearAttentionOutputs& outputs) {
   const AttentionShape shape(inputs);
-  const auto chunks = cut_into_chunks(inputs);
+  const auto chunks = cut_into_chunks(inputs.segments, shape.batch, shape.length);
   const std::int64_t tasks = shape.batch * shape.heads;
   const int threads = attention_threads(shape);
   dispatch_fp32_fp64(inputs.query.dtype(), [&]<class T>(T) {

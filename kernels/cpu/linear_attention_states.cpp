@@ -245,7 +245,7 @@ class HeadStates {
 template <class F>
 void for_each_head(const Execution& execution, const LinearAttentionInputs& inputs, F&& f) {
   const AttentionShape shape(inputs);
-  const auto chunks = cut_into_chunks(inputs);
+  const auto chunks = cut_into_chunks(inputs.segments, shape.batch, shape.length);
   const std::int64_t tasks = shape.batch * shape.heads;
   const int threads = attention_threads(shape);
   dispatch_fp32_fp64(inputs.key.dtype(), [&]<class T>(T) {
