@@ -3,6 +3,7 @@
 #include "infer/hugging_face.h"
 #include "infer/hugging_face/adapter.h"
 #include "infer/hugging_face/config_reader.h"
+#include "infer/hugging_face/gla.h"
 #include "infer/hugging_face/gpt.h"
 #include "infer/hugging_face/llama.h"
 #include "infer/hugging_face/minimax.h"
@@ -16,8 +17,8 @@ namespace {
 
 // The list of adapters: a new adapter is entered here.
 std::vector<HuggingFaceAdapter>& registry() {
-  static std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter(), llama_adapter(), gpt_adapter(),
-                                                     minimax_adapter(), retnet_adapter()};
+  static std::vector<HuggingFaceAdapter> adapters = {transnormer_adapter(), llama_adapter(),  gpt_adapter(),
+                                                     minimax_adapter(),     retnet_adapter(), gla_adapter()};
   return adapters;
 }
 

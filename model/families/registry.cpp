@@ -1,5 +1,6 @@
 // The list of families: a new family is entered here.
 #include "framework/text.h"
+#include "model/families/gla/config.h"
 #include "model/families/gpt/config.h"
 #include "model/families/llama/config.h"
 #include "model/families/minimax/config.h"
@@ -12,8 +13,8 @@ namespace fulmen {
 namespace {
 
 std::vector<ModelFamily>& registry() {
-  static std::vector<ModelFamily> families = {transnormer_family(), llama_family(), gpt_family(), retnet_family(),
-                                              minimax_family()};
+  static std::vector<ModelFamily> families = {transnormer_family(), llama_family(),   gpt_family(),
+                                              retnet_family(),      minimax_family(), gla_family()};
   return families;
 }
 

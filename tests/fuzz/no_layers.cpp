@@ -2,6 +2,7 @@
 // every kernel along. No reader of files asks for them. A reader that comes to ask is a finding.
 #include "framework/error.h"
 #include "model/branch.h"
+#include "model/families/gla/config.h"
 #include "model/families/gpt/config.h"
 #include "model/families/llama/config.h"
 #include "model/families/minimax/config.h"
@@ -21,6 +22,7 @@ namespace {
   HeadSpec Config::head() const { refuse(); } \
   std::vector<Branch> Config::layer(std::int64_t /*layer*/) const { refuse(); }
 
+FULMEN_NO_LAYERS(GlaConfig)
 FULMEN_NO_LAYERS(GptConfig)
 FULMEN_NO_LAYERS(LlamaConfig)
 FULMEN_NO_LAYERS(MinimaxConfig)

@@ -49,6 +49,7 @@ refuse 1 'sequence-length' '160 learned positions' -- eval --checkpoint imported
 refuse 1 '160 learned positions' -- generate --checkpoint imported --prompt '1 2' --tokens 200
 family gpt1_post_norm 256 64 'family: gpt, layers: 2, hidden: 64, heads: 4, positions: 160, norm_place: after'
 family retnet 256 64 'family: retnet, layers: 3, hidden: 64, heads: 4, value_width: 128, glu: 112, head_norm_epsilon: 1e-12'
+family gla 128 64 'family: gla, layers: 2, hidden: 48, heads: 4, glu: 64'
 family minimax 256 50 'family: minimax, layers: 4, hidden: 64, heads: 4, kv_heads: 2, layer_types: [linear, linear, linear, softmax], experts: 4, expert_glu: 96, router_loss: 0.01'
 succeed 2 train run.yaml --resume none --set parallel.expert=2 --set "run.directory=$FOLDER/experts"
 refuse 3 parallel.expert '3 ranks do not divide the 4 items' -- train run.yaml --set "run.directory=$FOLDER/third" --set parallel.expert=3 --set train.global_batch=6

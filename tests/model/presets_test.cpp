@@ -38,6 +38,7 @@ const std::map<std::string, std::int64_t> sibling_counts = {
     {"retnet-1.3b", 1'351'727'104},
     {"retnet-2.7b", 2'722'548'224},
     {"minimax-1b", 1'143'044'096},
+    {"gla-1.3b", 1'365'514'240},
 };
 
 TEST(Presets, HaveThePublishedParameterCounts) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "model/families/gla/config.h"
 #include "model/families/gpt/config.h"
 #include "model/families/llama/config.h"
 #include "model/families/minimax/config.h"
@@ -77,6 +78,17 @@ MatrixModel retnet() {
   return entry("retnet", config);
 }
 
+MatrixModel gla() {
+  auto config = sized<GlaConfig>(6, 24);
+  config.key_width = 18;
+  config.value_width = 30;
+  config.gate_rank = 5;
+  config.gate_divisor = 2;
+  config.norm_epsilon = 1e-2;  // as RetNet's
+  config.glu = 50;
+  return entry("gla", config);
+}
+
 // Both token mixers, experts whose number no tensor size divides, residuals that are scaled.
 MatrixModel minimax() {
   auto config = sized<MinimaxConfig>(8, 28);
@@ -105,8 +117,15 @@ bool MatrixModel::allows_tensor(int ranks) const {
 }
 
 const std::vector<MatrixModel>& matrix_models() {
-  static const std::vector<MatrixModel> models = {transnormer("tnl1", 6), transnormer("tnl3", 8), toy(),    llama(),
-                                                  gpt("gpt1", "after"),   gpt("gpt2", "before"),  retnet(), minimax()};
+  static const std::vector<MatrixModel> models = {transnormer("tnl1", 6),
+                                                  transnormer("tnl3", 8),
+                                                  toy(),
+                                                  llama(),
+                                                  gpt("gpt1", "after"),
+                                                  gpt("gpt2", "before"),
+                                                  retnet(),
+                                                  minimax(),
+                                                  gla()};
   return models;
 }
 

@@ -60,9 +60,14 @@ const std::vector<Model>& models() {
       {"softmax_alpha", "1"}, {"softmax_beta", "1"},
       {"mlp_alpha", "1"},     {"mlp_beta", "1"},
       {"rope_theta", "1e6"},  {"norm_epsilon", "1e-6"}};
+  const std::map<std::string, std::string> gla = {
+      {"family", "gla"},      {"layers", "2"},     {"hidden", "48"},        {"vocabulary", "128"},
+      {"heads", "4"},         {"key_width", "24"}, {"value_width", "48"},   {"gate_rank", "16"},
+      {"gate_divisor", "16"}, {"glu", "64"},       {"norm_epsilon", "1e-6"}};
   static const std::vector<Model> list = {{"minimax", minimax},           {"llama", llama},
                                           {"llama_tied", tied},           {"gpt2", gpt2},
-                                          {"gpt1_post_norm", gpt1, true}, {"retnet", retnet, false, false, 1e-8}};
+                                          {"gpt1_post_norm", gpt1, true}, {"retnet", retnet, false, false, 1e-8},
+                                          {"gla", gla, false, false}};
   return list;
 }
 
