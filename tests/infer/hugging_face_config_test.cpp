@@ -41,6 +41,47 @@ TEST_F(HuggingFaceConfig, EveryPresetComesBack) {
   }
 }
 
+// The configurations of fla-hub's retnet-1.3B-100B and retnet-2.7B-100B, as flash-linear-attention writes them.
+TEST_F(HuggingFaceConfig, FlashLinearAttentionsRetentionIsAPresetOfTheSameCount) {
+  nlohmann::json json = {{"architectures", {"RetNetForCausalLM"}},
+                         {"attn", nullptr},
+                         {"attn_mode", "chunk"},
+                         {"bos_token_id", 1},
+                         {"conv_size", 4},
+                         {"elementwise_affine", true},
+                         {"eos_token_id", 2},
+                         {"expand_k", 1},
+                         {"expand_v", 2},
+                         {"feature_map", nullptr},
+                         {"fuse_cross_entropy", true},
+                         {"fuse_norm", true},
+                         {"hidden_act", "swish"},
+                         {"hidden_ratio", 2},
+                         {"hidden_size", 2048},
+                         {"initializer_range", 0.02},
+                         {"intermediate_size", nullptr},
+                         {"max_position_embeddings", 2048},
+                         {"model_type", "retnet"},
+                         {"norm_eps", 1e-6},
+                         {"num_heads", 8},
+                         {"num_hidden_layers", 24},
+                         {"num_kv_heads", nullptr},
+                         {"tie_word_embeddings", false},
+                         {"torch_dtype", "bfloat16"},
+                         {"transformers_version", "4.45.0"},
+                         {"use_cache", true},
+                         {"use_output_gate", true},
+                         {"use_short_conv", false},
+                         {"vocab_size", 32000}};
+  EXPECT_EQ(parameter_count(*read(json)), 1'351'727'104);
+  EXPECT_EQ(read(json)->identity(), preset("retnet-1.3b")->identity());
+  json["hidden_size"] = 2560, json["num_heads"] = 10, json["num_hidden_layers"] = 32;
+  EXPECT_EQ(parameter_count(*read(json)), 2'722'548'224);
+  EXPECT_EQ(read(json)->identity(), preset("retnet-2.7b")->identity());
+  json["use_short_conv"] = true;
+  refused(json, {"use_short_conv"});
+}
+
 TEST_F(HuggingFaceConfig, TheModelTypeOrElseTheArchitecturesSayOfWhichFamily) {
   nlohmann::json json = config_;
   json.erase("model_type");

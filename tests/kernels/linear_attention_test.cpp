@@ -138,6 +138,82 @@ TEST(LinearAttention, RecurrentFormEqualsChunkForm) {
   }
 }
 
+// Retention chunk by chunk, as RetNet's paper has it (arXiv 2307.08621, equation 7), for one row and head after
+// another. The paper's first version adds the keys of a chunk to the state without their decay to the chunk's end.
+Values retention_by_chunks(const reference::LinearAttentionProblem& p, std::int64_t chunk, bool inner_decay) {
+  Values output(p.value.size(), 0.0);
+  for (std::int64_t row = 0; row < p.batch; ++row)
+    for (std::int64_t head = 0; head < p.heads; ++head) {
+      const double slope = p.slope[head];
+      const auto at = [&](std::int64_t t, std::int64_t width) {
+        return ((row * p.length + t) * p.heads + head) * width;
+      };
+      Values state(p.key_width * p.value_width, 0.0);
+      for (std::int64_t begin = 0; begin < p.length; begin += chunk) {
+        const std::int64_t tokens = std::min(chunk, p.length - begin);
+        for (std::int64_t t = 0; t < tokens; ++t)
+          for (std::int64_t j = 0; j < p.value_width; ++j) {
+            double sum = 0.0;
+            for (std::int64_t i = 0; i < p.key_width; ++i)
+              sum += p.query[at(begin + t, p.key_width) + i] * state[i * p.value_width + j];
+            sum *= std::exp(-slope * static_cast<double>(t + 1));
+            for (std::int64_t s = 0; s <= t; ++s) {
+              double score = 0.0;
+              for (std::int64_t i = 0; i < p.key_width; ++i)
+                score += p.query[at(begin + t, p.key_width) + i] * p.key[at(begin + s, p.key_width) + i];
+              sum += score * std::exp(-slope * static_cast<double>(t - s)) * p.value[at(begin + s, p.value_width) + j];
+            }
+            output[at(begin + t, p.value_width) + j] = sum;
+          }
+        for (double& x : state) x *= std::exp(-slope * static_cast<double>(tokens));
+        for (std::int64_t s = 0; s < tokens; ++s) {
+          const double decay = inner_decay ? std::exp(-slope * static_cast<double>(tokens - 1 - s)) : 1.0;
+          for (std::int64_t i = 0; i < p.key_width; ++i)
+            for (std::int64_t j = 0; j < p.value_width; ++j)
+              state[i * p.value_width + j] +=
+                  decay * p.key[at(begin + s, p.key_width) + i] * p.value[at(begin + s, p.value_width) + j];
+        }
+      }
+    }
+  return output;
+}
+
+// With RetNet's decays 1 - 2^(-5 - h), values twice as wide as keys, rows of several chunks.
+TEST(LinearAttention, RetentionsThreeFormsAgreeAndNeedTheInnerDecay) {
+  FULMEN_CPU_ONLY("in double precision");
+  std::uint64_t stream = 1800;
+  for (const std::int64_t length : {64, 200, 333}) {
+    const AttentionCase c{.batch = 2,
+                          .length = length,
+                          .heads = 4,
+                          .key_width = 16,
+                          .value_width = 32,
+                          .query_key_activation = Activation::none};
+    Random random(++stream);
+    Host host;
+    auto problem = testing::random_problem(c, DType::fp64, random);
+    for (std::int64_t h = 0; h < c.heads; ++h)
+      problem.slope[h] = -std::log1p(-std::exp2(-5.0 - static_cast<double>(h)));
+    const auto inputs = testing::make_inputs(host, problem, DType::fp64, c.layout);
+    const auto outputs = testing::make_outputs(host, problem, DType::fp64, c.layout);
+    linear_attention_forward(host.execution, inputs, outputs);
+    const Values chunkwise = testing::read(outputs.output);
+    const Values parallel = reference::linear_attention_forward(problem).output;  // (Q K^T .* D) V
+    const Values recurrent =
+        run_recurrent_form(host, problem, DType::fp64, make_state(host, problem, DType::fp64), inputs).output;
+    testing::expect_close(chunkwise, parallel, 1e-12, "chunkwise and parallel: " + c.describe());
+    testing::expect_close(recurrent, parallel, 1e-12, "recurrent and parallel: " + c.describe());
+    testing::expect_close(chunkwise, recurrent, 1e-12, "chunkwise and recurrent: " + c.describe());
+    testing::expect_close(retention_by_chunks(problem, 64, true), parallel, 1e-12,
+                          "the paper's chunks: " + c.describe());
+    const double error = testing::relative_error(retention_by_chunks(problem, 64, false), parallel, 0.01);
+    if (length <= 64)
+      EXPECT_LE(error, 1e-12) << "nothing is read of the state of a single chunk";
+    else
+      EXPECT_GE(error, 0.1) << "without the inner decay: " << c.describe();
+  }
+}
+
 // A step without square sums leaves the same output and state.
 TEST(LinearAttention, StepNeedsNoSquareSums) {
   Random random(1900);
