@@ -14,10 +14,14 @@ namespace {
 
 constexpr std::int64_t width = 128;
 
-// batch, heads, length, width. On the CPU a few that end within seconds.
+// batch, heads, length, widths. On the CPU a few that end within seconds. The last is a layer of retention.
 std::vector<AttentionShape> training_shapes(bool on_gpu) {
-  if (!on_gpu) return {{4, 8, 512, width}, {1, 8, 4096, width}};
-  return {{4, 32, 4096, width}, {4, 32, 32768, width}, {8, 16, 2048, width}, {1, 16, 131072, width}};
+  if (!on_gpu) return {{4, 8, 512, width}, {1, 8, 4096, width}, {1, 2, 512, 2 * width, 4 * width}};
+  return {{4, 32, 4096, width},
+          {4, 32, 32768, width},
+          {8, 16, 2048, width},
+          {1, 16, 131072, width},
+          {8, 8, 2048, 2 * width, 4 * width}};
 }
 
 std::vector<AttentionShape> decoding_shapes(bool on_gpu) {
@@ -25,20 +29,30 @@ std::vector<AttentionShape> decoding_shapes(bool on_gpu) {
   return {{64, 16, 1, width}, {512, 16, 1, width}};
 }
 
-// Part `part` of rows that hold several of heads * width, as [batch, length, heads, width].
-Tensor heads_of(const Tensor& rows, int part, const AttentionShape& shape) {
-  const std::int64_t hidden = shape.heads * shape.width;
-  return rows.slice(1, part * hidden, (part + 1) * hidden)
+// Columns of rows, from `begin` on, as [batch, length, heads, width].
+Tensor heads_of(const Tensor& rows, std::int64_t begin, const AttentionShape& shape, std::int64_t width_of_head) {
+  return rows.slice(1, begin, begin + shape.heads * width_of_head)
       .split_dimension(0, shape.length)
-      .split_dimension(2, shape.width);
+      .split_dimension(2, width_of_head);
+}
+
+// A tensor like the output, alone.
+Tensor random_values(BenchTensors& tensors, const AttentionShape& shape, DType dtype) {
+  return heads_of(tensors.random(dtype, {shape.batch * shape.length, shape.heads * shape.value_width}), 0, shape,
+                  shape.value_width);
+}
+
+std::int64_t columns_of_projection(const AttentionShape& shape) {
+  return 2 * shape.heads * (shape.width + shape.value_width);
 }
 
 LinearAttentionInputs make_inputs(BenchTensors& tensors, const AttentionShape& shape, DType dtype) {
-  const Tensor projection = tensors.random(dtype, {shape.batch * shape.length, 4 * shape.heads * shape.width});
+  const Tensor projection = tensors.random(dtype, {shape.batch * shape.length, columns_of_projection(shape)});
+  const std::int64_t keys = shape.heads * shape.width;
   LinearAttentionInputs inputs;
-  inputs.query = heads_of(projection, 0, shape);
-  inputs.key = heads_of(projection, 1, shape);
-  inputs.value = heads_of(projection, 2, shape);
+  inputs.query = heads_of(projection, 0, shape, shape.width);
+  inputs.key = heads_of(projection, keys, shape, shape.width);
+  inputs.value = heads_of(projection, 2 * keys, shape, shape.value_width);
   inputs.slope = tensors.holding<double>({shape.heads}, decay_slopes(shape.heads, 0, 2));
   std::vector<std::int64_t> starts;
   for (std::int64_t row = 0; row <= shape.batch; ++row) starts.push_back(row * shape.length);
@@ -47,7 +61,9 @@ LinearAttentionInputs make_inputs(BenchTensors& tensors, const AttentionShape& s
 }
 
 std::string name_of(const AttentionShape& shape, const char* pass, const char* variant) {
-  return fmt::format("{} x {} x {} {} {}", shape.batch, shape.heads, shape.length, pass, variant);
+  const std::string widths =
+      shape.value_width == shape.width ? "" : fmt::format(" x {}/{}", shape.width, shape.value_width);
+  return fmt::format("{} x {} x {}{} {} {}", shape.batch, shape.heads, shape.length, widths, pass, variant);
 }
 
 // The layer whose queries and keys are turned.
@@ -73,16 +89,17 @@ void keep_piece_states(BenchTensors& tensors, const Execution& execution, Attent
 }
 
 AttentionProblem make_attention(BenchTensors& tensors, const AttentionShape& shape, DType dtype) {
-  const std::int64_t tokens = shape.batch * shape.length, hidden = shape.heads * shape.width;
+  const std::int64_t tokens = shape.batch * shape.length, keys = shape.heads * shape.width;
   AttentionProblem problem;
   problem.inputs = make_inputs(tensors, shape, dtype);
-  problem.outputs.output = heads_of(tensors.random(dtype, {tokens, hidden}), 0, shape);
-  problem.outputs.square_sums = tensors.allocate(accumulation_dtype(dtype), {tokens, shape.heads});
-  problem.gradients.d_output = heads_of(tensors.random(dtype, {tokens, hidden}), 0, shape);
-  const Tensor d_projection = tensors.allocate(dtype, {tokens, 4 * hidden});
-  problem.gradients.d_query = heads_of(d_projection, 0, shape);
-  problem.gradients.d_key = heads_of(d_projection, 1, shape);
-  problem.gradients.d_value = heads_of(d_projection, 2, shape);
+  problem.outputs.output = random_values(tensors, shape, dtype);
+  if (shape.value_width == shape.width)  // the norm behind retention sums its own squares
+    problem.outputs.square_sums = tensors.allocate(accumulation_dtype(dtype), {tokens, shape.heads});
+  problem.gradients.d_output = random_values(tensors, shape, dtype);
+  const Tensor d_projection = tensors.allocate(dtype, {tokens, columns_of_projection(shape)});
+  problem.gradients.d_query = heads_of(d_projection, 0, shape, shape.width);
+  problem.gradients.d_key = heads_of(d_projection, keys, shape, shape.width);
+  problem.gradients.d_value = heads_of(d_projection, 2 * keys, shape, shape.value_width);
   return problem;
 }
 
@@ -105,6 +122,7 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
     const LinearAttentionGradients& out = problem.gradients;
     for (const char* const variant : {"none", "silu", "lrpe"}) {
       const std::string_view name = variant;
+      if (name != "none" && shape.value_width != shape.width) continue;
       problem.inputs.query_key_activation = name == "none" ? Activation::none : Activation::silu;
       if (name == "lrpe") add_lrpe(tensors, shape, problem);  // with SiLU, as models have it
       keep_piece_states(tensors, execution, problem);
@@ -113,9 +131,9 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
       measure(name_of(shape, "backward", variant),
               traffic({in.query, in.key, in.value, out.d_output, out.d_query, out.d_key, out.d_value}),
               [&] { linear_attention_backward(execution, in, out); });
-      const Tensor state =
-          tensors.allocate(accumulation_dtype(dtype),
-                           {shape.batch, shape.heads, name == "lrpe" ? 2 * shape.width : shape.width, shape.width});
+      const Tensor state = tensors.allocate(
+          accumulation_dtype(dtype),
+          {shape.batch, shape.heads, name == "lrpe" ? 2 * shape.width : shape.width, shape.value_width});
       measure(name_of(shape, "states", variant), traffic({in.key, in.value, state}),
               [&] { linear_attention_final_state(execution, in, state); });
     }
@@ -125,10 +143,10 @@ std::vector<BenchRow> measure_attention(const Execution& execution, DType dtype,
     LinearAttentionInputs inputs = make_inputs(tensors, shape, dtype);
     inputs.segments = Tensor();
     const Tensor state =
-        tensors.random(accumulation_dtype(dtype), {shape.batch, shape.heads, shape.width, shape.width});
-    const LinearAttentionOutputs outputs{
-        heads_of(tensors.random(dtype, {shape.batch, shape.heads * shape.width}), 0, shape),
-        tensors.allocate(accumulation_dtype(dtype), {shape.batch, shape.heads}), Tensor()};
+        tensors.random(accumulation_dtype(dtype), {shape.batch, shape.heads, shape.width, shape.value_width});
+    const LinearAttentionOutputs outputs{random_values(tensors, shape, dtype),
+                                         tensors.allocate(accumulation_dtype(dtype), {shape.batch, shape.heads}),
+                                         Tensor()};
     measure(name_of(shape, "step", "silu"),
             traffic({state, state, inputs.query, inputs.key, inputs.value, outputs.output}),
             [&] { linear_attention_step(execution, inputs, state, outputs); });

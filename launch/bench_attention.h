@@ -10,11 +10,12 @@
 namespace fulmen {
 
 struct AttentionShape {
-  std::int64_t batch, heads, length, width;  // width: of a head, for q, k and v
+  std::int64_t batch, heads, length, width;  // width: of a head of q and k
+  std::int64_t value_width = width;          // of a head of v
 };
 
-// q, k and v are slices of one [batch * length, 4 * heads * width] projection, as training has them, and so are their
-// gradients.
+// q, k and v are slices of a projection of each token to q, k, v and as much as v again, as training has them, and so
+// are their gradients.
 struct AttentionProblem {
   LinearAttentionInputs inputs;
   LinearAttentionOutputs outputs;

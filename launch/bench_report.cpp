@@ -55,8 +55,10 @@ DeviceRates measure_rates(const Execution& execution, DType dtype) {
 }
 
 std::string format_table(const std::vector<BenchRow>& rows, double total_seconds) {
-  std::string table = fmt::format("{:<28} {:>7} {:>10} {:>7} {:>10} {:>7} {:>12}\n", "part", "calls", "ms", "share",
-                                  "floor ms", "ratio", "rate");
+  std::size_t name_width = 28;
+  for (const BenchRow& row : rows) name_width = std::max(name_width, row.name.size());
+  std::string table = fmt::format("{:<{}} {:>7} {:>10} {:>7} {:>10} {:>7} {:>12}\n", "part", name_width, "calls", "ms",
+                                  "share", "floor ms", "ratio", "rate");
   for (const BenchRow& row : rows) {
     std::string rate;
     if (row.operations > 0.0 && row.seconds > 0.0)
@@ -64,10 +66,10 @@ std::string format_table(const std::vector<BenchRow>& rows, double total_seconds
     else if (row.bytes > 0.0 && row.seconds > 0.0)
       rate = fmt::format("{:.1f} GB/s", row.bytes / row.seconds * 1e-9);
     const bool floor = row.floor_seconds > 0.0;
-    table +=
-        fmt::format("{:<28} {:>7} {:>10.3f} {:>6.1f}% {:>10} {:>7} {:>12}\n", row.name, row.calls, 1e3 * row.seconds,
-                    100.0 * row.seconds / total_seconds, floor ? fmt::format("{:.3f}", 1e3 * row.floor_seconds) : "-",
-                    floor ? fmt::format("{:.2f}", row.seconds / row.floor_seconds) : "-", rate);
+    table += fmt::format("{:<{}} {:>7} {:>10.3f} {:>6.1f}% {:>10} {:>7} {:>12}\n", row.name, name_width, row.calls,
+                         1e3 * row.seconds, 100.0 * row.seconds / total_seconds,
+                         floor ? fmt::format("{:.3f}", 1e3 * row.floor_seconds) : "-",
+                         floor ? fmt::format("{:.2f}", row.seconds / row.floor_seconds) : "-", rate);
   }
   return table;
 }
