@@ -35,6 +35,15 @@ Branch token_mixer(const ToyConfig& config, std::int64_t layer) {
   return b.finish();
 }
 
+// Clipped by their own norm, and with their own learning rate.
+ParameterDeclaration stack(const std::string& name, const Shape& shape, const Initializer& initializer, int split,
+                           std::int64_t units) {
+  ParameterDeclaration declaration = declare_stack(name, shape, initializer, split, units, Axis::expert);
+  declaration.group.clip_group = toy_clip_group;
+  declaration.group.learning_rate_scale = 2.5;
+  return declaration;
+}
+
 Branch experts(const ToyConfig& config, std::int64_t layer) {
   const std::string prefix = fmt::format("toy.{}.", layer);
   const std::int64_t hidden = config.hidden, items = config.items, inner = config.inner;
@@ -44,8 +53,8 @@ Branch experts(const ToyConfig& config, std::int64_t layer) {
   const auto logits = b.project(normed, {declare_weight(prefix + "router", {items, hidden}, normal, 0, 0)});
   const Value probabilities = b.apply(std::make_shared<ToySoftmax>(), {logits[0]})[0];
   b.add_loss(std::make_shared<ToyBalance>(), config.balance / static_cast<double>(config.layers), {probabilities});
-  const Value in = b.parameter(declare_stack(prefix + "in", {items, inner, hidden}, normal, 0, inner, Axis::expert));
-  const Value out = b.parameter(declare_stack(prefix + "back", {items, hidden, inner}, normal, 1, inner, Axis::expert));
+  const Value in = b.parameter(stack(prefix + "in", {items, inner, hidden}, normal, 0, inner));
+  const Value out = b.parameter(stack(prefix + "back", {items, hidden, inner}, normal, 1, inner));
   b.deliver(b.apply(std::make_shared<ToyExperts>(items), {normed, probabilities, in, out})[0]);
   return b.finish();
 }

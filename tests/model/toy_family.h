@@ -1,11 +1,14 @@
-// A family that only tests know. Its layers lean on the executor of branches in every way that TransNormerLLM's do not:
-// a halo, vector parameters, a norm with a gain, a state that grows, a tensor carried to later layers, a head that is
-// not tied, stacks of parameters that ranks own in parts, and a loss of its own.
+// A family that only tests know. Its layers lean on the executor of branches in every way that TransNormerLLM's do not.
+// They have a halo, vector parameters, a norm with a gain, a state that grows, and a tensor carried to later layers.
+// Ranks own stacks of parameters in parts, which have a clip group and a learning rate of their own. The family also
+// has a loss of its own, and a head that is not tied.
 #pragma once
 
 #include "model/model_config.h"
 
 namespace fulmen {
+
+constexpr const char* toy_clip_group = "stacks";
 
 struct ToyConfig final : ModelConfig {
   std::int64_t heads = 6;

@@ -1,5 +1,5 @@
-// Layouts do not change what is trained: over a covering array of everything that a layout can be (layout_matrix.h),
-// the gradient of every parameter, three training steps, and a resume from a checkpoint of another layout equal one
+// Layouts do not change what is trained, over a covering array of everything that a layout can be (layout_matrix.h).
+// The gradient of every parameter, three training steps, and a resume from a checkpoint of another layout equal one
 // rank's. In fp64 on the CPU; with FULMEN_TEST_DEVICE=cuda some of the layouts in fp32, all ranks on GPU 0.
 // FULMEN_LAYOUTS=3/1000 takes share 3 (from 0) of 1000 of the whole product instead; scripts/test.sh --all does so for
 // all shares. With FULMEN_TEST_TRANSPORT=nccl, too, the ranks have a GPU each, and FULMEN_LAYOUT_RANKS=2 takes layouts
@@ -55,6 +55,7 @@ DType test_dtype() { return testing::on_gpu() ? DType::fp32 : DType::fp64; }
 double tolerance() { return testing::on_gpu() ? 1e-5 : 1e-10; }
 constexpr std::int64_t global_batch = matrix_global_batch, sequence_length = matrix_sequence_length;
 constexpr int training_steps = 3, resumed_after = 2;
+constexpr double clip = 0.1;  // below the norm of every clip group
 
 // The tests' own family has operations of the CPU alone.
 std::vector<LayoutCase> without_toy(std::vector<LayoutCase> cases) {
@@ -62,7 +63,7 @@ std::vector<LayoutCase> without_toy(std::vector<LayoutCase> cases) {
   return cases;
 }
 
-// On the GPU, which all ranks share, one of a few: a stride that leaves some of everything.
+// On the GPU, which all ranks share, every n-th layout: a stride that leaves some of everything.
 std::vector<LayoutCase> cases_to_run() {
   if (const char* ranks = std::getenv("FULMEN_LAYOUT_RANKS"))
     return without_toy(layouts_of_ranks(std::stoi(ranks), 60));
@@ -101,17 +102,24 @@ TrainerOptions options_of(const LayoutCase& layout, const std::filesystem::path&
   options.train.global_batch = global_batch;
   options.train.micro_batch = global_batch / (layout.shape.data * layout.micro_batches);
   options.train.optimizer.learning_rate = 1e-2;
+  options.train.clip = clip;
   if (test_dtype() == DType::fp32)
     options.train.optimizer.epsilon = 1e-3;  // keeps rounding in gradients near zero from growing
   options.train.schedule.warmup_steps = 2;
   return options;
 }
 
-// One rank's losses, norms and first gradient.
+// The loss of a step, and the norms of the clip groups before clipping.
+struct Step {
+  double loss = 0.0;
+  std::map<std::string, double> norms;
+};
+
+// One rank's steps and first gradient.
 struct Reference {
   std::map<std::string, std::vector<double>> gradients;
   std::map<std::string, double> largest;  // of each gradient's magnitudes
-  std::vector<double> losses, norms;
+  std::vector<Step> steps;
 };
 
 // A model on some ranks, stepped by hand.
@@ -135,7 +143,7 @@ class Training {
     return list;
   }
   // Step t. `look` is called when the gradient is complete, before the update.
-  std::pair<double, double> step(
+  Step step(
       std::int64_t t, const std::function<void()>& look = [] {}) {
     const double rate =
         learning_rate(options_.train.schedule, options_.train.optimizer.learning_rate, t, training_steps);
@@ -143,7 +151,10 @@ class Training {
       look();
       optimizer_.step(rate, t);
     });
-    return {loss.loss_nats + loss.layer_loss, optimizer_.gradient_norm()};
+    Step step{loss.loss_nats + loss.layer_loss, {{"all", optimizer_.gradient_norm()}}};
+    for (const std::string& group : {ParameterGroupKey().clip_group, std::string(toy_clip_group)})
+      step.norms[group] = optimizer_.gradient_norm(group);
+    return step;
   }
   void save(const std::filesystem::path& root, std::int64_t step) {
     save_training_state(root, *options_.model, "", {step, step * global_batch, step * global_batch * sequence_length},
@@ -197,9 +208,7 @@ Reference make_reference(const LayoutCase& layout, const std::filesystem::path& 
     }
   };
   for (int t = 0; t < training_steps; ++t) {
-    const auto [loss, norm] = t == 0 ? training.step(t, keep_gradients) : training.step(t);
-    reference.losses.push_back(loss);
-    reference.norms.push_back(norm);
+    reference.steps.push_back(t == 0 ? training.step(t, keep_gradients) : training.step(t));
   }
   return reference;
 }
@@ -233,10 +242,11 @@ void expect_equal_gradients(Training& training, const Reference& reference, Comm
 
 void expect_equal_step(
     Training& training, int t, const Reference& reference, const std::function<void()>& look = [] {}) {
-  const auto [loss, norm] = training.step(t, look);
-  const auto i = static_cast<std::size_t>(t);
-  EXPECT_NEAR(loss, reference.losses[i], tolerance() * reference.losses[i]) << "loss of step " << t;
-  EXPECT_NEAR(norm, reference.norms[i], tolerance() * reference.norms[i]) << "norm of step " << t;
+  const Step step = training.step(t, look);
+  const Step& expected = reference.steps[static_cast<std::size_t>(t)];
+  EXPECT_NEAR(step.loss, expected.loss, tolerance() * expected.loss) << "loss of step " << t;
+  for (const auto& [group, norm] : expected.norms)
+    EXPECT_NEAR(step.norms.at(group), norm, tolerance() * norm) << "norm of " << group << " at step " << t;
 }
 
 // Kind by kind, what the estimate says that this rank holds is what its ledger has seen. Documents end within samples
