@@ -1,7 +1,5 @@
-// The channel mixer of gated linear units: y = l3(act(l1(x)) * l2(x)). TransNormerLLM's has no activation.
+// The channel mixer of gated linear units: y = last(act(first(x)) * second(x)) by names of weights.
 #pragma once
-
-#include <string>
 
 #include "kernels/activation.h"
 #include "model/branch.h"
@@ -16,7 +14,6 @@ struct GatedLinearUnitOptions {
   double initializer_std = 0.02;
 };
 
-// first, second, last: names of the weights.
 Branch gated_linear_unit(const std::string& first, const std::string& second, const std::string& last,
                          const GatedLinearUnitOptions& options);
 
