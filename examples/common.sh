@@ -5,10 +5,14 @@ source_tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=${FULMEN:-$source_tree/build/cpu/bin/fulmen}
 [ -x "$program" ] || { echo "$program is missing: build it (cmake --preset cpu && cmake --build --preset cpu)" >&2; exit 2; }
 
-# A folder of the example's own, emptied: build/examples/NAME, or the given folder.
-folder=${1:-$source_tree/build/examples/$(basename "$0" .sh)}
-rm -rf "$folder"
+# The folder of the example: build/examples/NAME, emptied, or the given folder, which must be new or empty.
+case ${1:-} in
+  "") folder=$source_tree/build/examples/$(basename "$0" .sh) && rm -rf "$folder" ;;
+  -*) sed -n '2,/^source/{/^#/p}' "$0" >&2; exit 2 ;;
+  *) folder=$1 ;;
+esac
 mkdir -p "$folder"
+[ -z "$(ls -A "$folder")" ] || { echo "$folder is not empty: give a new folder" >&2; exit 2; }
 cd "$folder"
 
 fulmen() { "$program" "$@"; }
