@@ -158,7 +158,7 @@ check_english() {
   {
     ls *.md docs/*.md examples/*.md 2>/dev/null || true
     sources_of "${floors[@]}" tests scripts
-  } | sort | xargs awk -v most="$most_words" -v words="$words" '
+  } | sort | xargs awk -v most="$most_words" -v columns="$most_columns" -v words="$words" '
     function judge(text, document, cell,    sentence, end, copy, count) {
       gsub(/`[^`]*`/, "code", text)
       while (text != "") {
@@ -183,6 +183,7 @@ check_english() {
       paragraph = paragraph (paragraph == "" ? "" : " ") words
     }
     FNR == 1 { finish(); document = FILENAME ~ /\.md$/; shell = FILENAME ~ /\.sh$/; test = FILENAME ~ /^tests\//; fence = 0 }
+    document && !/^\|/ && length > columns { print FILENAME ":" FNR ": has " length " columns, more than " columns }
     document && /^ *```/ { finish(); fence = !fence; next }
     document && fence { next }
     document && (/^ *$/ || /^#/) { finish(); next }
@@ -281,6 +282,7 @@ rules=(check_english)
 plant README.md 'Of these, any is enough.' 'README.md:122: begins with "Of these, any'
 plant docs/running.md "It has $(printf 'words %.0s' $(seq 24))." 'has a sentence of 26 words, more than 25'
 plant docs/running.md "| two | It has $(printf 'words %.0s' $(seq 24)). |" 'has a sentence of 26 words, more than 25'
+plant docs/running.md "$(printf '`%119s`' .)" 'has 121 columns, more than 120'
 plant train/trainer.h "$(printf '// The memory that lies there is memory\n// between steps.')" 'has "memory between"'
 plant train/trainer.cpp 'int more;  // than that of others' 'has "that of"'
 plant launch/main.cpp 'const char* text = "sums add up";' 'launch/main.cpp:'
