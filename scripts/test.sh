@@ -6,7 +6,7 @@
 #                               where a GPU is
 #   scripts/test.sh --fast      only the fast suite (within three minutes on two cores)
 #   scripts/test.sh --all [FIRST/SHARES]
-#, every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
+#                               also every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
 #                               than two million, about 700 core hours, in shares of a few minutes each, from share
 #                               FIRST of SHARES (0/5000) on
 #   PRESET=asan scripts/test.sh with another preset of CMakePresets.json
