@@ -141,11 +141,14 @@ def main():
         return
 
     python = os.environ.get("PYTHON", sys.executable)
-    # Debian's OpenBLAS takes some recent processors for ones without AVX: say what this one is, where it has AVX-512.
+    # Debian's OpenBLAS does not know some recent processors, and takes them for older models: say what this processor has.
     peer_environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads))
     with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as cpu:
-        if "avx512f" in cpu.read():
+        flags = cpu.read()
+        if "avx512f" in flags:
             peer_environment["OPENBLAS_CORETYPE"] = "SkylakeX"
+        elif "avx2" in flags:
+            peer_environment["OPENBLAS_CORETYPE"] = "Haswell"
     own_environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads))
     two_environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, arguments.threads // 2)), OMPI_ALLOW_RUN_AS_ROOT="1",
                            OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
