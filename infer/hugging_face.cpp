@@ -222,6 +222,7 @@ void export_hugging_face(const std::filesystem::path& checkpoint, const std::fil
   const std::shared_ptr<const ModelConfig> config =
       ModelConfig::from_identity(source.description().model, checkpoint.string());
 
+  hugging_face_config(*config, "float32", {});  // refuses a model that has no such form, before its tensors are sought
   const TensorMap map = hugging_face_map(*config, {});
   const std::vector<SafetensorsTensor> tensors = tensors_to_write(source, map, options.dtype);
   const std::string config_json =

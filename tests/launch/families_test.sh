@@ -17,7 +17,8 @@ evaluate() {
   done
 }
 
-# family NAME VOCABULARY LENGTH MODEL: in by --safetensors, with the section `model` that MODEL is.
+# family NAME VOCABULARY LENGTH MODEL [WORD]: in by --safetensors, with the section `model` that MODEL is. WORD: what an export
+# is refused for.
 family() {
   rm -rf weights imported again corpus run
   "$HELPERS/make_hugging_face_folder" "$siblings/$1.h5" weights --weights
@@ -40,6 +41,7 @@ family() {
   succeed 2 train run.yaml --resume imported --set parallel.sequence=2
   succeed 1 generate --checkpoint run --prompt '1 2 3' --tokens 5
   check "$1: eight ids, the prompt first" grep -Eq '^1 2 3( [0-9]+){5}$' out
+  [[ -z ${5:-} ]] || refuse 1 "$5" 'cannot be exported' -- export --checkpoint run --hf none
 }
 
 family llama 320 70 'family: llama, layers: 3, hidden: 96, heads: 6, kv_heads: 2, head_width: 16, glu: 160'
@@ -48,10 +50,12 @@ family gpt2 256 64 'family: gpt, layers: 2, hidden: 64, heads: 4, positions: 160
 refuse 1 'sequence-length' '160 learned positions' -- eval --checkpoint imported --data corpus --sequence-length 161
 refuse 1 '160 learned positions' -- generate --checkpoint imported --prompt '1 2' --tokens 200
 family gpt1_post_norm 256 64 'family: gpt, layers: 2, hidden: 64, heads: 4, positions: 160, norm_place: after'
-family retnet 256 64 'family: retnet, layers: 3, hidden: 64, heads: 4, value_width: 128, glu: 112, head_norm_epsilon: 1e-12'
+family retnet 256 64 'family: retnet, layers: 3, hidden: 64, heads: 4, value_width: 128, glu: 112, head_norm_epsilon: 1e-12' head_norm_gain
 family gla 128 64 'family: gla, layers: 2, hidden: 48, heads: 4, glu: 64'
 family minimax 256 50 'family: minimax, layers: 4, hidden: 64, heads: 4, kv_heads: 2, layer_types: [linear, linear, linear, softmax], experts: 4, expert_glu: 96, router_loss: 0.01'
 succeed 2 train run.yaml --resume none --set parallel.expert=2 --set "run.directory=$FOLDER/experts"
+succeed 1 train run.yaml --resume none --set "run.directory=$FOLDER/dense" --set model.experts=0 --set model.expert_glu=0 --set model.glu=96
+refuse 1 model.experts 'cannot be exported' -- export --checkpoint dense --hf none
 refuse 3 parallel.expert '3 ranks do not divide the 4 items' -- train run.yaml --set "run.directory=$FOLDER/third" --set parallel.expert=3 --set train.global_batch=6
 
 # Folders that transformers wrote, in and out.
