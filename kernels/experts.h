@@ -8,7 +8,8 @@
 namespace fulmen {
 
 // p = softmax(logits) of each row. The `chosen` largest (of equals the first) get the weights p_e / sum of the chosen
-// p, all others 0. logits [tokens, experts]; probabilities, weights alike in the accumulation dtype, contiguous.
+// p, all others 0. A row with a NaN has NaN for all its p, and for the weights of its first `chosen` experts: so its
+// token's result is NaN. logits [tokens, experts]; probabilities, weights alike in the accumulation dtype, contiguous.
 void router_forward(const Execution& execution, const Tensor& logits, std::int64_t chosen, const Tensor& probabilities,
                     const Tensor& weights);
 FULMEN_BACKENDS(router_forward);
@@ -19,9 +20,9 @@ void router_backward(const Execution& execution, const Tensor& probabilities, co
                      const Tensor& d_probabilities, const Tensor& d_weights, const Tensor& d_logits);
 FULMEN_BACKENDS(router_backward);
 
-// Tokens sorted by the expert that has a weight above 0 for them, and for each expert in their own order. The places of
-// an expert begin at a multiple of `alignment`. Places left between experts belong to no token. So products of an
-// expert's places have few different sizes, which a GPU's library prepares for once.
+// Tokens sorted by the expert that has a weight other than 0 for them, and for each expert in their own order. The
+// places of an expert begin at a multiple of `alignment`. Places left between experts belong to no token. So products
+// of an expert's places have few different sizes, which a GPU's library prepares for once.
 struct ExpertOrder {
   Tensor tokens;   // int32 [places]: the token at each place, -1 for no token
   Tensor experts;  // int32 [places]: its expert, counted from the first owned
@@ -33,7 +34,7 @@ inline std::int64_t most_expert_places(std::int64_t tokens, std::int64_t chosen,
                                        std::int64_t alignment) {
   return tokens * chosen + owned * (alignment - 1);
 }
-// weights [tokens, experts], contiguous, at most `chosen` of a row above 0. Experts [first, first + owned) count.
+// weights [tokens, experts], contiguous, at most `chosen` of a row other than 0. Experts [first, first + owned) count.
 void order_by_expert(const Execution& execution, const Tensor& weights, std::int64_t first, std::int64_t chosen,
                      std::int64_t alignment, const ExpertOrder& order);
 FULMEN_BACKENDS(order_by_expert);

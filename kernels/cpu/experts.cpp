@@ -50,7 +50,8 @@ void choose(const T* probabilities, std::int64_t experts, std::int64_t chosen, T
     sum += probabilities[best];
     if (weights[best] == T(0)) break;  // all that are left have a probability of zero
   }
-  for (std::int64_t e = 0; e < experts; ++e) weights[e] /= sum;
+  for (std::int64_t e = 0; e < experts; ++e)
+    if (weights[e] != T(0)) weights[e] /= sum;
 }
 
 template <class T>
@@ -114,7 +115,7 @@ void order_by_expert(const Execution&, const Tensor& weights, std::int64_t first
   auto* const offsets = order.offsets.as<std::int64_t>();
   auto* const places = order.places.as<std::int32_t>();
   dispatch_fp32_fp64(weights.dtype(), [&]<class T>(T) {
-    const auto has = [&](std::int64_t t, std::int64_t e) { return weights.as<T>()[t * experts + first + e] > T(0); };
+    const auto has = [&](std::int64_t t, std::int64_t e) { return weights.as<T>()[t * experts + first + e] != T(0); };
     std::int64_t place = 0;
     std::fill_n(order.tokens.as<std::int32_t>(), order.tokens.size(0), -1);
     for (std::int64_t e = 0; e < owned; ++e) {

@@ -61,13 +61,14 @@ __global__ void router_kernel(Rows<const T> logits, std::int64_t tokens, int exp
   A of_chosen = 0;
   for (int i = 0; i < chosen; ++i) {
     __syncwarp();
-    const int best = best_of_row(p, w, experts);
+    const int best = isnan(sum) ? i : best_of_row(p, w, experts);
     if (best == experts || p[best] == A(0)) break;  // all that are left have a probability of zero
     of_chosen += p[best];
     if (best % lanes_of_warp == lane_of_warp()) w[best] = p[best];
   }
   __syncwarp();
-  for (int e = lane_of_warp(); e < experts; e += lanes_of_warp) w[e] /= of_chosen;
+  for (int e = lane_of_warp(); e < experts; e += lanes_of_warp)
+    if (w[e] != A(0)) w[e] /= of_chosen;
 }
 
 template <class T>
@@ -102,7 +103,7 @@ __global__ void count_kernel(const A* weights, std::int64_t tokens, int experts,
   __shared__ std::int64_t shared[order_threads / lanes_of_warp];
   std::int64_t count = 0;
   for (std::int64_t t = threadIdx.x; t < tokens; t += order_threads)
-    count += weights[t * experts + first + blockIdx.x] > A(0) ? 1 : 0;
+    count += weights[t * experts + first + blockIdx.x] != A(0) ? 1 : 0;
   count = sum_of_row(count, shared);
   if (threadIdx.x == 0) counts[blockIdx.x + 1] = count;
 }
@@ -123,7 +124,7 @@ __global__ void place_kernel(const A* weights, std::int64_t tokens, int experts,
   const int warp = static_cast<int>(threadIdx.x) / lanes_of_warp, lane = lane_of_warp();
   for (std::int64_t begin = 0; begin < tokens; begin += order_threads) {
     const std::int64_t t = begin + threadIdx.x;
-    const bool has = t < tokens && weights[t * experts + first + blockIdx.x] > A(0);
+    const bool has = t < tokens && weights[t * experts + first + blockIdx.x] != A(0);
     const unsigned ballot = __ballot_sync(0xffffffffu, has);
     if (lane == 0) of_warps[warp] = __popc(ballot);
     __syncthreads();
@@ -150,7 +151,7 @@ __global__ void find_places_kernel(const A* weights, std::int64_t tokens, int ex
   if (t >= tokens) return;
   int found = 0;
   for (int e = 0; e < owned && found < chosen; ++e) {
-    if (!(weights[t * experts + first + e] > A(0))) continue;
+    if (weights[t * experts + first + e] == A(0)) continue;
     std::int64_t low = offsets[e], high = offsets[e + 1];
     while (low < high) {
       const std::int64_t middle = (low + high) / 2;

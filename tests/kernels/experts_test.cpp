@@ -134,6 +134,37 @@ TEST(Experts, BringTokensTogetherAndBack) {
   for (const std::int64_t alignment : {1, 16}) check_order(alignment);
 }
 
+// Damaged weights or a training that diverged must show in the loss: a token without experts would hide them.
+TEST(Experts, ATokenWhoseLogitsAreNotANumberHasNoResult) {
+  const std::int64_t tokens = 3, experts = 40, chosen = 2, width = 5;
+  Random random(82700);
+  Values logits = random.normals(tokens * experts);
+  logits[experts + 7] = std::nan("");
+  Host host;
+  const Tensor probabilities = host.poisoned(DType::fp64, {tokens, experts}),
+               weights = host.poisoned(DType::fp64, {tokens, experts});
+  router_forward(host.execution, host.tensor(DType::fp64, {tokens, experts}, logits), chosen, probabilities, weights);
+  const ExpertOrder order{host.integers<std::int32_t>({tokens * chosen}, std::vector<std::int32_t>(tokens * chosen)),
+                          host.integers<std::int32_t>({tokens * chosen}, std::vector<std::int32_t>(tokens * chosen)),
+                          host.integers<std::int32_t>({tokens, chosen}, std::vector<std::int32_t>(tokens * chosen)),
+                          host.integers<std::int64_t>({experts + 1}, std::vector<std::int64_t>(experts + 1))};
+  order_by_expert(host.execution, weights, 0, chosen, 1, order);
+  EXPECT_EQ(testing::read_integers<std::int64_t>(order.offsets).back(), tokens * chosen);
+  const Tensor x = host.tensor(DType::fp64, {tokens, width}, random.normals(tokens * width)),
+               rows = host.poisoned(DType::fp64, {tokens * chosen, width}),
+               out = host.poisoned(DType::fp64, {tokens, width});
+  gather_rows(host.execution, x, order.tokens, rows);
+  weigh_rows(host.execution, order, weights, 0, rows);
+  combine_rows(host.execution, rows, order.places, out);
+  const Values result = testing::read(out), expected = testing::read(x);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t c = 0; c < width; ++c)
+      if (t == 1)
+        EXPECT_TRUE(std::isnan(result[t * width + c]));
+      else
+        EXPECT_NEAR(result[t * width + c], expected[t * width + c], 1e-14);
+}
+
 TEST(RouterLoss, IsTheProductOfMeans) {
   Random random(82900);
   const std::int64_t batch = 3, length = 7, experts = 5, chosen = 2;
