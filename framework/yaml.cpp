@@ -33,7 +33,12 @@ class LimitCheck : public YAML::EventHandler {
  public:
   explicit LimitCheck(const std::string& source) : source_(source) {}
 
-  void OnDocumentStart(const YAML::Mark&) override {}
+  // The library finds documents without an end in some texts, all of them empty.
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    if (++documents_ > 1) {
+      throw UserError(at(source_, mark), "holds more than one YAML document", "remove the lines '---'");
+    }
+  }
   void OnDocumentEnd() override { anchored_.clear(); }
   void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override { leaf(mark, anchor); }
   void OnScalar(const YAML::Mark& mark, const std::string&, YAML::anchor_t anchor, const std::string&) override {
@@ -102,6 +107,7 @@ class LimitCheck : public YAML::EventHandler {
   std::vector<Open> open_;
   std::map<YAML::anchor_t, Extent> anchored_;  // values that are complete
   std::int64_t values_ = 0;
+  int documents_ = 0;
 };
 
 void check_limits(const std::string& text, const std::string& source) {
@@ -163,17 +169,14 @@ YAML::Node load_document(const std::string& text, const std::string& source, con
     throw UserError(source, fmt::format("has {} bytes of YAML, at most {} are read", text.size(), longest_document),
                     "check that it is the file that was meant");
   }
-  std::vector<YAML::Node> documents;
   try {
     check_limits(text, source);
-    documents = YAML::LoadAll(text);
+    return YAML::Load(text);
   } catch (const YAML::Exception& error) {
     const std::string where =
         error.mark.is_null() ? source : fmt::format("{}:{}:{}", source, error.mark.line + 1, error.mark.column + 1);
     throw UserError(where, "malformed YAML: " + error.msg, remedy);
   }
-  if (documents.size() > 1) throw UserError(source, "holds more than one YAML document", "remove the lines '---'");
-  return documents.empty() ? YAML::Node() : documents.front();
 }
 
 std::map<std::string, std::string> flatten_yaml(const std::string& text, const std::string& source) {

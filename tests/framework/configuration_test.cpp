@@ -223,7 +223,8 @@ TEST(Configuration, MalformedYaml) {
   expect_refused("- a\n- b\n", {"a.yaml", "expects sections of keys", "a list"});
   expect_refused("just words\n", {"a.yaml", "expects sections of keys"});
   expect_refused("? [a, b]\n: 1\n", {"a.yaml:1", "a key is a list"});
-  expect_refused("data: {path: x}\n---\ntrain: {micro_batch: 1}\n", {"a.yaml", "more than one YAML document"});
+  expect_refused("data: {path: x}\n---\ntrain: {micro_batch: 1}\n", {"a.yaml:2", "more than one YAML document"});
+  expect_refused("\"\",", {"a.yaml:1", "more than one YAML document"});  // yaml-cpp finds documents without an end
 }
 
 TEST(Configuration, DuplicatesAreRefused) {
