@@ -1,6 +1,8 @@
 // The place of checkpoints before there are any.
 #include "checkpoint/place.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <random>
 #include <system_error>
@@ -40,6 +42,17 @@ void check_room(const fs::path& root, const CheckpointDemand& demand) {
     log_warning("{}: {}; checkpoint.keep: 0 keeps them all", root.string(), later);
 }
 
+// The largest file of a checkpoint is a rank's, with its part of the whole at the least.
+void check_file_size(const fs::path& root, double bytes) {
+  struct rlimit limit;
+  if (::getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+  if (static_cast<double>(limit.rlim_cur) < bytes)
+    throw UserError(root.string(),
+                    fmt::format("a rank's file of a checkpoint has {} or more, and a file may have {} here (ulimit -f)",
+                                human_bytes(bytes), human_bytes(static_cast<double>(limit.rlim_cur))),
+                    "raise the limit (ulimit -f unlimited), or use more ranks");
+}
+
 }  // namespace
 
 std::string room_problem(const CheckpointDemand& demand, std::int64_t existing, double free_bytes) {
@@ -56,6 +69,7 @@ void require_place_for_checkpoints(const fs::path& root, const CheckpointDemand&
   const fs::path probe =
       root / communicator.broadcast_text(fmt::format(".probe-{:08x}{}", std::random_device{}(), partial_suffix), 0);
   run_agreed(communicator, [&] {
+    if (demand.saves > 0) check_file_size(root, demand.bytes / communicator.size());
     if (communicator.rank() != 0) return;
     ensure_writable_folder(root, "the place of checkpoints");
     check_room(root, demand);

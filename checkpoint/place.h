@@ -19,7 +19,8 @@ struct CheckpointDemand {
 std::string room_problem(const CheckpointDemand& demand, std::int64_t existing, double free_bytes);
 
 // Throws UserError on all ranks when `root` cannot be made or written, or its disk has no room. Also when not all ranks
-// see the same folder there. With keep = 0 a single checkpoint must fit; if not all do, that is warned of. Collective.
+// see the same folder there, or a rank may write no file as large as its own (ulimit -f). With keep = 0 a single
+// checkpoint must fit; if not all do, that is warned of. Collective.
 void require_place_for_checkpoints(const std::filesystem::path& root, const CheckpointDemand& demand,
                                    Communicator& communicator);
 

@@ -60,14 +60,20 @@ for ranks in 1 2; do
   check "a log without a reader, $ranks rank(s): every step" diff <(json run/metrics.jsonl step) <(seq 40)
 done
 
-# A limit of a file's size (SIGXFSZ): a message and a verdict, not a silent end.
+# A limit of a file's size (SIGXFSZ): a message, not a silent end, and before the first step where no checkpoint fits. In the
+# middle of a run it stands for a full disk in preflight_test.sh.
 limited() {
   rm -rf run
-  (ulimit -f 16; exec "$FULMEN_HERE" train good.yaml --set train.steps=2) >out 2>err
+  (ulimit -f "$1"; exec "$FULMEN_HERE" train good.yaml --set train.steps=2) >out 2>err
   code=$?
-  ((code == 2)) && grep -q '^fulmen: error' err && grep -q 'File too large' err
+  ((code == 2)) && grep -q "^fulmen: error.*$2" err
 }
-check 'a limit of the size of files' limited
+check 'a limit of the size of files' limited 16 'a file may have 16.0 KiB here (ulimit -f)'
+check 'before the first step' test ! -e run/metrics.jsonl
+size=$(stat -c %s corpus.txt)
+check 'a corpus beyond the limit is told of' test "$size" -gt 1024
+(ulimit -f 1; exec "$FULMEN_HERE" prepare --input corpus.txt --output limited --tokenizer bytes) >out 2>err
+check 'by a message, and whole or not at all' test $? = 2 -a "$(grep -c '^fulmen: error.*limited' err)" = 1 -a ! -e limited
 
 # A launcher's variables that are no numbers, and processes that each think they are alone.
 misled() {
