@@ -18,6 +18,8 @@ layouts=(
   'tensor 2 x pipeline 2|4|--set parallel.tensor=2 --set parallel.pipeline=2'
   'sequence 2, full recomputation|2|--set parallel.sequence=2 --set parallel.recompute=full'
   'data 2 x pipeline 2, zero-bubble, ZeRO 3|4|--set parallel.pipeline=2 --set parallel.schedule=zero-bubble --set parallel.zero=3'
+  'llama, sequence 2|2|--set model.family=llama --set parallel.sequence=2'
+  'MiniMax, expert 2 x pipeline 2|4|--set model.family=minimax --set model.layer_types=[linear,softmax,linear,softmax] --set model.experts=4 --set model.expert_glu=48 --set model.glu=0 --set parallel.expert=2 --set parallel.pipeline=2'
 )
 steps=24
 make_byte_corpus corpus 400
