@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <exception>
 
-#include "framework/error.h"
+#include "framework/as_error.h"
 
 namespace fulmen {
 
@@ -37,12 +37,10 @@ void run_agreed(Communicator& communicator, const std::function<void()>& work) {
   bool failed = false;
   try {
     work();
-  } catch (const Error& error) {
+  } catch (const std::exception& exception) {
+    const Error error = as_error(exception);
     failed = true;
     failure = {error.code(), error.what()};
-  } catch (const std::exception& error) {
-    failed = true;
-    failure = {ExitCode::internal, error.what()};
   }
   const std::int64_t first = communicator.all_reduce(
       static_cast<std::int64_t>(failed ? communicator.rank() : communicator.size()), ReduceOp::min);

@@ -1,8 +1,8 @@
 // The `fulmen` program: picks a command, and turns what goes wrong into one message and an exit code.
 #include <cstdio>
 #include <exception>
-#include <new>
 
+#include "framework/as_error.h"
 #include "framework/log.h"
 #include "framework/standard_streams.h"
 #include "framework/text.h"
@@ -68,13 +68,8 @@ int guarded_main(const std::vector<std::string>& arguments) {
     const int code = run(arguments, world);
     finish_standard_output();
     return code;
-  } catch (const Error& error) {
-    return world.fail(error);
-  } catch (const std::bad_alloc&) {
-    return world.fail(
-        InternalError("out of host memory\n  -> use a smaller micro_batch or sequence_length, or more ranks"));
-  } catch (const std::exception& error) {
-    return world.fail(InternalError(std::string("unexpected: ") + error.what()));
+  } catch (const std::exception& exception) {
+    return world.fail(as_error(exception));
   }
 }
 

@@ -6,6 +6,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/parameters.h"
 #include "data/corpus.h"
+#include "framework/as_error.h"
 #include "framework/files.h"
 #include "framework/log.h"
 #include "framework/signals.h"
@@ -42,18 +43,14 @@ void check_resume(const RunConfiguration& configuration, const std::filesystem::
     log_info("changed since the checkpoint: {}", difference);
 }
 
-// For batch scripts: under srun a step's exit code can hide a 75 behind a killed rank's 137.
+// For batch scripts: under srun a step's exit code can hide a 75 behind a killed rank's 137. A disk that does not take
+// the file changes nothing about how the run ended.
 void write_verdict(const std::filesystem::path& folder, ExitCode code, const std::string& reason) {
   const SlurmJob job = slurm_job();
-  write_text_atomically(folder / "verdict.yaml",
-                        fmt::format("exit_code: {}\nreason: {}\njob: \"{}\"\nattempt: \"{}\"\n", static_cast<int>(code),
-                                    reason, job.id, job.attempt));
-}
-
-// While an error is on its way, which tells more than a second error.
-void write_failure(const std::filesystem::path& folder, ExitCode code) {
   try {
-    write_verdict(folder, code, "failed");
+    write_text_atomically(folder / "verdict.yaml",
+                          fmt::format("exit_code: {}\nreason: {}\njob: \"{}\"\nattempt: \"{}\"\n",
+                                      static_cast<int>(code), reason, job.id, job.attempt));
   } catch (const std::exception& error) {
     log_warning("no verdict is written: {}", error.what());
   }
@@ -130,11 +127,9 @@ ExitCode run_train(const std::vector<std::string>& arguments, World& world) {
       write_verdict(folder, code, code == ExitCode::stopped ? "stopped with a checkpoint" : "done");
     world.stop_watching();
     return code;
-  } catch (const Error& error) {
-    if (error.code() != ExitCode::user) write_failure(folder, error.code());
-    throw;
-  } catch (const std::exception&) {
-    write_failure(folder, ExitCode::internal);
+  } catch (const std::exception& exception) {
+    const ExitCode code = as_error(exception).code();
+    if (code != ExitCode::user) write_verdict(folder, code, "failed");
     throw;
   }
 }

@@ -16,6 +16,7 @@
 #include "framework/files.h"
 #include "framework/json_document.h"
 #include "framework/log.h"
+#include "framework/outside_files.h"
 #include "model/stage_costs.h"
 
 namespace fulmen {
@@ -62,6 +63,7 @@ void for_each_metrics_line(const std::filesystem::path& path,
 }
 
 MetricsWriter::MetricsWriter(const std::filesystem::path& path, std::int64_t resumed_step) : path_(path) {
+  if (std::filesystem::exists(path)) require_regular_file(path);
   if (resumed_step == 0 && std::filesystem::exists(path) && std::filesystem::file_size(path) > 0) {
     const std::filesystem::path earlier = path.parent_path() / "metrics-previous.jsonl";
     std::filesystem::rename(path, earlier);

@@ -362,7 +362,9 @@ ExitCode Trainer::run() {
         100.0 * bubbles_ / static_cast<double>(steps_done_), steps_done_, 100.0 * runner_.schedule_report().bubble);
   save(true);
   // A wish that came with the last step would end the next run after its first step.
-  if (leader_) std::filesystem::remove(folder_ / "STOP");
+  std::error_code failed;
+  if (leader_) std::filesystem::remove(folder_ / "STOP", failed);
+  if (failed) log_warning("{}/STOP cannot be removed: the next start will stop again", folder_.string());
   if (!stopped) return ExitCode::done;
   log_info("stopped at step {} of {} as asked; run the same command again to go on", progress_.step, steps_);
   return ExitCode::stopped;

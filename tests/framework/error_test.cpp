@@ -4,12 +4,17 @@
 #include <sched.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <new>
+#include <stdexcept>
 #include <string>
 
 #include <gtest/gtest.h>
 
+#include "framework/as_error.h"
 #include "framework/dtype.h"
 #include "framework/threads.h"
+#include "tests/framework/temporary_folder.h"
 
 namespace fulmen {
 namespace {
@@ -44,6 +49,25 @@ TEST(Error, CheckTellsConditionPlaceAndValues) {
     EXPECT_NE(message.find("a == b"), std::string::npos);
     EXPECT_NE(message.find("error_test.cpp"), std::string::npos);
   }
+}
+
+TEST(Error, WhatTheFileSystemRefusesIsTheUsers) {
+  testing_support::TemporaryFolder folder;
+  std::filesystem::create_directories(folder.path() / "place" / "inner");
+  try {
+    std::filesystem::remove(folder.path() / "place");
+    FAIL();
+  } catch (const std::exception& exception) {
+    const Error error = as_error(exception);
+    EXPECT_EQ(error.code(), ExitCode::user);
+    const std::string message = error.what();
+    EXPECT_EQ(message.find((folder.path() / "place").string() + ": "), 0u) << message;
+    EXPECT_NE(message.find("Directory not empty\n  -> "), std::string::npos) << message;
+  }
+  EXPECT_EQ(as_error(DivergedError("loss")).code(), ExitCode::diverged);
+  EXPECT_STREQ(as_error(DivergedError("loss")).what(), "loss");
+  EXPECT_STREQ(as_error(std::logic_error("reason")).what(), "unexpected: reason");
+  EXPECT_EQ(as_error(std::bad_alloc()).code(), ExitCode::internal);
 }
 
 TEST(Error, SystemErrorQuotesTheReason) {

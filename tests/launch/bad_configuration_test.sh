@@ -136,6 +136,15 @@ refuse 1 /proc/fulmen run.directory -- train good.yaml --set run.directory=/proc
 refuse 1 corpus.txt/x -- prepare --input corpus.txt --output corpus.txt/x --tokenizer bytes
 check 'nothing was trained' test ! -e run/metrics.jsonl
 
+# Something else in the place of a file of the run.
+mkdir -p other/metrics.jsonl/inner
+for ranks in 1 2; do refuse $ranks other/metrics.jsonl 'a folder' -- train good.yaml --set run.directory=other; done
+rm -r other/metrics.jsonl && mkfifo other/metrics.jsonl
+refuse 1 other/metrics.jsonl 'a FIFO' -- train good.yaml --set run.directory=other
+rm other/metrics.jsonl && mkdir -p other/STOP/inner
+expect_code 75 1 train good.yaml --set run.directory=other
+check 'a STOP that stays is said' grep -q 'other/STOP cannot be removed' err
+
 OMP_NUM_THREADS= refuse 1 run.threads 'core' -- train good.yaml --set run.threads=65536
 
 # The values that a batch script asks for come from the program, however the file writes it, and nothing is trained.

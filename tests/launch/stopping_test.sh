@@ -73,6 +73,16 @@ kill -HUP $process
 stopped 'SIGHUP to one rank alone'
 check 'old checkpoints are pruned' test "$(find run/checkpoints -maxdepth 1 -name 'step-*' | wc -l)" = 3
 
+# A place that the verdict does not get, as on a full disk, changes nothing about the end.
+start 1
+mkdir -p run/verdict.yaml/inner
+kill -USR1 $process
+ended 'a verdict that cannot be written' 75
+check 'that is said' grep -q 'no verdict is written: .*run/verdict.yaml' err
+check 'the checkpoint is there' "$FULMEN_HERE" inspect run/checkpoints --json
+refuse 1 run/verdict.yaml 'Directory not empty' -- train good.yaml "${endless[@]}"
+rm -r run/verdict.yaml
+
 # Under nohup SIGHUP is ignored.
 trap '' HUP
 start 1
