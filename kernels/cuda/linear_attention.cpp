@@ -3,6 +3,7 @@
 
 #ifdef FULMEN_HOPPER
 #include "kernels/cuda/hopper/linear_attention.h"
+#include "kernels/cuda/hopper/wide_attention.h"
 #endif
 #include "kernels/cuda/linear_attention_plain.h"
 #include "kernels/cuda/linear_attention_states.h"
@@ -32,6 +33,7 @@ void linear_attention_forward(const Execution& execution, const LinearAttentionI
                               const LinearAttentionOutputs& outputs) {
 #ifdef FULMEN_HOPPER
   if (hopper::takes(inputs, outputs)) return hopper::linear_attention_forward(execution, inputs, outputs);
+  if (hopper::takes_wide(inputs, outputs)) return hopper::wide_attention_forward(execution, inputs, outputs);
 #endif
   check_nothing_is_kept(outputs.piece_states);
   linear_attention_forward_plain(execution, inputs, outputs);
@@ -41,6 +43,7 @@ void linear_attention_backward(const Execution& execution, const LinearAttention
                                const LinearAttentionGradients& gradients) {
 #ifdef FULMEN_HOPPER
   if (hopper::takes(inputs, gradients)) return hopper::linear_attention_backward(execution, inputs, gradients);
+  if (hopper::takes_wide(inputs, gradients)) return hopper::wide_attention_backward(execution, inputs, gradients);
 #endif
   check_nothing_is_kept(inputs.piece_states);
   check_nothing_is_kept(gradients.piece_gradients);
@@ -52,6 +55,7 @@ void linear_attention_final_state(const Execution& execution, const LinearAttent
 #ifdef FULMEN_HOPPER
   if (hopper::takes_states(inputs))
     return hopper::linear_attention_final_state(execution, inputs, final_state, piece_states);
+  if (hopper::takes_wide_states(inputs)) return hopper::wide_attention_final_state(execution, inputs, final_state);
 #endif
   check_nothing_is_kept(piece_states);
   linear_attention_final_state_plain(execution, inputs, final_state);
@@ -64,6 +68,8 @@ void linear_attention_initial_state_gradient(const Execution& execution, const L
   if (hopper::takes_state_gradients(inputs, d_output))
     return hopper::linear_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state,
                                                            piece_gradients);
+  if (hopper::takes_wide_state_gradients(inputs, d_output))
+    return hopper::wide_attention_initial_state_gradient(execution, inputs, d_output, d_initial_state);
 #endif
   check_nothing_is_kept(piece_gradients);
   linear_attention_initial_state_gradient_plain(execution, inputs, d_output, d_initial_state);

@@ -47,11 +47,14 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
       : "memory");
 }
 
-// One arrival for a warp whose lanes have all come here. With `proxy`, what they wrote to shared memory by ordinary
-// stores may then be read by the tensor cores and the copy engine.
+// The tensor cores and the copy engine may read, after the next barrier, what the thread wrote to shared memory by
+// ordinary stores.
+__device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// One arrival for a warp whose lanes have all come here; with `proxy`, behind a proxy_fence.
 template <bool proxy = false>
 __device__ __forceinline__ void warp_arrive(Barrier* barrier) {
-  if constexpr (proxy) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  if constexpr (proxy) proxy_fence();
   __syncwarp();
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }

@@ -79,9 +79,11 @@ struct ChunkDocuments {
   const int* ends = nullptr;
   int chunk_begin = 0, tokens = chunk_tokens;
 
-  __device__ ChunkDocuments(const Sweep& sweep, const Place& place, int begin, int count) {
+  __device__ ChunkDocuments(const Sweep& sweep, const Place& place, int begin, int count)
+      : ChunkDocuments(sweep, place.row, begin, count) {}
+  __device__ ChunkDocuments(const Sweep& sweep, int row, int begin, int count) {
     if constexpr (present) {
-      const std::int64_t offset = static_cast<std::int64_t>(place.row) * sweep.length + begin;
+      const std::int64_t offset = static_cast<std::int64_t>(row) * sweep.length + begin;
       begins = sweep.document_begin + offset;
       ends = sweep.document_end + offset;
       chunk_begin = begin;

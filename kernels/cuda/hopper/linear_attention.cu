@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/hopper/device_limits.h"
 #include "kernels/cuda/hopper/features.h"
 #include "kernels/cuda/hopper/linear_attention_sweeps.cuh"
 #include "kernels/cuda/hopper/tensor_map.h"
@@ -10,22 +11,6 @@
 namespace fulmen::cuda::hopper {
 
 namespace {
-
-struct DeviceLimits {
-  bool hopper = false;
-  int multiprocessors = 1;
-};
-
-const DeviceLimits& limits(int device) {
-  static const DeviceLimits found = [device] {
-    int major = 0, minor = 0, multiprocessors = 1;
-    FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-    FULMEN_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    return DeviceLimits{major == 9 && minor == 0, multiprocessors};
-  }();
-  return found;
-}
 
 bool takes_size(int device, const LinearAttentionSize& size) {
   if (!limits(device).hopper || size.dtype != DType::bf16) return false;
