@@ -58,7 +58,8 @@ void for_each_metrics_line(const std::filesystem::path& path,
       return;  // torn
     }
     const auto step = object->find("step");
-    f(line, step != object->end() && step->is_number() ? step->get<double>() : -1.0);
+    if (step != object->end() && !step->is_number()) return;  // damaged
+    f(line, step != object->end() ? step->get<double>() : -1.0);
   });
 }
 

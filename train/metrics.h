@@ -29,9 +29,9 @@ struct StepMetrics {
   std::uint64_t memory_peak_bytes = 0;             // the largest of any rank
 };
 
-// Calls f(line, its step, or -1 where it tells none) for each line of a metrics.jsonl that holds an object. A line that
-// a crash cut short is left out. Throws UserError for what is not an ordinary file, and for a line of more than a
-// mebibyte.
+// Calls f(line, its step, or -1 where it tells none) for each line of a metrics.jsonl that holds an object. A damaged
+// line is left out: cut short by a crash, or with a step that is no number. Throws UserError for what is not an
+// ordinary file, and for a line of more than a mebibyte.
 void for_each_metrics_line(const std::filesystem::path& path,
                            const std::function<void(const std::string& line, double step)>& f);
 

@@ -161,7 +161,7 @@ TEST(Metrics, OnResumeLaterAndDamagedLinesAreDropped) {
 TEST(Metrics, LinesHaveALengthThatIsRead) {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "metrics.jsonl";
-  std::ofstream(path) << "{\"step\": 1}\n[]\n{\"step\": 2}\n{\"note\": 1}\n{\"step\": 3}\n{\"st";
+  std::ofstream(path) << "{\"step\": 1}\n[]\n{\"step\": \"x\"}\n{\"step\": 2}\n{\"note\": 1}\n{\"step\": 3}\n{\"st";
   MetricsWriter(path, 2);
   EXPECT_EQ(read_text(path), "{\"step\": 1}\n{\"step\": 2}\n{\"note\": 1}\n");
   std::ofstream(path) << "{\"step\": 1}\n" << std::string(std::size_t{2} << 20, 'x') << "\n";
