@@ -1,6 +1,6 @@
 # fulmen_precompiled(NAME LINKS libraries... [HEADERS more...]): headers that most files include, compiled once for all targets
 # that are compiled alike.
-# Files include what they use all the same: the presets debug and asan build without.
+# Files include what they use all the same: the preset debug builds without.
 function(fulmen_precompiled name)
   cmake_parse_arguments(COMMON "" "" "HEADERS;LINKS" ${ARGN})
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp CONTENT "// Headers only.\n")

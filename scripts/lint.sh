@@ -4,7 +4,7 @@
 #
 #   scripts/lint.sh              against the branch main; on main itself, against the commit before
 #   scripts/lint.sh BASE         against another commit
-#   scripts/lint.sh --all        all sources: about ten minutes on two cores
+#   scripts/lint.sh --all        all sources: about an hour on two cores
 #   PRESET=debug scripts/lint.sh with the commands of another preset's build folder (cpu), which must be configured
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

