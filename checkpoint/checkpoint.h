@@ -45,7 +45,7 @@ struct CheckpointDescription {
   TokenizerRecord tokenizer = {};
 };
 
-// Saves collectively over `communicator` into root/step-XXXXXXXX (or exactly `folder` when exact is set). Every rank
+// Saves collectively over `communicator` into root/step-N, N of eight digits, or into `root` itself. Every rank
 // writes its pieces into a temporary folder. When all agree, rank 0 writes parameters.h5 and the manifest and renames
 // the folder. Every cell of every tensor must be written exactly once (checked; InternalError). `extra_files` are
 // copied in by rank 0. Returns the folder. Throws UserError on all ranks when the place cannot be written or the disk

@@ -24,7 +24,8 @@ struct TrainingCorpus {
   TokenizerRecord tokenizer = {};
 };
 
-// Saves under root/step-XXXXXXXX: the master weights, whatever the model computes in, and the moments. Collective.
+// Saves under root/step-N, N of eight digits: the master weights, whatever the model computes in, and the moments.
+// Collective.
 std::filesystem::path save_training_state(const std::filesystem::path& root, const ModelConfig& model,
                                           const std::string& configuration, const TrainingProgress& progress,
                                           const ModelRunner& runner, const Optimizer& optimizer,

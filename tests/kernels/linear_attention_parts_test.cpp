@@ -28,7 +28,7 @@ struct WrongTile {
   std::string first;
 };
 
-// Where x differs by more than `tolerance` times its largest element, tile by tile; empty for nowhere.
+// Where x differs by more than `tolerance` times its largest element, tile by tile; empty where all is close.
 std::string wrong_tiles(const Tensor& x, const Values& expected, double tolerance, Tiled tiled) {
   const Values actual = testing::read(x);
   double largest = 0.01;

@@ -55,7 +55,7 @@ class WideSetup {
   Tensor take_states() const { return take(shape_.key_width, shape_.value_width); }
   Tensor take_scores() const { return take(wide_chunk_tokens, wide_chunk_tokens); }
 
-  // The sweep over a and b from `first`; to `states` and `last`. Null tensors for zero, and for nowhere.
+  // The sweep over a and b. It starts from `first`, or zero if null, and writes `states`, and `last` unless null.
   void make_states(const Tensor& a, const Tensor& b, bool reverse, const Tensor& first, const Tensor& states,
                    const Tensor& last) const {
     WideStatesArguments arguments{map_heads(a), map_heads(b), {}, !states.is_null(), shape_, sweep_};
